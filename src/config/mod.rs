@@ -1,0 +1,56 @@
+//! The configuration: one YAML file in, validated values out.
+//!
+//! Nothing here does IO or reads a clock. A [`Configuration`] that exists is valid: no later code checks a field again.
+
+use std::time::Duration;
+
+/// What one installation shards, and how.
+#[derive(Clone, Debug)]
+pub struct Configuration {
+    /// Labels this installation's Leases; two installations never share a value in one namespace.
+    pub instance: String,
+    /// Where the Leases live. `None`: the namespace the replica runs in.
+    pub lease_namespace: Option<String>,
+    /// The four durations of an election.
+    pub timings: Timings,
+    /// How long a fully loaded replica lets others go first for a free Lease; see `sharding::bid`.
+    pub grace: Duration,
+    /// How long a drain may take before the term is aborted.
+    pub drain_timeout: Duration,
+    /// The kinds, in the order of the file.
+    pub kinds: Vec<Kind>,
+}
+
+/// The four durations of an election; DESIGN's rule 8 holds for every value of this type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timings {
+    /// Published on the Lease, in whole seconds: how long after a renewal the holder may be counted out.
+    pub lease_duration: Duration,
+    /// Without a successful renewal for this long, the holder stops its work.
+    pub renew_deadline: Duration,
+    /// Between two renewals, and between two attempts.
+    pub retry_period: Duration,
+    /// The most one request to the API server may take.
+    pub request_timeout: Duration,
+}
+
+/// One configured kind. Today a kind is one shard; `lease_name` belongs to the shard, the rest to the kind.
+#[derive(Clone, Debug)]
+pub struct Kind {
+    /// API group; empty for the core group.
+    pub group: String,
+    /// API version within the group.
+    pub version: String,
+    /// Kind in CamelCase, as in `kind:` of an object.
+    pub kind: String,
+    /// Name of the Lease: `<kind>.<group>` in lower case unless the file says otherwise.
+    pub lease_name: String,
+    /// Expected load, relative to the other kinds; at least 1.
+    pub weight: u32,
+    /// Objects reconciled at once; at least 1.
+    pub concurrency: u16,
+    /// Every object is reconciled at least this often.
+    pub resync: Duration,
+    /// Name of the reconciler compiled into the binary.
+    pub reconciler: String,
+}

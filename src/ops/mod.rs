@@ -1,0 +1,3 @@
+//! What people and Kubernetes see of a replica.
+
+pub mod status;

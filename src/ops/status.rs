@@ -1,0 +1,130 @@
+//! What this replica knows of each shard right now: written by the supervisor, read by `/shards`, `/livez`, `/readyz` and `/metrics`.
+
+use std::{sync::Arc, time::Duration};
+
+use dashmap::DashMap;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::sharding::term::FencingToken;
+
+/// Where one shard stands on this replica.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum ShardState {
+    /// Nothing is known yet.
+    #[default]
+    Starting,
+    /// This replica does not compete: the CRD is missing, a permission is denied; `reason` says which.
+    Blocked,
+    /// Competes, and another replica or nobody holds the Lease.
+    Standby,
+    /// Holds the Lease and reconciles.
+    Leading,
+    /// Holds the Lease and finishes what runs.
+    Draining,
+    /// The last term failed; competes again when the back-off is over.
+    CoolingDown,
+}
+
+/// One shard as this replica sees it.
+#[derive(Clone, Debug, Default)]
+pub struct ShardStatus {
+    /// `<Kind>.<group>`, as in the log's `kind`.
+    pub kind: String,
+    /// Where it stands.
+    pub state: ShardState,
+    /// Why it is not led here, if that needs saying.
+    pub reason: Option<String>,
+    /// Holder last seen on the Lease; `None` when it is free, missing or not read yet.
+    pub holder: Option<String>,
+    /// Token of the running term.
+    pub token: Option<FencingToken>,
+    /// When the running term's validity ends unless it is renewed.
+    pub valid_until: Option<Instant>,
+    /// A term's task runs (also while it drains).
+    pub running: bool,
+    /// When the last successful renewal by this replica was sent.
+    pub renewed_at: Option<Instant>,
+}
+
+/// The status of a whole replica; clones share it.
+#[derive(Clone, Default)]
+pub struct Status {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    shards: DashMap<String, ShardStatus>,
+    replica: std::sync::RwLock<Replica>,
+}
+
+/// What is true of the replica as a whole.
+#[derive(Clone, Debug, Default)]
+pub struct Replica {
+    /// Holder identity.
+    pub identity: String,
+    /// Why the replica is not ready; `None` when it is.
+    pub unready: Option<String>,
+    /// The supervisor has stopped although nobody asked for it.
+    pub supervisor_stopped: bool,
+    /// SIGTERM was received.
+    pub stopping: bool,
+}
+
+/// A term may be this much past its validity before `/livez` calls the process broken:
+/// the abort has been sent by then and needs a scheduler's turn, no more.
+const OUTLIVED: Duration = Duration::from_secs(5);
+
+impl Status {
+    /// Changes one shard's status, by Lease name.
+    pub fn update(&self, lease: &str, change: impl FnOnce(&mut ShardStatus)) {
+        change(&mut self.inner.shards.entry(lease.to_owned()).or_default());
+    }
+
+    /// Changes what is said of the replica as a whole.
+    pub fn update_replica(&self, change: impl FnOnce(&mut Replica)) {
+        change(&mut self.inner.replica.write().unwrap_or_else(std::sync::PoisonError::into_inner));
+    }
+
+    /// All shards with their Lease names, sorted by Lease name.
+    pub fn shards(&self) -> Vec<(String, ShardStatus)> {
+        let mut all: Vec<_> = self.inner.shards.iter().map(|e| (e.key().clone(), e.value().clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
+    /// What is true of the replica as a whole.
+    pub fn replica(&self) -> Replica {
+        self.inner.replica.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// `Err` with every reason why Kubernetes should restart this process.
+    pub fn live(&self, now: Instant) -> Result<(), Vec<String>> {
+        let mut broken = Vec::new();
+        if self.replica().supervisor_stopped {
+            broken.push("the supervisor has stopped".to_owned());
+        }
+        for (lease, shard) in self.shards() {
+            if let (true, Some(valid_until)) = (shard.running, shard.valid_until)
+                && now > valid_until + OUTLIVED
+            {
+                let past = now.duration_since(valid_until).as_secs();
+                broken.push(format!(
+                    "lease {lease}: the term of {} still runs {past} s after its validity ended",
+                    shard.kind
+                ));
+            }
+        }
+        if broken.is_empty() { Ok(()) } else { Err(broken) }
+    }
+
+    /// `Err` with the reason why this replica is not ready. Leading nothing is no reason.
+    pub fn ready(&self) -> Result<(), String> {
+        let replica = self.replica();
+        if replica.stopping {
+            return Err("stopping".to_owned());
+        }
+        replica.unready.map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,1 @@
+//! What the kinds share: controllers, conditions, server-side apply, events.
