@@ -1,3 +1,4 @@
 //! What people and Kubernetes see of a replica.
 
+pub mod metrics;
 pub mod status;
