@@ -368,6 +368,10 @@ impl Election {
                 Step::Read
             }
             Wanted::Write(proposal) => {
+                if proposal.purpose == Purpose::Release {
+                    // Once sent it may land at any time, unnoticed: from here on the right to work is gone.
+                    self.grant = None;
+                }
                 self.in_flight = Some(InFlight::Write(now, proposal.clone()));
                 Step::Write(proposal)
             }
