@@ -321,7 +321,8 @@ impl Election {
         let running = self.grant.take().filter(|grant| now < grant.valid_until && grant.token == token);
         let valid_until = sent_at + self.timings.lease_duration - self.margin();
         let ours = self.holds_on_paper() && proposal.purpose != Purpose::Release;
-        if !ours || now >= valid_until {
+        let too_soon = running.is_none() && now < self.barrier;
+        if !ours || too_soon || now >= valid_until {
             return;
         }
         let term = match (running, &self.last) {
@@ -403,6 +404,9 @@ impl Election {
             Seen::Present { what, .. } if self.holds_on_paper() && !self.last_is_abandoned() => {
                 if !self.intent.compete {
                     Wanted::write(Purpose::Release, what, what.transitions)
+                } else if now < self.barrier {
+                    // A creation rests on no version: it may land long after the absence that it was decided on.
+                    self.await_turn(now, self.barrier)
                 } else if self.had_its_term(what) {
                     Wanted::write(Purpose::Acquire, what, next_transition(what))
                 } else {
