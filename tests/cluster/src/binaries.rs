@@ -1,0 +1,250 @@
+//! Finds the control plane's binaries, or builds them with Go from the versions pinned in `go.mod` beside this crate.
+//!
+//! Order: `LEASEHOLD_CLUSTER_BIN`, `KUBEBUILDER_ASSETS`, the cache, `go build` into the cache.
+//! The cache is `$XDG_CACHE_HOME` or `~/.cache`, `leasehold/`, one directory for each content of `go.mod` and `go.sum`.
+
+use anyhow::{Context, Result, bail};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const MODULE: &str = env!("CARGO_MANIFEST_DIR");
+const GO_MOD: &str = include_str!("../go.mod");
+const GO_SUM: &str = include_str!("../go.sum");
+const CLIENT_GO: &str = include_str!("../clientgo/main.go");
+const PROGRESS: Duration = Duration::from_secs(30);
+
+/// The programs a control plane is made of.
+#[derive(Clone, Debug)]
+pub struct Binaries {
+    /// Where they are.
+    pub directory: PathBuf,
+    /// etcd.
+    pub etcd: PathBuf,
+    /// kube-apiserver.
+    pub kube_apiserver: PathBuf,
+    /// kube-controller-manager; `KUBEBUILDER_ASSETS` often comes without, and then Deployments do not roll.
+    pub kube_controller_manager: Option<PathBuf>,
+    /// kubectl.
+    pub kubectl: PathBuf,
+}
+
+impl Binaries {
+    /// Finds the binaries, or builds them, which takes 8 to 14 minutes the first time. Blocks; says on stderr what it does.
+    ///
+    /// # Errors
+    /// When a directory named by the environment is incomplete, when Go is missing or too old, or when the build fails.
+    pub fn find_or_build() -> Result<Self> {
+        if let Some(directory) = directory_from("LEASEHOLD_CLUSTER_BIN") {
+            let found = Self::in_directory(&directory).context("LEASEHOLD_CLUSTER_BIN")?;
+            if found.kube_controller_manager.is_none() {
+                bail!("LEASEHOLD_CLUSTER_BIN: {} has no kube-controller-manager", directory.display());
+            }
+            return Ok(found);
+        }
+        if let Some(directory) = directory_from("KUBEBUILDER_ASSETS") {
+            let found = Self::in_directory(&directory).context("KUBEBUILDER_ASSETS")?;
+            if found.kube_controller_manager.is_none() {
+                say(&format!(
+                    "KUBEBUILDER_ASSETS ({}) has no kube-controller-manager: Deployments, namespaces and garbage collection will not work",
+                    directory.display()
+                ));
+            }
+            return Ok(found);
+        }
+        let directory = cache()?.join(format!("control-plane-{}-{:016x}", version()?, fnv(&[GO_MOD, GO_SUM])));
+        once(&directory, |into| {
+            say(&format!(
+                "building etcd, kube-apiserver, kube-controller-manager and kubectl {} with Go; the first build takes 8 to 14 minutes",
+                version()?
+            ));
+            let version = version()?;
+            let mut numbers = version.trim_start_matches('v').split('.');
+            let (major, minor) = (numbers.next().unwrap_or("1"), numbers.next().unwrap_or("0"));
+            // Without these kubectl cannot parse the server's version.
+            let flags = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"]
+                .map(|package| {
+                    format!("-X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor} -X {package}.gitTreeState=clean")
+                })
+                .join(" ");
+            go_build(&["-trimpath", "-ldflags", &format!("-s -w {flags}")], into, "tool")?;
+            // etcd's main package is go.etcd.io/etcd/server.
+            fs::rename(into.join("server"), into.join("etcd")).context("the build made no etcd")
+        })?;
+        Self::in_directory(&directory)
+    }
+
+    /// A plain client-go elector (`clientgo/main.go`), to stand beside ours. Blocks; built on first use, then cached.
+    ///
+    /// # Errors
+    /// When it is not beside the binaries and cannot be built.
+    pub fn client_go_elector(&self) -> Result<PathBuf> {
+        let beside = self.directory.join("clientgo");
+        if beside.is_file() {
+            return Ok(beside);
+        }
+        let directory = cache()?.join(format!("clientgo-{:016x}", fnv(&[GO_MOD, GO_SUM, CLIENT_GO])));
+        once(&directory, |into| {
+            say("building the client-go elector");
+            go_build(&["-trimpath"], into, "./clientgo")
+        })?;
+        Ok(directory.join("clientgo"))
+    }
+
+    fn in_directory(directory: &Path) -> Result<Self> {
+        let find = |name: &str| {
+            let path = directory.join(name);
+            if path.is_file() { Ok(path) } else { bail!("{} has no {name}", directory.display()) }
+        };
+        Ok(Self {
+            etcd: find("etcd")?,
+            kube_apiserver: find("kube-apiserver")?,
+            kube_controller_manager: find("kube-controller-manager").ok(),
+            kubectl: find("kubectl")?,
+            directory: directory.to_owned(),
+        })
+    }
+}
+
+/// Makes `directory` by running `make` in a temporary one beside it, unless it exists. Concurrent callers wait for the first.
+fn once(directory: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    let parent = directory.parent().context("the cache has no parent directory")?;
+    fs::create_dir_all(parent).with_context(|| format!("failed to create {}", parent.display()))?;
+    let lock = File::create(directory.with_extension("lock"))?;
+    if lock.try_lock().is_err() {
+        say("another process is building the same; waiting for it");
+        lock.lock().context("failed to lock the cache")?;
+    }
+    if directory.is_dir() {
+        return Ok(());
+    }
+    let building = tempfile::Builder::new().prefix(".building-").tempdir_in(parent)?;
+    make(building.path())?;
+    fs::rename(building.keep(), directory).context("failed to move the build into the cache")
+}
+
+fn go_build(flags: &[&str], into: &Path, package: &str) -> Result<()> {
+    check_go()?;
+    let started = Instant::now();
+    let mut build = Command::new("go")
+        .current_dir(MODULE)
+        .env("CGO_ENABLED", "0")
+        .arg("build")
+        .args(flags)
+        .arg("-o")
+        // The slash says that this is a directory, also for one package.
+        .arg(format!("{}/", into.display()))
+        .arg(package)
+        .stdin(Stdio::null())
+        .spawn()
+        .context("failed to start go build")?;
+    let mut said = Instant::now();
+    loop {
+        if let Some(status) = build.try_wait()? {
+            if !status.success() {
+                bail!("go build {package} failed ({status}); its output is above");
+            }
+            say(&format!("built in {}", elapsed(started)));
+            return Ok(());
+        }
+        if said.elapsed() >= PROGRESS {
+            say(&format!("still building, {} so far", elapsed(started)));
+            said = Instant::now();
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn check_go() -> Result<()> {
+    let wanted = GO_MOD.lines().find_map(|line| line.strip_prefix("go ")).context("go.mod names no Go version")?;
+    let output = Command::new("go").arg("version").current_dir(MODULE).output().with_context(|| {
+        format!("go is not on PATH: install Go {wanted} or newer, or set LEASEHOLD_CLUSTER_BIN to a directory with the binaries")
+    })?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!("go version failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let found = text.split_whitespace().find_map(|word| word.strip_prefix("go1")).map(|rest| format!("1{rest}"));
+    let found = found.with_context(|| format!("cannot read the version in {text:?}"))?;
+    if numbers(&found) < numbers(wanted) {
+        bail!("Go {found} is too old: {wanted} or newer is needed");
+    }
+    Ok(())
+}
+
+fn numbers(version: &str) -> Vec<u32> {
+    version
+        .split('.')
+        .map(|part| part.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0))
+        .collect()
+}
+
+fn version() -> Result<&'static str> {
+    GO_MOD
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes "))
+        .and_then(|rest| rest.split_whitespace().next())
+        .context("go.mod names no k8s.io/kubernetes version")
+}
+
+fn directory_from(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+fn cache() -> Result<PathBuf> {
+    let base = directory_from("XDG_CACHE_HOME")
+        .or_else(|| directory_from("HOME").map(|home| home.join(".cache")))
+        .context("neither XDG_CACHE_HOME nor HOME is set")?;
+    Ok(base.join("leasehold"))
+}
+
+/// FNV-1a: the same name for the same pins, whatever compiled this.
+fn fnv(texts: &[&str]) -> u64 {
+    texts.iter().flat_map(|text| text.bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+fn elapsed(since: Instant) -> String {
+    let seconds = since.elapsed().as_secs();
+    if seconds < 60 { format!("{seconds} s") } else { format!("{} min {} s", seconds / 60, seconds % 60) }
+}
+
+#[expect(clippy::print_stderr, reason = "a build of minutes must say so, also inside a test without a log subscriber")]
+fn say(text: &str) {
+    eprintln!("leasehold-cluster: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn go_versions_compare_by_number() {
+        assert!(numbers("1.26.8") > numbers("1.26.0"));
+        assert!(numbers("1.9") < numbers("1.26.0"));
+        assert!(numbers("1.27rc1") > numbers("1.26.0"));
+    }
+
+    #[test]
+    fn the_pinned_version_is_read_from_go_mod() {
+        assert!(version().unwrap().starts_with("v1."));
+    }
+
+    #[test]
+    fn a_directory_is_made_once_and_only_when_making_it_worked() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("made");
+        once(&directory, |_| bail!("no")).unwrap_err();
+        assert!(!directory.exists());
+        once(&directory, |into| Ok(fs::write(into.join("file"), "1")?)).unwrap();
+        once(&directory, |_| bail!("called twice")).unwrap();
+        assert_eq!(fs::read_to_string(directory.join("file")).unwrap(), "1");
+    }
+}
