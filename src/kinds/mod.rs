@@ -103,3 +103,4 @@ mod tests {
         assert_eq!(kinds, defined);
     }
 }
+#[cfg(test)]

@@ -220,3 +220,165 @@ fn words(panic: &(dyn Any + Send)) -> String {
     let words = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     words.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::pending, io, sync::Mutex};
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use serde_json::json;
+    use tokio::time::{Instant, sleep, timeout};
+
+    use super::*;
+    use crate::reconcile::fake::{Answer, Asked, Fake, refusal};
+
+    /// Lists these ConfigMaps; nothing happens to them.
+    fn lists(names: &'static [&'static str]) -> impl Fn(&Asked) -> Answer + Send + Sync + 'static {
+        move |asked| {
+            let item =
+                |name: &&str| json!({"metadata": {"name": name, "namespace": "ns", "generation": 1, "uid": name}});
+            let items: Vec<_> = names.iter().map(item).collect();
+            let list = json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items});
+            (!asked.uri.contains("watch=true")).then_some((200, list))
+        }
+    }
+
+    fn controller(fake: &Fake) -> Controller<ConfigMap> {
+        Controller::new(&fake.term, Api::all(fake.term.client()), ())
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<(String, u64)>>>);
+
+    impl Log {
+        fn add(&self, object: &ConfigMap, start: Instant) {
+            self.0.lock().unwrap().push((object.name_any(), start.elapsed().as_secs()));
+        }
+
+        fn of(&self, name: &str) -> Vec<u64> {
+            self.0.lock().unwrap().iter().filter(|(of, _)| of == name).map(|(_, at)| *at).collect()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_although_the_first_list_never_came() {
+        for answer in [refusal(404, "NotFound"), refusal(403, "Forbidden"), None] {
+            let fake = Fake::new(1, move |_| answer.clone());
+            let run = controller(&fake).run(|_| async { Ok::<_, io::Error>(None) });
+            let drain = fake.drain.clone();
+            let stop = async {
+                sleep(Duration::from_secs(100)).await;
+                drain.cancel();
+                Instant::now()
+            };
+            let ended = timeout(Duration::from_secs(200), future::join(run, stop));
+            let (_, drained) = ended.await.expect("it ends");
+            assert_eq!(drained.elapsed(), Duration::ZERO);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_waits_for_what_runs_and_starts_nothing() {
+        let fake = Fake::new(1, lists(&["a", "b", "c", "d", "e"]));
+        let (log, start) = (Log::default(), Instant::now());
+        let finished = Arc::new(Mutex::new(0));
+        let run = {
+            let (log, finished) = (log.clone(), Arc::clone(&finished));
+            controller(&fake).run(move |object| {
+                log.add(&object, start);
+                let finished = Arc::clone(&finished);
+                async move {
+                    sleep(Duration::from_secs(60)).await;
+                    *finished.lock().unwrap() += 1;
+                    Ok::<_, io::Error>(None)
+                }
+            })
+        };
+        let drain = fake.drain.clone();
+        let stop = async {
+            sleep(Duration::from_secs(10)).await;
+            drain.cancel();
+        };
+        timeout(Duration::from_secs(600), future::join(run, stop)).await.expect("it ends");
+        assert_eq!(start.elapsed().as_secs(), 60);
+        // As many as the kind's concurrency.
+        assert_eq!((log.0.lock().unwrap().len(), *finished.lock().unwrap()), (2, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_objects_failures_and_panics_are_its_own() {
+        let fake = Fake::new(1, lists(&["bad", "good", "ugly"]));
+        let (log, start) = (Log::default(), Instant::now());
+        let run = {
+            let log = log.clone();
+            controller(&fake).run(move |object| {
+                log.add(&object, start);
+                async move {
+                    match object.name_any().as_str() {
+                        "bad" => Err(io::Error::other("bad")),
+                        "ugly" => panic!("ugly"),
+                        _ => Ok(None),
+                    }
+                }
+            })
+        };
+        timeout(Duration::from_secs(500), run).await.expect_err("it runs until it drains");
+        assert_eq!(log.of("good").len(), 1);
+        for name in ["bad", "ugly"] {
+            let tries = log.of(name);
+            let waits: Vec<_> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            assert!((8..=10).contains(&tries.len()), "{tries:?}");
+            assert!(waits.is_sorted() && waits.last() > Some(&60), "each wait is longer: {tries:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn objects_come_back_when_they_ask_to_and_at_the_resync() {
+        let fake = Fake::new(1, lists(&["asks", "rests"]));
+        let (log, start) = (Log::default(), Instant::now());
+        let run = {
+            let log = log.clone();
+            controller(&fake).run(move |object| {
+                log.add(&object, start);
+                let again = (object.name_any() == "asks").then_some(Duration::from_secs(100));
+                async move { Ok::<_, io::Error>(again) }
+            })
+        };
+        timeout(Duration::from_secs(650), run).await.expect_err("it runs until it drains");
+        assert_eq!(log.of("asks"), [0, 100, 200, 300, 400, 500, 600]);
+        let rests = log.of("rests");
+        assert!(rests.len() == 2 && (540..=600).contains(&rests[1]), "{rests:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trigger_makes_an_object_due_and_one_that_fails_stops_nothing() {
+        let fake = Fake::new(1, lists(&["a", "b"]));
+        let (log, start) = (Log::default(), Instant::now());
+        let later = stream::once(async {
+            sleep(Duration::from_secs(50)).await;
+            ObjectRef::new("a").within("ns")
+        });
+        let errors = stream::repeat_with(|| Err(watcher::Error::NoResourceVersion)).take(3);
+        let run = {
+            let log = log.clone();
+            controller(&fake)
+                .trigger(later)
+                .trigger(logged("Broken".to_owned(), errors.chain(stream::once(pending()))))
+                .run(move |object| {
+                    log.add(&object, start);
+                    async { Ok::<_, io::Error>(None) }
+                })
+        };
+        timeout(Duration::from_secs(100), run).await.expect_err("it runs until it drains");
+        assert_eq!((log.of("a"), log.of("b")), (vec![0, 50], vec![0]));
+    }
+
+    #[test]
+    fn the_resync_is_the_longest_wait() {
+        let resync = Duration::from_secs(600);
+        assert_eq!(due_in(None, resync, 0.0), resync);
+        assert_eq!(due_in(None, resync, 1.0), Duration::from_secs(540));
+        assert_eq!(due_in(Some(Duration::from_secs(7)), resync, 0.5), Duration::from_secs(7));
+        assert_eq!(due_in(Some(Duration::from_secs(7000)), resync, 0.0), resync);
+    }
+}

@@ -10,3 +10,6 @@ pub mod conditions;
 pub mod controller;
 pub mod events;
 pub mod status;
+
+#[cfg(test)]
+pub(crate) mod fake;

@@ -76,9 +76,122 @@ where
                 }
                 object = fresh;
             }
-            Err(Error::Api(gone)) if gone.is_not_found() => return Ok(false),
+            Err(Error::Api(gone)) if gone.code == 404 => return Ok(false),
             Err(error) => return Err(error),
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        kinds::propagation::{Propagation, PropagationStatus},
+        reconcile::fake::{Answer, Asked, Fake, refusal},
+    };
+
+    fn object(version: &str, uid: &str, synced: i32) -> Value {
+        json!({
+            "apiVersion": "leasehold.dev/v1alpha1", "kind": "Propagation",
+            "metadata": {"name": "p", "uid": uid, "resourceVersion": version},
+            "spec": {
+                "source": {"kind": "ConfigMap", "namespace": "home", "name": "settings"},
+                "targets": {"namespaces": ["a"]},
+            },
+            "status": {"targets": 5, "synced": synced, "shard": {"lease": "x", "token": "lease-uid/1"}},
+        })
+    }
+
+    /// Adds one to `synced` if it is less than `until`.
+    fn count(until: i32) -> impl Fn(Option<&PropagationStatus>) -> PropagationStatus {
+        move |current| {
+            let mut next = current.cloned().unwrap_or_default();
+            next.synced = until.min(next.synced + 1);
+            next
+        }
+    }
+
+    async fn written(
+        until: i32,
+        answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+    ) -> (Result<bool, Error>, Vec<Asked>) {
+        let fake = Fake::new(2, answer);
+        let api = Api::<Propagation>::all(fake.term.client());
+        let cached = serde_json::from_value(object("10", "u", 3)).unwrap();
+        let result = write(&fake.term, &api, &cached, count(until)).await;
+        (result, fake.asked())
+    }
+
+    #[tokio::test]
+    async fn a_later_term_with_nothing_new_to_say_asks_for_nothing() {
+        let (result, asked) = written(3, |_| panic!("no request is needed")).await;
+        assert!(!result.unwrap());
+        assert_eq!(asked, []);
+    }
+
+    #[tokio::test]
+    async fn news_is_written_once_over_the_version_it_was_made_from_and_bears_the_term() {
+        let (result, asked) = written(4, |asked| Some((200, asked.body.clone()))).await;
+        assert!(result.unwrap());
+        let [put] = &asked[..] else { panic!("{asked:?}") };
+        assert_eq!(put.method, Method::PUT);
+        assert!(put.uri.contains("/propagations/p/status?"), "{}", put.uri);
+        assert_eq!(put.body["metadata"]["resourceVersion"], "10");
+        let expected = json!({
+            "targets": 5, "synced": 4,
+            "shard": {"lease": "propagation.leasehold.dev", "token": "lease-uid/2"},
+        });
+        assert_eq!(put.body["status"], expected);
+    }
+
+    #[tokio::test]
+    async fn a_stale_object_is_read_again_and_counted_on_from() {
+        let answer = |asked: &Asked| match (asked.method == Method::GET, &asked.body["metadata"]["resourceVersion"]) {
+            (true, _) => Some((200, object("11", "u", 7))),
+            (false, version) if version == "11" => Some((200, asked.body.clone())),
+            _ => refusal(409, "Conflict"),
+        };
+        let (result, asked) = written(100, answer).await;
+        assert!(result.unwrap());
+        let methods: Vec<_> = asked.iter().map(|asked| asked.method.as_str()).collect();
+        assert_eq!(methods, ["PUT", "GET", "PUT"]);
+        assert_eq!(asked[2].body["status"]["synced"], 8);
+    }
+
+    #[tokio::test]
+    async fn what_the_fresh_object_says_already_is_not_written() {
+        let answer = |asked: &Asked| match asked.method {
+            Method::GET => Some((200, object("11", "u", 4))),
+            _ => refusal(409, "Conflict"),
+        };
+        let (result, asked) = written(4, answer).await;
+        assert!(!result.unwrap());
+        assert_eq!(asked.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn another_object_of_that_name_gets_nothing() {
+        let answer = |asked: &Asked| match asked.method {
+            Method::GET => Some((200, object("11", "another", 0))),
+            _ => refusal(409, "Conflict"),
+        };
+        let (result, asked) = written(100, answer).await;
+        assert!(!result.unwrap());
+        assert_eq!(asked.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn it_gives_up_when_every_version_is_stale() {
+        let answer = |asked: &Asked| match asked.method {
+            Method::GET => Some((200, object("11", "u", 0))),
+            _ => refusal(409, "Conflict"),
+        };
+        let (result, asked) = written(100, answer).await;
+        assert!(matches!(result, Err(Error::Api(status)) if status.is_conflict()));
+        assert_eq!(asked.iter().filter(|asked| asked.method == Method::PUT).count(), 4);
+    }
 }

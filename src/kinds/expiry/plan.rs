@@ -48,6 +48,9 @@ pub(super) struct Valid {
 pub(super) fn validate(spec: &ExpiryPolicySpec) -> Result<Valid, String> {
     let ExpiryPolicySpec { target, ttl, from, annotation, dry_run, propagation, max_per_run, protect } = spec;
     let version = target.api_version.parse::<GroupVersion>().map_err(|error| error.to_string())?;
+    if version.version.contains('/') {
+        return Err(format!("spec.target: {:?} is no API version such as batch/v1", target.api_version));
+    }
     let kind = version.with_kind(&target.kind);
     if REFUSED.contains(&(kind.group.as_str(), kind.kind.as_str())) {
         return Err(format!("spec.target: a {} must not expire", kind.kind));
@@ -79,8 +82,12 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
     if ttl < SHORTEST { Err(format!("{text} is less than 1m")) } else { Ok(ttl) }
 }
 
-/// A duration as Kubernetes writes it, not negative.
+/// A duration as Kubernetes writes it, not negative. It begins with a digit: kube's parser takes nothing at all for no time at all,
+/// and an object whose annotation is empty shall not be deleted for that.
 fn parse_duration(text: &str) -> Option<Duration> {
+    if !text.starts_with(|first: char| first.is_ascii_digit()) {
+        return None;
+    }
     let duration = text.parse::<kube::core::Duration>().ok()?;
     (!duration.is_negative()).then(|| duration.into())
 }

@@ -37,7 +37,8 @@ pub(super) async fn discover(client: &Client, kind: &GroupVersionKind) -> Result
     let unusable = |reason, words| Ok(Err(Unusable { reason, words }));
     let (resource, capabilities) = match discovery::pinned_kind(client, kind).await {
         Ok(found) => found,
-        Err(Error::Api(status)) if status.is_not_found() => {
+        // A group that is not served is a 404 in plain text, without a reason.
+        Err(Error::Api(status)) if status.code == 404 => {
             return unusable("TargetUnknown", format!("the API server does not serve {name}"));
         }
         Err(Error::Discovery(DiscoveryError::MissingKind(_) | DiscoveryError::MissingApiGroup(_))) => {

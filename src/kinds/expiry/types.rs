@@ -93,7 +93,7 @@ fn default_max_per_run() -> i32 {
     .message("objects of this kind must not expire"))]
 pub struct Target {
     /// API version, such as `v1` or `batch/v1`.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), pattern(r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[a-z0-9]+$"))]
     pub api_version: String,
     /// Kind, such as `ConfigMap`.
     #[schemars(length(min = 1, max = 63))]
