@@ -1,0 +1,89 @@
+//! A term whose API server is a function, for tests of what is asked of it. It proves nothing about a real one.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use http::{Method, Request, Response};
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Kind,
+    sharding::term::{FencingToken, Term},
+};
+
+/// One request, with its body.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Asked {
+    pub(crate) method: Method,
+    pub(crate) uri: String,
+    pub(crate) body: Value,
+}
+
+/// What the API server answers: `None` is no answer, as of a watch on which nothing happens.
+pub(crate) type Answer = Option<(u16, Value)>;
+
+/// A term, what was asked during it, and its end.
+pub(crate) struct Fake {
+    pub(crate) term: Term,
+    pub(crate) asked: Arc<Mutex<Vec<Asked>>>,
+    pub(crate) drain: CancellationToken,
+}
+
+impl Fake {
+    /// A term of a kind, whose API server answers so.
+    pub(crate) fn new(transitions: i32, answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (log, answer) = (Arc::clone(&asked), Arc::new(answer));
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (log, answer) = (Arc::clone(&log), Arc::clone(&answer));
+            async move {
+                let (head, body) = request.into_parts();
+                let body = body.collect_bytes().await.unwrap_or_default();
+                let body = serde_json::from_slice(&body).unwrap_or_default();
+                let asked = Asked { method: head.method, uri: head.uri.to_string(), body };
+                log.lock().unwrap().push(asked.clone());
+                match answer(&asked) {
+                    None => std::future::pending().await,
+                    Some((code, body)) => {
+                        let body = Body::from(serde_json::to_vec(&body).unwrap());
+                        Ok::<_, Infallible>(Response::builder().status(code).body(body).unwrap())
+                    }
+                }
+            }
+        });
+        let kind = Kind {
+            group: "leasehold.dev".to_owned(),
+            version: "v1alpha1".to_owned(),
+            kind: "Propagation".to_owned(),
+            lease_name: "propagation.leasehold.dev".to_owned(),
+            weight: 1,
+            concurrency: 2,
+            resync: Duration::from_secs(600),
+            reconciler: "propagation".to_owned(),
+        };
+        let token = FencingToken { uid: "lease-uid".to_owned(), transitions };
+        let drain = CancellationToken::new();
+        let client = kube::Client::new(service, "default");
+        let term = Term::new(Arc::new(kind), "replica_1".to_owned(), token, client, drain.clone());
+        Self { term, asked, drain }
+    }
+
+    /// What was asked so far.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+/// A refusal as the API server writes it.
+pub(crate) fn refusal(code: u16, reason: &str) -> Answer {
+    let status = json!({
+        "apiVersion": "v1", "kind": "Status", "metadata": {},
+        "status": "Failure", "code": code, "reason": reason, "message": reason,
+    });
+    Some((code, status))
+}

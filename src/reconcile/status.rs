@@ -1,0 +1,197 @@
+//! Writing a status: only when it says something new, and stamped with the term that wrote it.
+
+use kube::{Api, Error, Resource, api::PostParams, core::object::HasStatus};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{reconcile::apply::field_manager, sharding::term::Term};
+
+/// The shard that wrote a status last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Shard {
+    /// Name of its Lease.
+    pub lease: String,
+    /// The fencing token of its term: uid of the Lease, a slash, `leaseTransitions`.
+    /// A later term has a greater number as long as the uid stays the same.
+    pub token: String,
+}
+
+impl Shard {
+    /// The stamp of a term.
+    pub fn of(term: &Term) -> Self {
+        Self { lease: term.lease().to_owned(), token: term.token().to_string() }
+    }
+}
+
+/// A status that bears a stamp.
+pub trait Stamped: Clone + PartialEq {
+    /// Where the stamp is.
+    fn shard_mut(&mut self) -> &mut Option<Shard>;
+}
+
+/// Whether `next` says anything that `current` does not. The stamp alone is no news: otherwise each take-over would write every status.
+pub fn changed<S: Stamped>(current: Option<&S>, next: &S) -> bool {
+    current.is_none_or(|current| {
+        let (mut current, mut next) = (current.clone(), next.clone());
+        *current.shard_mut() = None;
+        *next.shard_mut() = None;
+        current != next
+    })
+}
+
+/// The most often that a status is computed anew because somebody else wrote the object in between.
+const ATTEMPTS: u32 = 4;
+
+/// Writes the status that `next` makes of the current one, if that changes anything. Returns whether it did.
+///
+/// `object` may be old, as it comes from a cache: the write bears its resourceVersion, and when the API server refuses that,
+/// the object is read and `next` is asked again with the status it bears now. So `next` may count on from what is there.
+pub async fn write<K>(
+    term: &Term,
+    api: &Api<K>,
+    object: &K,
+    next: impl Fn(Option<&K::Status>) -> K::Status,
+) -> Result<bool, Error>
+where
+    K: Resource<DynamicType = ()> + HasStatus + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
+    K::Status: Stamped,
+{
+    let name = object.meta().name.clone().unwrap_or_default();
+    let params = PostParams { field_manager: Some(field_manager(&K::kind(&()))), ..PostParams::default() };
+    let mut object = object.clone();
+    for attempt in 1.. {
+        let mut status = next(object.status());
+        if !changed(object.status(), &status) {
+            return Ok(false);
+        }
+        *status.shard_mut() = Some(Shard::of(term));
+        *object.status_mut() = Some(status);
+        match api.replace_status(&name, &params, &object).await {
+            Ok(_) => return Ok(true),
+            Err(Error::Api(refused)) if refused.is_conflict() && attempt < ATTEMPTS => {
+                let Some(fresh) = api.get_opt(&name).await? else { return Ok(false) };
+                if fresh.meta().uid != object.meta().uid {
+                    return Ok(false);
+                }
+                object = fresh;
+            }
+            Err(Error::Api(gone)) if gone.code == 404 => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        kinds::propagation::{Propagation, PropagationStatus},
+        reconcile::fake::{Answer, Asked, Fake, refusal},
+    };
+
+    fn object(version: &str, uid: &str, synced: i32) -> Value {
+        json!({
+            "apiVersion": "leasehold.dev/v1alpha1", "kind": "Propagation",
+            "metadata": {"name": "p", "uid": uid, "resourceVersion": version},
+            "spec": {
+                "source": {"kind": "ConfigMap", "namespace": "home", "name": "settings"},
+                "targets": {"namespaces": ["a"]},
+            },
+            "status": {"targets": 5, "synced": synced, "shard": {"lease": "x", "token": "lease-uid/1"}},
+        })
+    }
+
+    /// Adds one to `synced` if it is less than `until`.
+    fn count(until: i32) -> impl Fn(Option<&PropagationStatus>) -> PropagationStatus {
+        move |current| {
+            let mut next = current.cloned().unwrap_or_default();
+            next.synced = until.min(next.synced + 1);
+            next
+        }
+    }
+
+    async fn written(
+        until: i32,
+        answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+    ) -> (Result<bool, Error>, Vec<Asked>) {
+        let fake = Fake::new(2, answer);
+        let api = Api::<Propagation>::all(fake.term.client());
+        let cached = serde_json::from_value(object("10", "u", 3)).unwrap();
+        let result = write(&fake.term, &api, &cached, count(until)).await;
+        (result, fake.asked())
+    }
+
+    #[tokio::test]
+    async fn a_later_term_with_nothing_new_to_say_asks_for_nothing() {
+        let (result, asked) = written(3, |_| panic!("no request is needed")).await;
+        assert!(!result.unwrap());
+        assert_eq!(asked, []);
+    }
+
+    #[tokio::test]
+    async fn news_is_written_once_over_the_version_it_was_made_from_and_bears_the_term() {
+        let (result, asked) = written(4, |asked| Some((200, asked.body.clone()))).await;
+        assert!(result.unwrap());
+        let [put] = &asked[..] else { panic!("{asked:?}") };
+        assert_eq!(put.method, Method::PUT);
+        assert!(put.uri.contains("/propagations/p/status?"), "{}", put.uri);
+        assert_eq!(put.body["metadata"]["resourceVersion"], "10");
+        let expected = json!({
+            "targets": 5, "synced": 4,
+            "shard": {"lease": "propagation.leasehold.dev", "token": "lease-uid/2"},
+        });
+        assert_eq!(put.body["status"], expected);
+    }
+
+    #[tokio::test]
+    async fn a_stale_object_is_read_again_and_counted_on_from() {
+        let answer = |asked: &Asked| match (asked.method == Method::GET, &asked.body["metadata"]["resourceVersion"]) {
+            (true, _) => Some((200, object("11", "u", 7))),
+            (false, version) if version == "11" => Some((200, asked.body.clone())),
+            _ => refusal(409, "Conflict"),
+        };
+        let (result, asked) = written(100, answer).await;
+        assert!(result.unwrap());
+        let methods: Vec<_> = asked.iter().map(|asked| asked.method.as_str()).collect();
+        assert_eq!(methods, ["PUT", "GET", "PUT"]);
+        assert_eq!(asked[2].body["status"]["synced"], 8);
+    }
+
+    #[tokio::test]
+    async fn what_the_fresh_object_says_already_is_not_written() {
+        let answer = |asked: &Asked| match asked.method {
+            Method::GET => Some((200, object("11", "u", 4))),
+            _ => refusal(409, "Conflict"),
+        };
+        let (result, asked) = written(4, answer).await;
+        assert!(!result.unwrap());
+        assert_eq!(asked.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn another_object_of_that_name_gets_nothing() {
+        let answer = |asked: &Asked| match asked.method {
+            Method::GET => Some((200, object("11", "another", 0))),
+            _ => refusal(409, "Conflict"),
+        };
+        let (result, asked) = written(100, answer).await;
+        assert!(!result.unwrap());
+        assert_eq!(asked.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn it_gives_up_when_every_version_is_stale() {
+        let answer = |asked: &Asked| match asked.method {
+            Method::GET => Some((200, object("11", "u", 0))),
+            _ => refusal(409, "Conflict"),
+        };
+        let (result, asked) = written(100, answer).await;
+        assert!(matches!(result, Err(Error::Api(status)) if status.is_conflict()));
+        assert_eq!(asked.iter().filter(|asked| asked.method == Method::PUT).count(), 4);
+    }
+}
