@@ -2,7 +2,26 @@
 //!
 //! Nothing here does IO or reads a clock. A [`Configuration`] that exists is valid: no later code checks a field again.
 
+mod duration;
+mod errors;
+mod raw;
+mod read;
+mod section;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
+
+pub use errors::{Errors, Violation};
+
+/// Reads and checks one file. `file` is its name as error messages give it, `reconcilers` are the names a kind may use.
+///
+/// # Errors
+///
+/// Everything that is wrong with the file, at once, in the order of the file. Text that is no YAML has one error only.
+pub fn load(file: &str, text: &str, reconcilers: &[&str]) -> Result<Configuration, Errors> {
+    read::configuration(file, text, reconcilers)
+}
 
 /// What one installation shards, and how.
 #[derive(Clone, Debug)]
