@@ -88,8 +88,17 @@ pub(super) fn parse(text: &str) -> Result<Node, Unreadable> {
         with_snippet: false,
     };
     let root: Spanned<Value> = serde_yaml::from_str_with_options(text, options).map_err(|error| unreadable(&error))?;
-    Ok(root.into())
+    let root = Node::from(root);
+    match root.value {
+        Value::Map(_) => Ok(root),
+        Value::Null => Err(Unreadable { at: root.at, message: EMPTY.to_owned() }),
+        _ => {
+            Err(Unreadable { at: root.at, message: format!("expected a mapping of fields, found {}", root.describe()) })
+        }
+    }
 }
+
+const EMPTY: &str = "the file is empty; start from config/leasehold.yaml";
 
 fn unreadable(error: &serde_yaml::Error) -> Unreadable {
     let error = error.without_snippet();
@@ -99,7 +108,7 @@ fn unreadable(error: &serde_yaml::Error) -> Unreadable {
             "a second document starts here; a configuration is one document: remove the `---` and what follows"
                 .to_owned()
         }
-        serde_yaml::Error::Eof { .. } => "the file is empty; start from config/leasehold.yaml".to_owned(),
+        serde_yaml::Error::Eof { .. } => EMPTY.to_owned(),
         other => {
             let message = UserMessageFormatter.format_message(other);
             format!("not readable as YAML: {}", message.split_whitespace().collect::<Vec<_>>().join(" "))

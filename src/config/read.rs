@@ -61,9 +61,6 @@ pub(super) fn configuration(file: &str, text: &str, reconcilers: &[&str]) -> Res
 }
 
 fn top(root: &Node, reconcilers: &[&str], errors: &mut Gathered<'_>) -> Configuration {
-    if matches!(root.value, Value::Null) {
-        errors.add(root.at, "", "the file is empty; start from config/leasehold.yaml");
-    }
     let mut section = Section::open(root, "", errors);
     section.exactly("apiVersion", API_VERSION, errors);
     section.exactly("kind", KIND, errors);

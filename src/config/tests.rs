@@ -94,8 +94,9 @@ fn the_core_group_and_the_defaults_section() {
 #[test]
 fn what_is_no_configuration() {
     check("", "1:1 : the file is empty");
-    check("# nothing\n", "1:1 : the file is empty");
-    check("a: [1\n", "2:1 : not readable as YAML: ");
+    check("# nothing\n", "2:1 : the file is empty");
+    check("just text\n", "1:1 : expected a mapping of fields, found the text \"just text\"");
+    check("a: [1\n", "1:4 : not readable as YAML: ");
     check("a: b: c\n", "1:5 : not readable as YAML: ");
     check("a:\n\t- b\n", "2:1 : not readable as YAML: ");
     check("a: *b\n", "1:4 : not readable as YAML: ");
@@ -231,7 +232,7 @@ fn collisions() {
     );
     check(
         &second("{apiVersion: v1, kind: Secret, lease: {name: widget.example.com}, reconciler: {builtin: expiry}}"),
-        "7:47 kinds[1].lease.name: the Lease `widget.example.com` is that of Widget.example.com (kinds[0], line 5) already",
+        "7:48 kinds[1].lease.name: the Lease `widget.example.com` is that of Widget.example.com (kinds[0], line 5) already",
     );
     // Names differ in case only: two kinds to the API server, one Lease name.
     check(
