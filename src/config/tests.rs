@@ -98,9 +98,9 @@ fn what_is_no_configuration() {
     check("just text\n", "1:1 : expected a mapping of fields, found the text \"just text\"");
     check("a: [1\n", "1:4 : not readable as YAML: ");
     check("a: b: c\n", "1:5 : not readable as YAML: ");
-    check("a:\n\t- b\n", "2:1 : not readable as YAML: ");
+    check("a:\n\t- b\n", "2:2 : not readable as YAML: ");
     check("a: *b\n", "1:4 : not readable as YAML: ");
-    check("? {a: b}\n: c\n", "1:3 : not readable as YAML: a key of a mapping must be plain text");
+    check("? {a: b}\n: c\n", "1:1 : not readable as YAML: a key of a mapping must be plain text");
     check(&format!("{GOOD}---\n{GOOD}"), "7:1 : a second document starts here");
     check(&"[".repeat(200), "1:33 : not readable as YAML: ");
 }
