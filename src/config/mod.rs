@@ -73,3 +73,10 @@ pub struct Kind {
     /// Name of the reconciler compiled into the binary.
     pub reconciler: String,
 }
+
+impl Kind {
+    /// `<Kind>.<group>`, or just the kind for the core group: how logs, metrics and labels name it.
+    pub fn name(&self) -> String {
+        if self.group.is_empty() { self.kind.clone() } else { format!("{}.{}", self.kind, self.group) }
+    }
+}

@@ -35,6 +35,8 @@ pub struct ShardStatus {
     pub state: ShardState,
     /// Why it is not led here, if that needs saying.
     pub reason: Option<String>,
+    /// The last request about the Lease failed, and how; `None` after one that succeeded.
+    pub trouble: Option<String>,
     /// Holder last seen on the Lease; `None` when it is free, missing or not read yet.
     pub holder: Option<String>,
     /// Token of the running term.

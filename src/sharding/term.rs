@@ -1,28 +1,14 @@
 //! A term: the time from winning a kind's Lease to losing it, as its reconciler sees it.
 
-use std::{error::Error, fmt, future::Future, sync::Arc};
+use std::{error::Error, future::Future, sync::Arc};
 
 use futures::future::BoxFuture;
 use kube::Client;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+pub use super::election::FencingToken;
 use crate::config::Kind;
-
-/// Orders the terms of one Lease: later terms have a greater `transitions` as long as the uid stays the same.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct FencingToken {
-    /// `metadata.uid` of the Lease.
-    pub uid: String,
-    /// `spec.leaseTransitions` of the Lease during this term.
-    pub transitions: i32,
-}
-
-impl fmt::Display for FencingToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.uid, self.transitions)
-    }
-}
 
 /// One term. Clones are handles on the same term.
 #[derive(Clone)]

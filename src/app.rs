@@ -1,0 +1,206 @@
+//! The library's front door: a configuration, reconcilers by name, and a replica that runs them.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use futures::Stream;
+use kube::{Api, Client, client::ClientBuilder};
+use tokio::{runtime::Handle, sync::watch};
+use tracing::info;
+
+use crate::{
+    config::Configuration,
+    ops::{metrics::Metrics, status::Status},
+    sharding::{
+        board::{Board, WATCH_TIMEOUT},
+        clock::Clock,
+        elector::{Load, Shared},
+        supervisor::{Assignment, Leadership, Stopped, Supervisor, Surroundings},
+        term::Reconciler,
+    },
+};
+
+/// Which process this is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replica {
+    /// Name of the Pod, or of the host: the readable part of the holder identity.
+    pub pod_name: String,
+    /// Namespace of the Pod: where the Leases live unless the configuration names another.
+    pub pod_namespace: String,
+}
+
+impl Replica {
+    /// A holder identity that no other process has, not even the next one of the same Pod (rule 9).
+    fn new_identity(&self) -> String {
+        format!("{}_{:016x}", self.pod_name, fastrand::u64(..))
+    }
+}
+
+/// Why a replica did not start, or ended with an error.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration names reconcilers that were never given.
+    #[error("kind {kind}: no reconciler named {reconciler:?} was registered")]
+    UnknownReconciler {
+        /// The kind as configured.
+        kind: String,
+        /// The name that it gives.
+        reconciler: String,
+    },
+    /// The cluster's address, certificates or credentials cannot be used.
+    #[error("failed to make a client from the Kubernetes configuration")]
+    Client(#[source] kube::Error),
+    /// The replica ended, and not cleanly.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// One replica: give it reconcilers, then [`run`](Self::run) it.
+pub struct Leasehold {
+    config: Configuration,
+    reconcilers: HashMap<String, Arc<dyn Reconciler>>,
+    leaderships: HashMap<String, watch::Sender<Leadership>>,
+    status: Status,
+    metrics: Metrics,
+    work: Option<Handle>,
+}
+
+impl Leasehold {
+    /// A replica of this installation, without reconcilers yet.
+    pub fn new(config: Configuration) -> Self {
+        let leaderships = config.kinds.iter().map(|kind| (kind.name(), watch::Sender::default())).collect();
+        Self {
+            config,
+            reconcilers: HashMap::new(),
+            leaderships,
+            status: Status::default(),
+            metrics: Metrics::default(),
+            work: None,
+        }
+    }
+
+    /// Gives the reconciler that the configuration calls `builtin: <name>`. A later one of the same name replaces it.
+    #[must_use]
+    pub fn reconciler(self, name: impl Into<String>, reconciler: impl Reconciler) -> Self {
+        self.shared_reconciler(name, Arc::new(reconciler))
+    }
+
+    /// As [`reconciler`](Self::reconciler), for one that is shared.
+    #[must_use]
+    pub fn shared_reconciler(mut self, name: impl Into<String>, reconciler: Arc<dyn Reconciler>) -> Self {
+        self.reconcilers.insert(name.into(), reconciler);
+        self
+    }
+
+    /// Writes what is known of the shards here, for endpoints to show.
+    #[must_use]
+    pub fn observed_by(mut self, status: Status, metrics: Metrics) -> Self {
+        self.status = status;
+        self.metrics = metrics;
+        self
+    }
+
+    /// Runs terms on this runtime instead of the one that [`run`](Self::run) is called on,
+    /// so that a reconciler which blocks its thread can never hold up a renewal.
+    #[must_use]
+    pub fn work_on(mut self, runtime: Handle) -> Self {
+        self.work = Some(runtime);
+        self
+    }
+
+    /// Whether this replica leads the kind `<Kind>.<group>`, from now on; `None` if it is not configured.
+    pub fn leadership(&self, kind: &str) -> Option<watch::Receiver<Leadership>> {
+        self.leaderships.get(kind).map(watch::Sender::subscribe)
+    }
+
+    /// Takes part in the elections of all configured kinds until the first item of `signals`, then drains and releases;
+    /// a second item aborts what still drains. See [`shutdown_signals`].
+    ///
+    /// Takes a `kube::Config`, not a client: Leases, the Lease watch and every term get connections of their own.
+    /// Dropping the future stops everything at once and leaves the Leases to expire.
+    ///
+    /// # Errors
+    /// At once, if a reconciler is missing or no client can be made; later, if the stop was not clean. An unreachable
+    /// API server is no error: the replica is not ready, and tries again.
+    pub async fn run(
+        mut self,
+        config: kube::Config,
+        replica: Replica,
+        signals: impl Stream<Item = ()> + Send,
+    ) -> Result<(), Error> {
+        let identity = replica.new_identity();
+        let namespace = self.config.lease_namespace.clone().unwrap_or_else(|| replica.pod_namespace.clone());
+        let mut assignments = Vec::new();
+        for kind in &self.config.kinds {
+            let reconciler = self
+                .reconcilers
+                .get(&kind.reconciler)
+                .ok_or_else(|| Error::UnknownReconciler { kind: kind.name(), reconciler: kind.reconciler.clone() })?;
+            assignments.push(Assignment {
+                kind: Arc::new(kind.clone()),
+                reconciler: Arc::clone(reconciler),
+                leadership: self.leaderships.remove(&kind.name()).unwrap_or_default(),
+            });
+        }
+        let timings = self.config.timings;
+        let lease_client = client(&config, timings.request_timeout, None)?;
+        // A read timeout beyond the server's own: it ends a watch whose connection has died, and no other.
+        let patience = Duration::from_secs(u64::from(WATCH_TIMEOUT) + 5);
+        let watch_client = client(&config, timings.request_timeout, Some(patience))?;
+        let board = Board::new(Api::namespaced(watch_client.clone(), &namespace), self.config.instance.clone());
+        info!(holder = identity, namespace, kinds = assignments.len(), "replica starts");
+        self.status.update_replica(|status| {
+            status.identity.clone_from(&identity);
+            status.unready = Some("the Lease watch has not listed yet".to_owned());
+        });
+        let shared = Shared {
+            leases: Api::namespaced(lease_client, &namespace),
+            namespace,
+            instance: self.config.instance,
+            identity,
+            timings,
+            grace: self.config.grace,
+            load: Arc::new(Load::new(self.config.kinds.iter().map(|kind| kind.weight).sum())),
+            clock: Clock::system(),
+            status: self.status,
+            metrics: self.metrics,
+        };
+        let surroundings = Surroundings {
+            shared,
+            config: patient(&config, timings.request_timeout, None),
+            client: watch_client,
+            work: self.work.unwrap_or_else(Handle::current),
+            drain_timeout: self.config.drain_timeout,
+        };
+        Ok(Supervisor::new(surroundings, board, assignments).run(signals).await?)
+    }
+}
+
+fn client(config: &kube::Config, connect: Duration, read: Option<Duration>) -> Result<Client, Error> {
+    Ok(ClientBuilder::try_from(patient(config, connect, read)).map_err(Error::Client)?.build())
+}
+
+/// Gives up in time, and never tries again by itself: a repeated write is decided on anew (rule 4).
+fn patient(config: &kube::Config, connect: Duration, read: Option<Duration>) -> kube::Config {
+    let mut config = config.clone();
+    config.default_retry = false;
+    config.connect_timeout = Some(connect);
+    config.read_timeout = read;
+    config.reset_reader_on_write = true;
+    config
+}
+
+/// SIGTERM and SIGINT as [`Leasehold::run`] wants them: the first drains, the second aborts.
+///
+/// # Errors
+/// If the process may not install signal handlers.
+pub fn shutdown_signals() -> std::io::Result<impl Stream<Item = ()> + Send> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let both = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(futures::stream::unfold(both, |(mut terminate, mut interrupt)| async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Some(((), (terminate, interrupt)))
+    }))
+}

@@ -1,0 +1,49 @@
+//! Where [`Moment`]s come from.
+
+use rustix::time::{ClockId, clock_gettime};
+use std::time::Duration;
+
+use super::moment::Moment;
+
+/// Reads monotonic time. Copies read the same clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Source);
+
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    BootTime,
+    Tokio(tokio::time::Instant),
+}
+
+impl Clock {
+    /// The machine's clock, counting the time a virtual machine was suspended:
+    /// `CLOCK_MONOTONIC` stands still then, and a term would seem valid for longer than it is.
+    pub const fn system() -> Self {
+        Self(Source::BootTime)
+    }
+
+    /// Tokio's clock, which a test can pause.
+    pub fn tokio() -> Self {
+        Self(Source::Tokio(tokio::time::Instant::now()))
+    }
+
+    /// The present moment.
+    pub fn now(self) -> Moment {
+        Moment::after_origin(match self.0 {
+            Source::BootTime => {
+                let time = clock_gettime(ClockId::Boottime);
+                Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+            }
+            // An hour on, so that "a moment ago" never falls before the origin.
+            Source::Tokio(origin) => origin.elapsed() + Duration::from_secs(3600),
+        })
+    }
+
+    /// Sleeps until `moment`. Cancel safe.
+    pub async fn sleep_until(self, moment: Moment) {
+        if moment == Moment::NEVER {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(moment.since(self.now())).await;
+    }
+}

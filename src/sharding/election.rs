@@ -1,0 +1,538 @@
+//! One Lease's election as a state machine: it is told what was seen and what came of a request, and says what to do next.
+//!
+//! No IO, no clock: every call takes `now`. The elector carries its steps out; the supervisor acts on its [`Standing`].
+//! The record format and the meaning of its fields are client-go's (`tools/leaderelection`), so that a client-go elector
+//! may share a Lease with ours. Where the two differ, ours is the stricter: DESIGN's safety rules 1 to 6.
+
+use std::{fmt, time::Duration};
+
+use serde::Serialize;
+
+use super::moment::Moment;
+use crate::config::Timings;
+
+/// Orders the terms of one Lease: later terms have a greater `transitions` as long as the uid stays the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FencingToken {
+    /// `metadata.uid` of the Lease.
+    pub uid: String,
+    /// `spec.leaseTransitions` of the Lease during this term.
+    pub transitions: i32,
+}
+
+impl fmt::Display for FencingToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.uid, self.transitions)
+    }
+}
+
+/// Which stored object a decision rests on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub resource_version: String,
+}
+
+impl Version {
+    /// Resource versions of one API server grow and compare as numbers (Kubernetes API conventions since 1.35).
+    /// One that is no number is never called newer: a read decides then.
+    fn newer_than(&self, other: &Self) -> bool {
+        match (self.resource_version.parse::<u64>(), other.resource_version.parse::<u64>()) {
+            (Ok(mine), Ok(theirs)) => mine > theirs,
+            _ => false,
+        }
+    }
+}
+
+/// What an election needs of a stored Lease. Timestamps are left out on purpose: no remote one may decide anything (rule 2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// Identifies the stored object.
+    pub version: Version,
+    /// Holder identity; `None` when the Lease is free (null or empty).
+    pub holder: Option<String>,
+    /// Duration published in the record; `None` when it is missing or not positive.
+    pub duration: Option<Duration>,
+    /// `leaseTransitions`, 0 when missing.
+    pub transitions: i32,
+}
+
+/// Why a Lease is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// POST of a Lease that does not exist.
+    Create,
+    /// PUT that makes us holder.
+    Acquire,
+    /// PUT that keeps us holder.
+    Renew,
+    /// PUT that leaves the Lease free.
+    Release,
+}
+
+/// One write, decided on `basis` and valid for that version only (rule 3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposal {
+    /// Why it is written.
+    pub purpose: Purpose,
+    /// The version it was decided on; `None` for a creation.
+    pub basis: Option<Version>,
+    /// `leaseTransitions` to write.
+    pub transitions: i32,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing before this moment, unless something is observed or the intent changes.
+    Wait(Moment),
+    /// GET the Lease, report with [`Election::read`] or [`Election::read_failed`].
+    Read,
+    /// Write this, report with [`Election::written`], [`Election::conflicted`], [`Election::refused`] or [`Election::unknown`].
+    Write(Proposal),
+}
+
+/// The right to work, from one won write until `valid_until`; renewals move that on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Counts this election's grants from 1: the name of the term within the process.
+    pub term: u64,
+    /// The token of the term.
+    pub token: FencingToken,
+    /// When the last successful write was sent.
+    pub sent_at: Moment,
+    /// From then on nothing may be written (rule 1).
+    pub valid_until: Moment,
+}
+
+/// Where this replica stands at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// No right to work.
+    Standby,
+    /// Work.
+    Leading(Grant),
+    /// No renewal succeeded by the renew deadline: finish before `valid_until`.
+    Losing(Grant),
+}
+
+/// What the supervisor wants of an election. Levels, not edges: a lost or repeated message changes nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Intent {
+    /// Become leader when possible.
+    pub compete: bool,
+    /// The last term whose task has ended. Only then is its Lease released (rule 6), or another term begun.
+    pub ended: u64,
+    /// The last term whose Lease is left to expire, because its work, or a write of it, can no longer be stopped.
+    pub abandoned: u64,
+}
+
+/// One Lease's election on one replica.
+#[derive(Debug)]
+pub struct Election {
+    identity: String,
+    timings: Timings,
+    intent: Intent,
+    seen: Seen,
+    /// The watch covers this Lease: no reads are needed to learn of changes.
+    watched: bool,
+    grant: Option<Grant>,
+    /// The last grant there was: its number and token.
+    last: Option<(u64, FencingToken)>,
+    in_flight: Option<InFlight>,
+    /// A read must come before anything else (rule 4).
+    doubt: bool,
+    /// Successes put off the next renewal until then.
+    renew_at: Moment,
+    /// Without a watch, the next look at somebody else's Lease.
+    poll_at: Moment,
+    /// Failures put off every request until then.
+    not_before: Moment,
+    failures: u32,
+    /// A holder whose claim was not ended in order may count itself leader until then.
+    barrier: Moment,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seen {
+    Nothing,
+    Absent { since: Moment },
+    Present { what: Observation, since: Moment },
+}
+
+#[derive(Clone, Debug)]
+enum InFlight {
+    /// A read, and what was known when it was sent.
+    Read(Seen),
+    Write(Moment, Proposal),
+}
+
+enum Wanted {
+    Nothing,
+    At(Moment),
+    Read,
+    Write(Proposal),
+}
+
+/// Clock rates of two machines may differ by this part of the lease duration: 1/50 is 2 %, forty times what NTP slews at.
+const MARGIN_DIVISOR: u32 = 50;
+
+/// The duration that a release writes, as client-go does: the API server refuses 0.
+pub const RELEASED: Duration = Duration::from_secs(1);
+
+impl Election {
+    /// An election that has seen nothing and wants nothing.
+    /// `identity` is new for each process (rule 9) and not empty; `timings` are validated (rule 8).
+    pub fn new(identity: String, timings: Timings) -> Self {
+        Self {
+            identity,
+            timings,
+            intent: Intent::default(),
+            seen: Seen::Nothing,
+            watched: false,
+            grant: None,
+            last: None,
+            in_flight: None,
+            doubt: false,
+            renew_at: Moment::default(),
+            poll_at: Moment::default(),
+            not_before: Moment::default(),
+            failures: 0,
+            barrier: Moment::default(),
+        }
+    }
+
+    /// Where this replica stands.
+    pub fn standing(&self, now: Moment) -> Standing {
+        match &self.grant {
+            Some(grant) if now < self.renew_deadline(grant) => Standing::Leading(grant.clone()),
+            Some(grant) if now < grant.valid_until => Standing::Losing(grant.clone()),
+            _ => Standing::Standby,
+        }
+    }
+
+    /// When [`standing`](Self::standing) changes by itself.
+    pub fn next_change(&self, now: Moment) -> Moment {
+        match self.standing(now) {
+            Standing::Leading(grant) => self.renew_deadline(&grant),
+            Standing::Losing(grant) => grant.valid_until,
+            Standing::Standby => Moment::NEVER,
+        }
+    }
+
+    /// Holder last seen; `None` when the Lease is free, missing or was never read.
+    pub fn holder(&self) -> Option<&str> {
+        match &self.seen {
+            Seen::Present { what, .. } => what.holder.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The Lease exists, as far as is known.
+    pub fn exists(&self) -> bool {
+        matches!(self.seen, Seen::Present { .. })
+    }
+
+    /// Since when nobody holds the Lease, as seen here: free, missing, or not renewed for its duration.
+    pub fn free_since(&self, now: Moment) -> Option<Moment> {
+        let since = match &self.seen {
+            Seen::Nothing => return None,
+            Seen::Absent { since } => (*since).max(self.barrier),
+            Seen::Present { what, since } => self.free_at(what, *since),
+        };
+        (since <= now).then_some(since)
+    }
+
+    /// Nothing of ours is on the Lease, or on its way there: the process may end without anybody waiting for us.
+    pub fn settled(&self) -> bool {
+        self.in_flight.is_none() && !self.doubt && (!self.holds_on_paper() || self.last_is_abandoned())
+    }
+
+    /// Sets what the supervisor wants.
+    pub fn intend(&mut self, intent: Intent) {
+        self.intent = intent;
+    }
+
+    /// Says whether the watch covers this Lease.
+    pub fn set_watched(&mut self, watched: bool) {
+        self.watched = watched;
+    }
+
+    /// The Lease as the watch has it; `None`: it lists none of this name.
+    pub fn sighted(&mut self, now: Moment, sighting: Option<Observation>) {
+        match (sighting, &self.seen) {
+            (None, Seen::Nothing) => self.seen = Seen::Absent { since: now },
+            (None, Seen::Absent { .. }) => {}
+            // A list made before our own write lacks what we wrote: only a read proves that what was there is gone.
+            (None, Seen::Present { .. }) => self.doubt = true,
+            (Some(what), Seen::Present { what: known, .. }) if what.version == known.version => {}
+            (Some(what), Seen::Present { what: known, .. }) if !what.version.newer_than(&known.version) => {
+                // An echo of the past; or no number, and then a read decides.
+                self.doubt |= what.version.resource_version.parse::<u64>().is_err();
+            }
+            (Some(what), _) => self.take_in(now, Some(what)),
+        }
+    }
+
+    /// The answer to a read; `None`: the Lease does not exist.
+    pub fn read(&mut self, now: Moment, answer: Option<Observation>) {
+        let Some(InFlight::Read(before)) = self.in_flight.take() else { return };
+        self.doubt = false;
+        self.poll_at = now + self.timings.retry_period;
+        if self.seen != before {
+            // The watch has moved on while the answer was on its way: the newer of the two counts.
+            match (&answer, &self.seen) {
+                (Some(what), Seen::Present { what: known, .. }) if !what.version.newer_than(&known.version) => return,
+                (None, _) => {
+                    self.doubt = true;
+                    return;
+                }
+                _ => {}
+            }
+        }
+        self.take_in(now, answer);
+        if !self.holds_on_paper() {
+            self.failures = 0;
+        }
+    }
+
+    /// The read did not come about: nothing is known that was not known before.
+    pub fn read_failed(&mut self, now: Moment) {
+        self.in_flight = None;
+        self.failures = self.failures.max(1);
+        self.failed(now);
+    }
+
+    /// The write succeeded; `stored` is the object the API server answered with.
+    pub fn written(&mut self, now: Moment, stored: Observation) {
+        let Some(InFlight::Write(sent_at, proposal)) = self.in_flight.take() else { return };
+        self.failures = 0;
+        let token = FencingToken { uid: stored.version.uid.clone(), transitions: stored.transitions };
+        let overtaken = match &self.seen {
+            Seen::Present { what, .. } => what.version.newer_than(&stored.version),
+            _ => false,
+        };
+        if !overtaken {
+            self.seen = Seen::Present { what: stored, since: now };
+        }
+        // A grant that ran out while the reply was on its way is gone: its term was told so.
+        let running = self.grant.take().filter(|grant| now < grant.valid_until && grant.token == token);
+        let valid_until = sent_at + self.timings.lease_duration - self.margin();
+        let ours = self.holds_on_paper() && proposal.purpose != Purpose::Release;
+        if !ours || now >= valid_until {
+            return;
+        }
+        let term = match (running, &self.last) {
+            (Some(grant), _) => grant.term,
+            // This token has had its term.
+            (None, Some((_, last))) if *last == token => return,
+            (None, Some((term, _))) => term + 1,
+            (None, None) => 1,
+        };
+        self.renew_at = sent_at + self.timings.retry_period;
+        self.last = Some((term, token.clone()));
+        self.grant = Some(Grant { term, token, sent_at, valid_until });
+    }
+
+    /// The API server refused the write because the object had changed, or existed already.
+    pub fn conflicted(&mut self, now: Moment) {
+        self.in_flight = None;
+        self.doubt = true;
+        self.failed(now);
+    }
+
+    /// The API server refused the write for another reason: trying again at once would not help.
+    pub fn refused(&mut self, now: Moment) {
+        self.failures = self.failures.max(1);
+        self.conflicted(now);
+    }
+
+    /// No answer came: the write may have been carried out, or may yet be (rule 4).
+    pub fn unknown(&mut self, now: Moment) {
+        self.conflicted(now);
+    }
+
+    /// What to do at `now`. A request that is returned counts as sent at `now`, and is to be reported on before the next step.
+    /// `patience`: how long to let others go first for a free Lease.
+    pub fn step(&mut self, now: Moment, patience: Duration) -> Step {
+        debug_assert!(self.in_flight.is_none(), "one request per Lease is in flight at the most");
+        self.grant = self.grant.take().filter(|grant| now < grant.valid_until);
+        match self.wanted(now, patience) {
+            Wanted::Nothing => Step::Wait(Moment::NEVER),
+            Wanted::At(at) => Step::Wait(at.max(self.not_before)),
+            Wanted::Read | Wanted::Write(_) if now < self.not_before => Step::Wait(self.not_before),
+            Wanted::Read => {
+                self.in_flight = Some(InFlight::Read(self.seen.clone()));
+                Step::Read
+            }
+            Wanted::Write(proposal) => {
+                self.in_flight = Some(InFlight::Write(now, proposal.clone()));
+                Step::Write(proposal)
+            }
+        }
+    }
+
+    fn wanted(&self, now: Moment, patience: Duration) -> Wanted {
+        if let Some(grant) = &self.grant
+            && grant.term <= self.intent.abandoned
+        {
+            return Wanted::At(grant.valid_until);
+        }
+        if self.doubt {
+            return Wanted::Read;
+        }
+        let running = self.last.as_ref().is_some_and(|(term, _)| *term > self.intent.ended);
+        match &self.seen {
+            Seen::Present { what, .. } if self.grant.is_some() => {
+                if !running {
+                    Wanted::write(Purpose::Release, what, what.transitions)
+                } else if now < self.renew_at {
+                    Wanted::At(self.renew_at)
+                } else {
+                    Wanted::write(Purpose::Renew, what, what.transitions)
+                }
+            }
+            // The last term's work has not ended: no other may begin here, and nothing may be released.
+            _ if running => Wanted::Nothing,
+            Seen::Present { what, .. } if self.holds_on_paper() && !self.last_is_abandoned() => {
+                if !self.intent.compete {
+                    Wanted::write(Purpose::Release, what, what.transitions)
+                } else if self.had_its_term(what) {
+                    Wanted::write(Purpose::Acquire, what, next_transition(what))
+                } else {
+                    // Ours by a write whose reply was lost: a renewal confirms it before any work starts.
+                    Wanted::write(Purpose::Renew, what, what.transitions)
+                }
+            }
+            _ if !self.intent.compete => Wanted::Nothing,
+            Seen::Nothing => Wanted::Read,
+            Seen::Absent { since } => {
+                let at = (*since).max(self.barrier) + patience;
+                if now < at { self.await_turn(now, at) } else { Wanted::Write(Proposal::create()) }
+            }
+            Seen::Present { what, since } => {
+                let at = self.free_at(what, *since) + patience;
+                if now < at {
+                    self.await_turn(now, at)
+                } else {
+                    Wanted::write(Purpose::Acquire, what, next_transition(what))
+                }
+            }
+        }
+    }
+
+    /// Waits for `at`, looking at the Lease on the way if nobody tells us of changes.
+    fn await_turn(&self, now: Moment, at: Moment) -> Wanted {
+        if self.watched {
+            Wanted::At(at)
+        } else if now < self.poll_at {
+            Wanted::At(at.min(self.poll_at))
+        } else {
+            Wanted::Read
+        }
+    }
+
+    /// Replaces what is known. Whatever ends our own grant does so here, at once (rule 5).
+    fn take_in(&mut self, now: Moment, what: Option<Observation>) {
+        let held = self.grant.as_ref().is_some_and(|grant| now < grant.valid_until);
+        if let Some(grant) = &self.grant {
+            let same_term = what.as_ref().is_some_and(|what| {
+                what.holder.as_deref() == Some(self.identity.as_str())
+                    && what.version.uid == grant.token.uid
+                    && what.transitions == grant.token.transitions
+            });
+            if !same_term {
+                self.grant = None;
+            }
+        }
+        // Somebody whom we did not see, or not lately, may have held what is gone, and renewed it just before.
+        if let Seen::Present { what: before, .. } = &self.seen
+            && !held
+            && !what.as_ref().is_some_and(|what| before.goes_on_as(what))
+        {
+            self.barrier = now + self.duration_of(before).max(self.timings.lease_duration);
+        }
+        self.seen = match what {
+            // A read that finds the same version again must not restart the count of its holder's time (rule 2).
+            Some(what) => match std::mem::replace(&mut self.seen, Seen::Nothing) {
+                Seen::Present { what: before, since } if before.version == what.version => {
+                    Seen::Present { what, since }
+                }
+                _ => Seen::Present { what, since: now },
+            },
+            None => match self.seen {
+                Seen::Absent { since } => Seen::Absent { since },
+                _ => Seen::Absent { since: now },
+            },
+        };
+    }
+
+    /// The first conflict or silence in a row is followed up at once, further failures wait: a Lease must not be hammered.
+    fn failed(&mut self, now: Moment) {
+        self.not_before = if self.failures > 0 { now + self.timings.retry_period } else { now };
+        self.failures += 1;
+    }
+
+    fn free_at(&self, what: &Observation, since: Moment) -> Moment {
+        let free = if what.holder.is_some() { since + self.duration_of(what) } else { since };
+        free.max(self.barrier)
+    }
+
+    fn holds_on_paper(&self) -> bool {
+        self.holder() == Some(self.identity.as_str())
+    }
+
+    fn had_its_term(&self, what: &Observation) -> bool {
+        let token = |last: &FencingToken| last.uid == what.version.uid && last.transitions == what.transitions;
+        self.last.as_ref().is_some_and(|(_, last)| token(last))
+    }
+
+    /// The Lease names us for a term that was abandoned: until it expires it is as good as somebody else's.
+    fn last_is_abandoned(&self) -> bool {
+        let abandoned = self.last.as_ref().is_some_and(|(term, _)| *term <= self.intent.abandoned);
+        abandoned && matches!(&self.seen, Seen::Present { what, .. } if self.had_its_term(what))
+    }
+
+    fn duration_of(&self, what: &Observation) -> Duration {
+        what.duration.unwrap_or(self.timings.lease_duration)
+    }
+
+    fn margin(&self) -> Duration {
+        self.timings.lease_duration / MARGIN_DIVISOR
+    }
+
+    fn renew_deadline(&self, grant: &Grant) -> Moment {
+        grant.sent_at + self.timings.renew_deadline
+    }
+}
+
+impl Observation {
+    /// A change that the protocol makes: a renewal, a release, a take-over. Anything else (deletion, a hand that clears
+    /// or renames the holder) takes nothing from the time that a holder counts for itself.
+    fn goes_on_as(&self, next: &Self) -> bool {
+        let orderly = match &next.holder {
+            Some(_) => next.holder == self.holder || next.transitions > self.transitions,
+            None => next.duration == Some(RELEASED) || (self.holder.is_none() && next.transitions == self.transitions),
+        };
+        self.version.uid == next.version.uid && orderly
+    }
+}
+
+impl Proposal {
+    const fn create() -> Self {
+        Self { purpose: Purpose::Create, basis: None, transitions: 0 }
+    }
+}
+
+impl Wanted {
+    fn write(purpose: Purpose, what: &Observation, transitions: i32) -> Self {
+        Self::Write(Proposal { purpose, basis: Some(what.version.clone()), transitions })
+    }
+}
+
+/// `leaseTransitions` may not be negative; two thousand million terms from now it stays where it is.
+fn next_transition(what: &Observation) -> i32 {
+    what.transitions.max(0).saturating_add(1)
+}

@@ -1,0 +1,31 @@
+//! Says in words what a failed request means for the reader, and what to do about it.
+
+use std::error::Error;
+
+/// An error with its causes, each once.
+pub fn describe(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What a failed request about a Lease means.
+pub fn of_lease_request(error: &kube::Error, verb: &str, namespace: &str) -> String {
+    match error {
+        kube::Error::Api(status) if status.is_forbidden() => format!(
+            "not allowed to {verb} leases.coordination.k8s.io in namespace {namespace}: grant it with a Role and a RoleBinding, as deploy/rbac.yaml does"
+        ),
+        kube::Error::Api(status) if status.code == 404 && verb == "create" => {
+            format!("namespace {namespace} does not exist: create it, or set leases.namespace to one that does")
+        }
+        kube::Error::Api(status) => format!("failed to {verb} the Lease: {} {}", status.code, status.message),
+        other => format!("failed to {verb} the Lease: {}", describe(other)),
+    }
+}

@@ -1,0 +1,530 @@
+//! Elections and slots of several replicas against a simulated API server: random schedules of crashes, pauses, slow,
+//! lost and late requests, lagging watches, hands on the Lease, and clocks of unequal rates.
+//!
+//! After every event: never two valid terms, and no Lease released under running work. When the faults stop: exactly one
+//! leader within the bound. A failure prints the seed and what happened.
+
+use std::{collections::BinaryHeap, fmt::Write as _, time::Duration};
+
+use fastrand::Rng;
+use leasehold::{
+    config::Timings,
+    sharding::{
+        election::{Election, Intent, Observation, Proposal, Purpose, RELEASED, Standing, Step, Version},
+        moment::Moment,
+        slot::{Command, Event as Told, Outcome, Slot, State},
+    },
+};
+use proptest::prelude::*;
+
+const MILLI: Duration = Duration::from_millis(1);
+
+fn timings() -> Timings {
+    Timings {
+        lease_duration: Duration::from_secs(15),
+        renew_deadline: Duration::from_secs(10),
+        retry_period: Duration::from_secs(2),
+        request_timeout: Duration::from_secs(2),
+    }
+}
+
+/// What goes wrong in one run.
+#[derive(Clone, Copy, Debug)]
+struct Faults {
+    /// Replicas die and come again under a new identity.
+    crashes: bool,
+    /// The Lease is deleted, cleared and given to others by hand.
+    hands: bool,
+}
+
+/// Global time in milliseconds; each replica's own clock runs at its own rate from its own origin.
+type Global = u64;
+
+struct Replica {
+    alive: bool,
+    generation: u64,
+    origin: Duration,
+    rate: f64,
+    election: Election,
+    slot: Slot,
+    intent: Intent,
+    /// The term whose task runs.
+    task: Option<u64>,
+    paused_until: Global,
+    cut_off_until: Global,
+    woken_at: Global,
+    in_flight: Option<u64>,
+    reported: (u8, u64),
+}
+
+#[derive(Clone, Debug)]
+enum What {
+    Wake { replica: usize, generation: u64 },
+    Arrive { replica: usize, request: u64, proposal: Option<Proposal>, identity: String, answered: bool },
+    Answer { replica: usize, request: u64, answer: Answer },
+    TimeOut { replica: usize, request: u64, read: bool },
+    Sight { replica: usize, generation: u64, lease: Option<Observation> },
+    TaskEnds { replica: usize, term: u64, outcome: Outcome, unanswered: bool },
+    Fault,
+}
+
+#[derive(Clone, Debug)]
+enum Answer {
+    Read(Option<Observation>),
+    Written(Observation),
+    Conflict,
+}
+
+struct Queued(Global, u64, What);
+
+impl PartialEq for Queued {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0, self.1) == (other.0, other.1)
+    }
+}
+impl Eq for Queued {}
+impl PartialOrd for Queued {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Queued {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.0, other.1).cmp(&(self.0, self.1))
+    }
+}
+
+struct World {
+    rng: Rng,
+    faults: Faults,
+    calm: bool,
+    now: Global,
+    next: u64,
+    version: u64,
+    uid: u64,
+    stored: Option<Observation>,
+    queue: BinaryHeap<Queued>,
+    replicas: Vec<Replica>,
+    log: String,
+    leaders_seen: u64,
+}
+
+impl World {
+    fn new(seed: u64, count: usize, faults: Faults) -> Self {
+        let mut world = Self {
+            rng: Rng::with_seed(seed),
+            faults,
+            calm: false,
+            now: 0,
+            next: 0,
+            version: 100,
+            uid: 0,
+            stored: None,
+            queue: BinaryHeap::new(),
+            replicas: Vec::new(),
+            log: format!("seed {seed}, {count} replicas, {faults:?}\n"),
+            leaders_seen: 0,
+        };
+        for _ in 0..count {
+            let replica = world.new_replica(0);
+            world.replicas.push(replica);
+        }
+        for replica in 0..count {
+            world.wake(replica, 0);
+        }
+        world.at(5_000, What::Fault);
+        world
+    }
+
+    fn new_replica(&mut self, generation: u64) -> Replica {
+        let identity = format!("replica-{}", self.rng.u32(..));
+        let mut slot = Slot::new(Duration::from_secs(5));
+        let origin = Duration::from_millis(self.rng.u64(0..1_000_000_000));
+        slot.on(Told::Runnable(true), Moment::after_origin(origin));
+        Replica {
+            alive: true,
+            generation,
+            origin,
+            // Two clocks differ by 1.8 % at the most; the margin covers 2 %.
+            rate: 0.991 + 0.018 * self.rng.f64(),
+            election: Election::new(identity, timings()),
+            slot,
+            intent: Intent::default(),
+            task: None,
+            paused_until: 0,
+            cut_off_until: 0,
+            woken_at: 0,
+            in_flight: None,
+            reported: (0, 0),
+        }
+    }
+
+    fn at(&mut self, at: Global, what: What) {
+        self.next += 1;
+        self.queue.push(Queued(at, self.next, what));
+    }
+
+    fn wake(&mut self, replica: usize, after: Global) {
+        let generation = self.replicas[replica].generation;
+        self.at(self.now + after, What::Wake { replica, generation });
+    }
+
+    fn note(&mut self, text: std::fmt::Arguments<'_>) {
+        let _infallible = writeln!(self.log, "{:>8.3} {text}", self.now as f64 / 1000.0);
+    }
+
+    fn local(&self, replica: usize) -> Moment {
+        let replica = &self.replicas[replica];
+        Moment::after_origin(replica.origin + (MILLI * u32::try_from(self.now).unwrap()).mul_f64(replica.rate))
+    }
+
+    fn global_after(&self, replica: usize, at: Moment) -> Global {
+        let wait = at.since(self.local(replica)).min(Duration::from_secs(3600));
+        (wait.div_f64(self.replicas[replica].rate).as_millis() as u64) + 1
+    }
+
+    fn run(&mut self, until: Global) {
+        while self.queue.peek().is_some_and(|queued| queued.0 <= until) {
+            let Queued(at, _, what) = self.queue.pop().unwrap();
+            self.now = self.now.max(at);
+            self.handle(what);
+            self.check();
+        }
+        self.now = until;
+        self.check();
+    }
+
+    fn check(&self) {
+        let valid: Vec<_> = (0..self.replicas.len())
+            .filter(|&r| self.replicas[r].alive)
+            .filter(|&r| self.replicas[r].election.standing(self.local(r)) != Standing::Standby)
+            .collect();
+        assert!(valid.len() <= 1, "two valid terms: replicas {valid:?} at {} ms\n{}", self.now, self.log);
+    }
+
+    /// A paused replica handles nothing; what was meant for it comes when it goes on.
+    fn held_up(&mut self, replica: usize, what: &What) -> bool {
+        let until = self.replicas[replica].paused_until;
+        if self.now < until {
+            self.at(until, what.clone());
+            return true;
+        }
+        false
+    }
+
+    fn handle(&mut self, what: What) {
+        match &what {
+            What::Arrive { replica, request, proposal, identity, answered } => {
+                self.arrive(*replica, *request, proposal.clone(), identity, *answered);
+            }
+            What::Fault => self.fault(),
+            What::Wake { replica, generation } | What::Sight { replica, generation, .. }
+                if self.replicas[*replica].generation != *generation || !self.replicas[*replica].alive => {}
+            What::Wake { replica, .. } => {
+                if !self.held_up(*replica, &what) {
+                    self.step(*replica);
+                }
+            }
+            What::Sight { replica, lease, .. } => {
+                if !self.held_up(*replica, &what) && self.now >= self.replicas[*replica].cut_off_until {
+                    let now = self.local(*replica);
+                    self.replicas[*replica].election.sighted(now, lease.clone());
+                    self.settle(*replica);
+                    self.wake(*replica, 0);
+                }
+            }
+            What::Answer { replica, request, answer } => {
+                if self.replicas[*replica].in_flight == Some(*request) && !self.held_up(*replica, &what) {
+                    self.replicas[*replica].in_flight = None;
+                    let now = self.local(*replica);
+                    let election = &mut self.replicas[*replica].election;
+                    match answer.clone() {
+                        Answer::Read(lease) => election.read(now, lease),
+                        Answer::Written(lease) => election.written(now, lease),
+                        Answer::Conflict => election.conflicted(now),
+                    }
+                    self.settle(*replica);
+                    self.wake(*replica, 0);
+                }
+            }
+            What::TimeOut { replica, request, read } => {
+                if self.replicas[*replica].in_flight == Some(*request) && !self.held_up(*replica, &what) {
+                    self.replicas[*replica].in_flight = None;
+                    let now = self.local(*replica);
+                    let election = &mut self.replicas[*replica].election;
+                    if *read { election.read_failed(now) } else { election.unknown(now) }
+                    self.settle(*replica);
+                    self.wake(*replica, 0);
+                }
+            }
+            What::TaskEnds { replica, term, outcome, unanswered } => {
+                if self.replicas[*replica].task == Some(*term) && !self.held_up(*replica, &what) {
+                    self.replicas[*replica].task = None;
+                    self.tell(*replica, Told::Ended { term: *term, outcome: outcome.clone(), unanswered: *unanswered });
+                    self.wake(*replica, 0);
+                }
+            }
+        }
+    }
+
+    /// What the supervisor does when the elector reports.
+    fn settle(&mut self, replica: usize) {
+        let standing = self.replicas[replica].election.standing(self.local(replica));
+        let phase = match &standing {
+            Standing::Standby => (0, 0),
+            Standing::Leading(grant) => (1, grant.term),
+            Standing::Losing(grant) => (2, grant.term),
+        };
+        if phase != self.replicas[replica].reported {
+            self.replicas[replica].reported = phase;
+            self.note(format_args!("replica {replica} {standing:?}"));
+            self.tell(replica, Told::Standing(standing));
+        }
+        self.tell(replica, Told::Tick);
+    }
+
+    fn tell(&mut self, replica: usize, told: Told) {
+        let now = self.local(replica);
+        let command = self.replicas[replica].slot.on(told, now);
+        let term = self.replicas[replica].task;
+        match (command, term) {
+            (Some(Command::Start(grant)), _) => {
+                assert!(term.is_none(), "a term begins while the last one runs\n{}", self.log);
+                self.replicas[replica].task = Some(grant.term);
+                self.leaders_seen += 1;
+                // Now and then a term fails by itself.
+                if !self.calm && self.rng.u8(..) < 60 {
+                    let outcome = Outcome::Failed("it happens".to_owned());
+                    let at = self.now + self.rng.u64(0..30_000);
+                    self.at(at, What::TaskEnds { replica, term: grant.term, outcome, unanswered: self.flip(20) });
+                }
+            }
+            (Some(Command::Drain), Some(term)) => {
+                let at = self.now + if self.flip(200) { self.rng.u64(0..2_000) } else { 600_000 };
+                let unanswered = self.flip(20);
+                self.at(at, What::TaskEnds { replica, term, outcome: Outcome::Finished, unanswered });
+            }
+            (Some(Command::Abort), Some(term)) => {
+                let at = self.now + if self.flip(220) { self.rng.u64(0..10) } else { self.rng.u64(0..60_000) };
+                let unanswered = self.flip(60);
+                self.at(at, What::TaskEnds { replica, term, outcome: Outcome::Aborted, unanswered });
+            }
+            _ => {}
+        }
+        let intent = self.replicas[replica].slot.intent(now);
+        self.replicas[replica].intent = intent;
+        self.replicas[replica].election.intend(intent);
+    }
+
+    fn flip(&mut self, of_256: u8) -> bool {
+        self.rng.u8(..) < of_256
+    }
+
+    fn step(&mut self, replica: usize) {
+        self.settle(replica);
+        let now = self.local(replica);
+        if self.replicas[replica].in_flight.is_none() {
+            let patience = Duration::from_millis(self.rng.u64(0..2_000));
+            let watched = self.now >= self.replicas[replica].cut_off_until && !self.flip(30);
+            let subject = &mut self.replicas[replica];
+            subject.election.set_watched(watched);
+            match subject.election.step(now, patience) {
+                Step::Wait(_) => {}
+                Step::Read => self.send(replica, None),
+                Step::Write(proposal) => {
+                    if proposal.purpose == Purpose::Release {
+                        assert_eq!(subject.task, None, "released while its work runs\n{}", self.log);
+                    }
+                    self.send(replica, Some(proposal));
+                }
+            }
+            self.settle(replica);
+        }
+        // Woken again and again: spurious wakes are harmless, and lost ones would be found by the bound.
+        let subject = &self.replicas[replica];
+        let next = subject.slot.next_wake(now).min(subject.election.next_change(now));
+        let after = self.global_after(replica, next).min(200);
+        if self.replicas[replica].woken_at < self.now + after.min(100) {
+            self.replicas[replica].woken_at = self.now + after;
+            self.wake(replica, after);
+        }
+    }
+
+    fn send(&mut self, replica: usize, proposal: Option<Proposal>) {
+        self.next += 1;
+        let request = self.next;
+        let read = proposal.is_none();
+        self.replicas[replica].in_flight = Some(request);
+        let timeout = (2_000.0 / self.replicas[replica].rate) as u64;
+        self.at(self.now + timeout, What::TimeOut { replica, request, read });
+        let (mut delay, mut answered) = (self.rng.u64(1..20), true);
+        if !self.calm {
+            if self.now < self.replicas[replica].cut_off_until {
+                // Cut off: most are lost, some land late without an answer.
+                if self.flip(200) {
+                    return;
+                }
+                (delay, answered) = (self.rng.u64(0..8_000), false);
+            } else if self.flip(60) {
+                (delay, answered) = (self.rng.u64(0..5_000), self.flip(128));
+            }
+        }
+        let identity = format!("{:?}", self.replicas[replica].election);
+        let identity = identity.split('"').nth(1).unwrap().to_owned();
+        self.at(self.now + delay, What::Arrive { replica, request, proposal, identity, answered });
+    }
+
+    fn arrive(&mut self, replica: usize, request: u64, proposal: Option<Proposal>, identity: &str, answered: bool) {
+        let answer = match proposal {
+            None => Answer::Read(self.stored.clone()),
+            Some(proposal) => {
+                let current = self.stored.as_ref().map(|stored| stored.version.clone());
+                if current == proposal.basis {
+                    let release = proposal.purpose == Purpose::Release;
+                    let holder = (!release).then(|| identity.to_owned());
+                    let duration = Some(if release { RELEASED } else { timings().lease_duration });
+                    let uid = current.map(|version| version.uid).unwrap_or_else(|| {
+                        self.uid += 1;
+                        self.uid.to_string()
+                    });
+                    self.note(format_args!("stored {:?} by {identity}", proposal.purpose));
+                    self.store(Some((uid, holder, duration, proposal.transitions)));
+                    Answer::Written(self.stored.clone().unwrap())
+                } else {
+                    Answer::Conflict
+                }
+            }
+        };
+        if answered {
+            let late = if self.calm || !self.flip(40) { self.rng.u64(1..20) } else { self.rng.u64(0..4_000) };
+            self.at(self.now + late, What::Answer { replica, request, answer });
+        }
+    }
+
+    fn store(&mut self, lease: Option<(String, Option<String>, Option<Duration>, i32)>) {
+        self.version += 1;
+        let version = self.version.to_string();
+        self.stored = lease.map(|(uid, holder, duration, transitions)| Observation {
+            version: Version { uid, resource_version: version },
+            holder,
+            duration,
+            transitions,
+        });
+        for replica in 0..self.replicas.len() {
+            let lag = if self.calm || !self.flip(20) { self.rng.u64(1..15) } else { self.rng.u64(0..3_000) };
+            let (generation, lease) = (self.replicas[replica].generation, self.stored.clone());
+            self.at(self.now + lag, What::Sight { replica, generation, lease });
+        }
+    }
+
+    fn fault(&mut self) {
+        if self.calm {
+            return;
+        }
+        let replica = self.rng.usize(0..self.replicas.len());
+        match self.rng.u8(0..10) {
+            0 | 1 if self.faults.crashes => {
+                self.note(format_args!("replica {replica} crashes"));
+                let generation = self.replicas[replica].generation + 1;
+                self.replicas[replica] = self.new_replica(generation);
+                let wait = self.rng.u64(0..10_000);
+                self.replicas[replica].paused_until = self.now + wait;
+                self.wake(replica, wait);
+            }
+            2 | 3 => {
+                let pause = self.rng.u64(100..40_000);
+                self.note(format_args!("replica {replica} is paused for {pause} ms"));
+                self.replicas[replica].paused_until = self.now + pause;
+                self.wake(replica, pause);
+            }
+            4 | 5 => {
+                let cut = self.rng.u64(100..40_000);
+                self.note(format_args!("replica {replica} is cut off for {cut} ms"));
+                self.replicas[replica].cut_off_until = self.now + cut;
+            }
+            6 if self.faults.hands => {
+                self.note(format_args!("a hand deletes the Lease"));
+                self.store(None);
+            }
+            7 => {
+                if let Some(stored) = self.stored.clone() {
+                    self.note(format_args!("a hand labels the Lease"));
+                    self.store(Some((stored.version.uid, stored.holder, stored.duration, stored.transitions)));
+                }
+            }
+            8 if self.faults.hands => {
+                if let Some(stored) = self.stored.clone() {
+                    let holder = self.flip(128).then(|| "a hand".to_owned());
+                    self.note(format_args!("a hand makes the holder {holder:?}"));
+                    self.store(Some((stored.version.uid, holder, stored.duration.map(|_| Duration::from_secs(15)), stored.transitions)));
+                }
+            }
+            _ => {
+                self.note(format_args!("replica {replica} learns that its kind is blocked, then not"));
+                self.tell(replica, Told::Runnable(false));
+                self.tell(replica, Told::Runnable(true));
+                self.wake(replica, 0);
+            }
+        }
+        let next = self.now + self.rng.u64(200..12_000);
+        self.at(next, What::Fault);
+    }
+
+    fn calm_down(&mut self) {
+        self.note(format_args!("the faults stop"));
+        self.calm = true;
+        for replica in 0..self.replicas.len() {
+            self.replicas[replica].paused_until = self.now;
+            self.replicas[replica].cut_off_until = self.now;
+            // Work that would hang for ever hangs no longer.
+            if let Some(term) = self.replicas[replica].task
+                && self.replicas[replica].slot.state() != State::Running
+            {
+                self.at(self.now, What::TaskEnds { replica, term, outcome: Outcome::Aborted, unanswered: false });
+            }
+            let now = self.local(replica);
+            self.replicas[replica].election.sighted(now, self.stored.clone());
+            self.replicas[replica].woken_at = 0;
+            self.wake(replica, 0);
+        }
+    }
+}
+
+/// When faults stop, somebody leads within: what is left of a lease and of a barrier, each a duration, one failed request
+/// and its pause, the patience, the drain of a term that was being lost, and the cool-down of a kind that failed often.
+const BOUND_MS: Global = 15_300 * 2 + 4_000 + 2_000 + 5_000 + 300_000;
+
+fn play(seed: u64, replicas: usize, faults: Faults) {
+    let mut world = World::new(seed, replicas, faults);
+    world.run(180_000);
+    world.calm_down();
+    let calm = world.now;
+    let mut led_after = None;
+    while world.now < calm + BOUND_MS {
+        let until = world.now + 100;
+        world.run(until);
+        let leading = (0..world.replicas.len())
+            .filter(|&r| matches!(world.replicas[r].election.standing(world.local(r)), Standing::Leading(_)) && world.replicas[r].task.is_some())
+            .count();
+        if leading == 1 {
+            led_after = Some(world.now - calm);
+            break;
+        }
+    }
+    assert!(led_after.is_some(), "nobody leads {BOUND_MS} ms after the faults stopped\n{}", world.log);
+    assert!(world.leaders_seen > 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn never_two_valid_terms_whatever_crashes_pauses_and_gets_lost(seed: u64, replicas in 2usize..5) {
+        play(seed, replicas, Faults { crashes: true, hands: false });
+    }
+
+    #[test]
+    fn never_two_valid_terms_whatever_hands_do_to_the_lease(seed: u64, replicas in 2usize..5) {
+        play(seed, replicas, Faults { crashes: false, hands: true });
+    }
+}
