@@ -1,1 +1,12 @@
-//! What the kinds share: controllers, conditions, server-side apply, events.
+//! What the kinds share: controllers, conditions, server-side apply, statuses, events.
+//!
+//! Nothing here knows a kind. Every request goes through the client of a [`Term`](crate::sharding::term::Term), so that a
+//! late write is refused; an error is an error here, whoever made it, and is tried again with back-off.
+
+pub mod apply;
+pub mod backoff;
+pub mod clock;
+pub mod conditions;
+pub mod controller;
+pub mod events;
+pub mod status;

@@ -1,0 +1,187 @@
+//! `Propagation`: one ConfigMap or Secret, kept alike in many namespaces.
+//!
+//! [`types`] is the resource, [`plan`] decides, [`observe`] reads, [`write`] writes, [`report`] makes the status; the reconcile below is their table of contents.
+//!
+//! Memory: of namespaces their metadata is kept, of ConfigMaps and Secrets nothing. Their watches are metadata only and just say which
+//! Propagation to look at (a copy bears the name of its source, so the name tells); what a pass needs it reads from the API server.
+
+mod observe;
+mod plan;
+mod report;
+mod types;
+mod watches;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use futures::{FutureExt, future::BoxFuture};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use kube::{Api, Resource, ResourceExt, core::PartialObjectMeta, runtime::reflector::Store};
+
+pub use types::{
+    Failed, FailedReason, OnConflict, OnSourceMissing, Propagation, PropagationSpec, PropagationStatus, Source,
+    SourceKind, Targets,
+};
+
+use self::{plan::Wanted, write::Done};
+use crate::{
+    kinds::access,
+    reconcile::{
+        clock::{Clock, WallClock},
+        controller::{Again, Controller},
+        events::Events,
+        status,
+    },
+    sharding::term::{Access, BoxError, Reconciler, Term},
+};
+
+/// Reconciles Propagations.
+#[derive(Clone)]
+pub struct PropagationReconciler {
+    clock: Arc<dyn Clock>,
+}
+
+impl PropagationReconciler {
+    /// Takes the times of transitions from `clock`.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock }
+    }
+}
+
+impl Default for PropagationReconciler {
+    fn default() -> Self {
+        Self::new(Arc::new(WallClock))
+    }
+}
+
+impl Reconciler for PropagationReconciler {
+    fn run(&self, term: Term) -> BoxFuture<'static, Result<(), BoxError>> {
+        let clock = Arc::clone(&self.clock);
+        async move {
+            let client = term.client();
+            let controller = Controller::new(&term, Api::<Propagation>::all(client.clone()), ());
+            let propagations = controller.objects();
+            let (namespaces, namespace_changes) = watches::namespaces(client.clone(), propagations.clone());
+            let pass = Pass { events: Arc::new(Events::new(&term)), clock, namespaces, term: term.clone() };
+            controller
+                .trigger(namespace_changes)
+                .trigger(watches::by_name::<ConfigMap>(client.clone(), SourceKind::ConfigMap, propagations.clone()))
+                .trigger(watches::by_name::<Secret>(client, SourceKind::Secret, propagations))
+                .run(move |propagation| pass.clone().reconcile(propagation))
+                .await;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn needs(&self) -> Vec<Access> {
+        let copies = ["get", "list", "watch", "create", "patch", "delete"];
+        [
+            access("leasehold.dev", "propagations", &["get"]),
+            access("leasehold.dev", "propagations/status", &["update"]),
+            access("", "namespaces", &["list", "watch"]),
+            access("", "configmaps", &copies),
+            access("", "secrets", &copies),
+        ]
+        .concat()
+    }
+}
+
+/// Why a pass is to be tried again.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("failed to read the source")]
+    ReadSource(#[source] kube::Error),
+    #[error("failed to list the copies")]
+    ListCopies(#[source] kube::Error),
+    #[error("failed to write the status")]
+    WriteStatus(#[source] kube::Error),
+    #[error("{count} copies could not be written or deleted: {cause}")]
+    Incomplete { count: usize, cause: String },
+}
+
+/// What every pass over a Propagation needs.
+#[derive(Clone)]
+struct Pass {
+    term: Term,
+    events: Arc<Events>,
+    clock: Arc<dyn Clock>,
+    namespaces: Store<PartialObjectMeta<Namespace>>,
+}
+
+impl Pass {
+    async fn reconcile(self, propagation: Arc<Propagation>) -> Result<Again, Error> {
+        if propagation.meta().deletion_timestamp.is_some() {
+            // The copies bear an owner reference: they go with the Propagation.
+            return Ok(None);
+        }
+        if self.namespaces.wait_until_ready().now_or_never().is_none() {
+            // Without all namespaces every copy would look out of place. The end of their first list makes all Propagations due.
+            return Ok(None);
+        }
+
+        // no client required
+        let valid = match plan::validate(&propagation.spec) {
+            Ok(valid) => valid,
+            Err(wrong) => {
+                self.report(&propagation, &report::Outcome::SpecInvalid(wrong)).await?;
+                return Ok(None);
+            }
+        };
+        let targets = plan::targets(&valid, watches::states(&self.namespaces));
+
+        // client required
+        let owner = observe::Owner::of(&propagation, &self.term);
+        let client = self.term.client();
+        let source = observe::source(&client, &valid.source).await.map_err(Error::ReadSource)?;
+        let children = observe::children(&client, &owner, valid.source.kind).await.map_err(Error::ListCopies)?;
+
+        // no client required
+        let (source_state, wanted) = source.resolve(&valid);
+        let plan = plan::plan(&valid, &wanted, &targets, &children);
+
+        // client required
+        let Some(done) = write::execute(&client, &owner, &valid, &wanted, plan, &self.term).await else {
+            // The term drains. What was left out is the next leader's to find.
+            return Ok(None);
+        };
+        self.tell(&propagation, &done).await;
+        let (count, cause) = (done.unfinished(), done.cause.clone().unwrap_or_default());
+        let keeps = !matches!(wanted, Wanted::Content(_));
+        self.report(&propagation, &report::Outcome::Done { source: source_state, keeps, targets, done }).await?;
+        if count == 0 { Ok(None) } else { Err(Error::Incomplete { count, cause }) }
+    }
+
+    /// Writes the status, if it is news, and says so if it is bad news.
+    async fn report(&self, propagation: &Propagation, outcome: &report::Outcome) -> Result<(), Error> {
+        let now = self.clock.now();
+        let next = |current: Option<&PropagationStatus>| report::status(current, propagation, outcome, now);
+        let api = Api::<Propagation>::all(self.term.client());
+        let written = status::write(&self.term, &api, propagation, next).await.map_err(Error::WriteStatus)?;
+        if written && let Some((reason, message)) = report::warning(&next(propagation.status.as_ref())) {
+            self.events.warning(&propagation.object_ref(&()), &reason, &message).await;
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, propagation: &Propagation, done: &Done) {
+        let about = propagation.object_ref(&());
+        if done.written > 0 {
+            self.events.normal(&about, "Applied", &format!("{} copies written", done.written)).await;
+        }
+        if done.pruned > 0 {
+            self.events.normal(&about, "Pruned", &format!("{} copies deleted", done.pruned)).await;
+        }
+        if done.written + done.pruned > 0 {
+            tracing::info!(
+                name = propagation.name_any(),
+                written = done.written,
+                pruned = done.pruned,
+                "copies changed"
+            );
+        }
+    }
+}

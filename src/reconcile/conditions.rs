@@ -1,0 +1,151 @@
+//! Conditions of a status, as KEP-1623 wants them: one entry a type, whose transition time moves only with its status.
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+
+/// The spec means something. `False`: it must be edited, nothing else will help.
+pub const SPEC_VALID: &str = "SpecValid";
+/// What the spec asks for has been done.
+pub const APPLIED: &str = "Applied";
+/// Everything above.
+pub const READY: &str = "Ready";
+
+/// The reason of a condition that holds and needs no more words.
+pub const AS_EXPECTED: &str = "AsExpected";
+
+/// The `status` of a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truth {
+    /// It holds.
+    True,
+    /// It does not hold.
+    False,
+    /// It is not known yet.
+    Unknown,
+}
+
+impl Truth {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+/// Builds the conditions of one pass from those of the pass before. Types not set in this pass are dropped.
+#[derive(Debug)]
+pub struct Conditions<'a> {
+    previous: &'a [Condition],
+    next: Vec<Condition>,
+    generation: Option<i64>,
+    now: Timestamp,
+}
+
+impl<'a> Conditions<'a> {
+    /// Starts from the conditions that the object bears. `generation` is that of the spec being reconciled.
+    pub fn new(previous: &'a [Condition], generation: Option<i64>, now: Timestamp) -> Self {
+        Self { previous, next: Vec::new(), generation, now }
+    }
+
+    /// Sets a condition. `reason` is a fixed word in CamelCase, `message` is for people.
+    pub fn set(&mut self, type_: &str, truth: Truth, reason: &str, message: impl Into<String>) {
+        let since = self
+            .previous
+            .iter()
+            .find(|before| before.type_ == type_ && before.status == truth.as_str())
+            .map_or(Time(self.now), |before| before.last_transition_time.clone());
+        self.next.retain(|condition| condition.type_ != type_);
+        self.next.push(Condition {
+            type_: type_.to_owned(),
+            status: truth.as_str().to_owned(),
+            reason: reason.to_owned(),
+            message: message.into(),
+            observed_generation: self.generation,
+            last_transition_time: since,
+        });
+    }
+
+    /// Adds `Ready` and returns all: `False` if any is, else `Unknown` if any is, else `True`,
+    /// with the reason and the message of the first that stands in its way.
+    pub fn with_ready(mut self) -> Vec<Condition> {
+        let blocking = [Truth::False, Truth::Unknown].into_iter().find_map(|truth| {
+            let first = self.next.iter().find(|condition| condition.status == truth.as_str())?;
+            Some((truth, first.reason.clone(), first.message.clone()))
+        });
+        match blocking {
+            Some((truth, reason, message)) => self.set(READY, truth, &reason, message),
+            None => self.set(READY, Truth::True, AS_EXPECTED, ""),
+        }
+        self.next
+    }
+}
+
+/// The reason of `Ready`, if it is not `True`.
+pub fn not_ready(conditions: &[Condition]) -> Option<&Condition> {
+    conditions.iter().find(|condition| condition.type_ == READY && condition.status != Truth::True.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn ready(previous: &[Condition], now: i64, truths: &[(&str, Truth)]) -> Vec<Condition> {
+        let mut conditions = Conditions::new(previous, Some(3), at(now));
+        for (type_, truth) in truths {
+            conditions.set(type_, *truth, &format!("{type_}Reason"), format!("{type_} message"));
+        }
+        conditions.with_ready()
+    }
+
+    #[test]
+    fn ready_sums_up() {
+        use Truth::{False, True, Unknown};
+        for (truths, status, reason) in [
+            (vec![("A", True), ("B", True)], "True", AS_EXPECTED),
+            (vec![("A", True), ("B", Unknown)], "Unknown", "BReason"),
+            (vec![("A", Unknown), ("B", False)], "False", "BReason"),
+            (vec![("A", False), ("B", False)], "False", "AReason"),
+        ] {
+            let all = ready(&[], 1, &truths);
+            let last = all.last().unwrap();
+            assert_eq!((&*last.type_, &*last.status, &*last.reason), (READY, status, reason), "{truths:?}");
+            assert_eq!(all.len(), truths.len() + 1);
+            assert_eq!(not_ready(&all).is_some(), status != "True");
+        }
+    }
+
+    #[test]
+    fn the_transition_time_moves_only_with_the_status() {
+        let first = ready(&[], 10, &[("A", Truth::True)]);
+        let mut again = Conditions::new(&first, Some(4), at(20));
+        again.set("A", Truth::True, "Other", "other words");
+        let again = again.with_ready();
+        assert_eq!(again[0].last_transition_time, Time(at(10)));
+        assert_eq!((&*again[0].reason, again[0].observed_generation), ("Other", Some(4)));
+        let turned = ready(&again, 30, &[("A", Truth::False)]);
+        assert_eq!(turned[0].last_transition_time, Time(at(30)));
+        assert_eq!(turned[1].last_transition_time, Time(at(30)));
+    }
+
+    #[test]
+    fn the_same_pass_again_gives_the_same_conditions() {
+        let first = ready(&[], 10, &[("A", Truth::True), ("B", Truth::Unknown)]);
+        assert_eq!(ready(&first, 99, &[("A", Truth::True), ("B", Truth::Unknown)]), first);
+    }
+
+    #[test]
+    fn a_type_that_is_no_longer_set_is_dropped_and_one_set_twice_appears_once() {
+        let first = ready(&[], 10, &[("A", Truth::True), ("B", Truth::True)]);
+        let next = ready(&first, 20, &[("A", Truth::True), ("A", Truth::False)]);
+        let types: Vec<_> = next.iter().map(|c| &*c.type_).collect();
+        assert_eq!(types, ["A", READY]);
+    }
+}
