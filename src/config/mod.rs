@@ -14,13 +14,32 @@ use std::time::Duration;
 
 pub use errors::{Errors, Violation};
 
-/// Reads and checks one file. `file` is its name as error messages give it, `reconcilers` are the names a kind may use.
+/// A reconciler that a file may name.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer<'a> {
+    /// The name, as in `builtin: NAME`.
+    pub name: &'a str,
+    /// Group and kind of the only kind it can reconcile, if there is only one.
+    pub only: Option<(&'a str, &'a str)>,
+}
+
+impl<'a> From<&'a str> for Offer<'a> {
+    fn from(name: &'a str) -> Self {
+        Self { name, only: None }
+    }
+}
+
+/// Reads and checks one file. `file` is its name as error messages give it, `reconcilers` are those a kind may name.
 ///
 /// # Errors
 ///
 /// Everything that is wrong with the file, at once, in the order of the file. Text that is no YAML has one error only.
-pub fn load(file: &str, text: &str, reconcilers: &[&str]) -> Result<Configuration, Errors> {
-    read::configuration(file, text, reconcilers)
+pub fn load<'a, R>(file: &str, text: &str, reconcilers: &[R]) -> Result<Configuration, Errors>
+where
+    R: Copy + Into<Offer<'a>>,
+{
+    let offers: Vec<Offer<'a>> = reconcilers.iter().map(|reconciler| (*reconciler).into()).collect();
+    read::configuration(file, text, &offers)
 }
 
 /// What one installation shards, and how.

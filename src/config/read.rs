@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::{
-    Configuration, Errors, Kind, Timings,
+    Configuration, Errors, Kind, Offer, Timings,
     duration::show,
     errors::Gathered,
     raw::{self, Node, Position, Value},
@@ -46,7 +46,7 @@ struct Load {
     resync: Duration,
 }
 
-pub(super) fn configuration(file: &str, text: &str, reconcilers: &[&str]) -> Result<Configuration, Errors> {
+pub(super) fn configuration(file: &str, text: &str, reconcilers: &[Offer<'_>]) -> Result<Configuration, Errors> {
     let mut errors = Gathered::new(file, text);
     match raw::parse(text) {
         Ok(root) => {
@@ -60,7 +60,7 @@ pub(super) fn configuration(file: &str, text: &str, reconcilers: &[&str]) -> Res
     }
 }
 
-fn top(root: &Node, reconcilers: &[&str], errors: &mut Gathered<'_>) -> Configuration {
+fn top(root: &Node, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Configuration {
     let mut section = Section::open(root, "", errors);
     section.exactly("apiVersion", API_VERSION, errors);
     section.exactly("kind", KIND, errors);
@@ -221,7 +221,7 @@ fn load(section: &mut Section<'_>, default: Load, errors: &mut Gathered<'_>) -> 
     }
 }
 
-fn kinds(top: &mut Section<'_>, defaults: Load, reconcilers: &[&str], errors: &mut Gathered<'_>) -> Vec<Kind> {
+fn kinds(top: &mut Section<'_>, defaults: Load, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Vec<Kind> {
     let Some(node) = top.take("kinds") else {
         errors.add(top.at(), "kinds", "missing; list at least one kind");
         return Vec::new();
@@ -257,7 +257,7 @@ fn distinct(new: &Seen, seen: &[Seen], errors: &mut Gathered<'_>) {
     if let Some(first) = seen.iter().find(|s| s.kind.group == new.kind.group && s.kind.kind == new.kind.kind) {
         let message = format!(
             "{} stands twice, first as {} on line {}; whatever its version, a kind has one entry: remove one",
-            name(&new.kind),
+            new.kind.name(),
             first.path,
             first.kind_at.line
         );
@@ -269,7 +269,7 @@ fn distinct(new: &Seen, seen: &[Seen], errors: &mut Gathered<'_>) {
         let message = format!(
             "the Lease `{lease}` is that of {} ({}, line {}) already, and a Lease is held for one kind; \
              set another lease.name",
-            name(&first.kind),
+            first.kind.name(),
             first.path,
             first.lease_at.line
         );
@@ -277,12 +277,8 @@ fn distinct(new: &Seen, seen: &[Seen], errors: &mut Gathered<'_>) {
     }
 }
 
-fn name(kind: &Kind) -> String {
-    if kind.group.is_empty() { kind.kind.clone() } else { format!("{}.{}", kind.kind, kind.group) }
-}
-
 /// `None` if group and kind could not be read, so that there is nothing to compare with others.
-fn kind(node: &Node, path: &str, defaults: Load, reconcilers: &[&str], errors: &mut Gathered<'_>) -> Option<Seen> {
+fn kind(node: &Node, path: &str, defaults: Load, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Option<Seen> {
     let is_mapping = matches!(node.value, Value::Map(_));
     let mut section = Section::open(node, path, errors);
     if !is_mapping {
@@ -312,23 +308,20 @@ fn kind(node: &Node, path: &str, defaults: Load, reconcilers: &[&str], errors: &
     }
     let (lease_at, lease_path) =
         lease.as_ref().map_or_else(|| (kind.at, kind.path.clone()), |lease| (lease.at, lease.path.clone()));
-    Some(Seen {
-        kind: Kind {
-            group,
-            version,
-            kind: kind.value.to_owned(),
-            lease_name: lease.map_or(default_lease, |lease| lease.value.to_owned()),
-            weight: load.weight.into(),
-            concurrency: load.concurrency,
-            resync: load.resync,
-            reconciler: reconciler.unwrap_or_default(),
-        },
-        path: path.to_owned(),
-        kind_at: kind.at,
-        kind_path: kind.path,
-        lease_at,
-        lease_path,
-    })
+    let entry = Kind {
+        group,
+        version,
+        kind: kind.value.to_owned(),
+        lease_name: lease.map_or(default_lease, |lease| lease.value.to_owned()),
+        weight: load.weight.into(),
+        concurrency: load.concurrency,
+        resync: load.resync,
+        reconciler: reconciler.as_ref().map_or_else(String::new, |found| found.value.to_owned()),
+    };
+    if let Some(reconciler) = &reconciler {
+        suits(&entry, reconciler, reconcilers, errors);
+    }
+    Some(Seen { kind: entry, path: path.to_owned(), kind_at: kind.at, kind_path: kind.path, lease_at, lease_path })
 }
 
 fn group_version(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> Option<(String, String)> {
@@ -392,32 +385,44 @@ fn lease_name<'n>(section: &mut Section<'n>, errors: &mut Gathered<'_>) -> Optio
     found
 }
 
-fn reconciler(section: &mut Section<'_>, known: &[&str], errors: &mut Gathered<'_>) -> Option<String> {
+fn reconciler<'n>(
+    section: &mut Section<'n>,
+    offers: &[Offer<'_>],
+    errors: &mut Gathered<'_>,
+) -> Option<Located<&'n str>> {
+    let names: Vec<_> = offers.iter().map(|offer| offer.name).collect();
     let names =
-        if known.is_empty() { "none is compiled in".to_owned() } else { format!("one of {}", known.join(", ")) };
+        if names.is_empty() { "none is compiled in".to_owned() } else { format!("one of {}", names.join(", ")) };
     let Some(mut reconciler) = section.section("reconciler", errors) else {
         let message = format!("missing; write `reconciler: {{builtin: NAME}}`, NAME being {names}");
         errors.add(section.at(), &section.path_of("reconciler"), message);
         return None;
     };
     let found = reconciler.text("builtin", errors);
-    let other = reconciler.has("compose") || reconciler.has("hook");
+    if !["builtin", "compose", "hook"].iter().any(|field| reconciler.has(field)) {
+        let message = format!("missing; write the name of a reconciler, {names}");
+        errors.add(reconciler.at(), &reconciler.path_of("builtin"), message);
+    }
     reconciler.not_yet("compose", errors);
     reconciler.not_yet("hook", errors);
-    let (at, path, given) = (reconciler.at(), reconciler.path_of("builtin"), reconciler.has("builtin"));
     reconciler.finish(errors);
-    match found {
-        Some(found) if known.contains(&found.value) => Some(found.value.to_owned()),
-        Some(found) => {
-            errors.add(found.at, &found.path, format!("`{}` is no reconciler of this binary: {names}", found.value));
-            None
-        }
-        None => {
-            if !given && !other {
-                errors.add(at, &path, format!("missing; write the name of a reconciler, {names}"));
-            }
-            None
-        }
+    let found = found?;
+    if offers.iter().any(|offer| offer.name == found.value) {
+        return Some(found);
+    }
+    errors.add(found.at, &found.path, format!("`{}` is no reconciler of this binary: {names}", found.value));
+    None
+}
+
+/// A reconciler compiled for one kind cannot be given another.
+fn suits(kind: &Kind, reconciler: &Located<&str>, offers: &[Offer<'_>], errors: &mut Gathered<'_>) {
+    let only = offers.iter().find(|offer| offer.name == reconciler.value).and_then(|offer| offer.only);
+    if let Some((group, only)) = only
+        && (group, only) != (&kind.group, &kind.kind)
+    {
+        let message =
+            format!("`{}` reconciles {only}.{group} and nothing else; this kind is {}", reconciler.value, kind.name());
+        errors.add(reconciler.at, &reconciler.path, message);
     }
 }
 

@@ -101,7 +101,7 @@ fn what_is_no_configuration() {
     check("a:\n\t- b\n", "2:2 : not readable as YAML: ");
     check("a: *b\n", "1:4 : not readable as YAML: ");
     check("? {a: b}\n: c\n", "1:1 : not readable as YAML: a key of a mapping must be plain text");
-    check(&format!("{GOOD}---\n{GOOD}"), "7:1 : a second document starts here");
+    check(&format!("{GOOD}---\n{GOOD}"), "8:1 : a second document starts here");
     check(&"[".repeat(200), "1:33 : not readable as YAML: ");
 }
 
@@ -221,6 +221,17 @@ fn kinds() {
         &with("  reconciler: {builtin: expiry}\n", ""),
         "4:3 kinds[0].reconciler: missing; write `reconciler: {builtin: NAME}`",
     );
+}
+
+#[test]
+fn a_reconciler_made_for_another_kind() {
+    let offers = [Offer { name: "expiry", only: Some(("leasehold.dev", "ExpiryPolicy")) }];
+    let errors = load("f.yaml", GOOD, &offers).unwrap_err();
+    assert_eq!(
+        errors.violations()[0].message,
+        "`expiry` reconciles ExpiryPolicy.leasehold.dev and nothing else; this kind is Widget.example.com"
+    );
+    assert_eq!((errors.violations()[0].line, errors.violations()[0].column), (6, 25));
 }
 
 #[test]

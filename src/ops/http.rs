@@ -112,6 +112,8 @@ struct Shard {
     lease: String,
     state: ShardState,
     reason: Option<String>,
+    /// How the last request about the Lease failed.
+    trouble: Option<String>,
     holder: Option<String>,
     held_here: bool,
     token: Option<FencingToken>,
@@ -138,6 +140,7 @@ fn row(identity: &str, lease: String, shard: ShardStatus, now: Instant) -> Shard
         lease,
         state: shard.state,
         reason: shard.reason,
+        trouble: shard.trouble,
         holder: shard.holder,
         held_here,
         token: shard.token,
@@ -185,6 +188,7 @@ mod tests {
                     kind: "Widget.example.com".to_owned(),
                     state: ShardState::Leading,
                     reason: None,
+                    trouble: None,
                     holder: Some("a_1".to_owned()),
                     token: Some(FencingToken { uid: "u".to_owned(), transitions: 3 }),
                     valid_until: Some(now + Duration::from_secs(14)),
@@ -251,12 +255,12 @@ mod tests {
                 "shards": [
                     {
                         "kind": "Gadget.example.com", "lease": "gadget.example.com", "state": "Blocked",
-                        "reason": "no CRD", "holder": null, "heldHere": false, "token": null,
+                        "reason": "no CRD", "trouble": null, "holder": null, "heldHere": false, "token": null,
                         "validForSeconds": null, "secondsSinceRenewal": null,
                     },
                     {
                         "kind": "Widget.example.com", "lease": "widget.example.com", "state": "Leading",
-                        "reason": null, "holder": "a_1", "heldHere": true,
+                        "reason": null, "trouble": null, "holder": "a_1", "heldHere": true,
                         "token": {"uid": "u", "transitions": 3},
                         "validForSeconds": 12.0, "secondsSinceRenewal": 2.0,
                     },

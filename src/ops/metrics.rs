@@ -139,6 +139,13 @@ fn of(kind: &str) -> OfKind {
     OfKind { kind: kind.to_owned() }
 }
 
+/// Metrics nobody has named the kinds of; a series begins when it is first used.
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new([], Status::default())
+    }
+}
+
 impl Metrics {
     /// Metrics with every series of each of `kinds`, which are spelt as in [`ShardStatus::kind`](super::status::ShardStatus::kind).
     /// The age of each last renewal is read from `status` when metrics are asked for.

@@ -252,7 +252,11 @@ impl World {
                     self.replicas[*replica].in_flight = None;
                     let now = self.local(*replica);
                     let election = &mut self.replicas[*replica].election;
-                    if *read { election.read_failed(now) } else { election.unknown(now) }
+                    if *read {
+                        election.read_failed(now)
+                    } else {
+                        election.unknown(now)
+                    }
                     self.settle(*replica);
                     self.wake(*replica, 0);
                 }
@@ -456,7 +460,12 @@ impl World {
                 if let Some(stored) = self.stored.clone() {
                     let holder = self.flip(128).then(|| "a hand".to_owned());
                     self.note(format_args!("a hand makes the holder {holder:?}"));
-                    self.store(Some((stored.version.uid, holder, stored.duration.map(|_| Duration::from_secs(15)), stored.transitions)));
+                    self.store(Some((
+                        stored.version.uid,
+                        holder,
+                        stored.duration.map(|_| Duration::from_secs(15)),
+                        stored.transitions,
+                    )));
                 }
             }
             _ => {
@@ -504,7 +513,10 @@ fn play(seed: u64, replicas: usize, faults: Faults) {
         let until = world.now + 100;
         world.run(until);
         let leading = (0..world.replicas.len())
-            .filter(|&r| matches!(world.replicas[r].election.standing(world.local(r)), Standing::Leading(_)) && world.replicas[r].task.is_some())
+            .filter(|&r| {
+                matches!(world.replicas[r].election.standing(world.local(r)), Standing::Leading(_))
+                    && world.replicas[r].task.is_some()
+            })
             .count();
         if leading == 1 {
             led_after = Some(world.now - calm);
