@@ -2,7 +2,45 @@
 //!
 //! Nothing here does IO or reads a clock. A [`Configuration`] that exists is valid: no later code checks a field again.
 
+mod duration;
+mod errors;
+mod raw;
+mod read;
+mod section;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
+
+pub use errors::{Errors, Violation};
+
+/// A reconciler that a file may name.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer<'a> {
+    /// The name, as in `builtin: NAME`.
+    pub name: &'a str,
+    /// Group and kind of the only kind it can reconcile, if there is only one.
+    pub only: Option<(&'a str, &'a str)>,
+}
+
+impl<'a> From<&'a str> for Offer<'a> {
+    fn from(name: &'a str) -> Self {
+        Self { name, only: None }
+    }
+}
+
+/// Reads and checks one file. `file` is its name as error messages give it, `reconcilers` are those a kind may name.
+///
+/// # Errors
+///
+/// Everything that is wrong with the file, at once, in the order of the file. Text that is no YAML has one error only.
+pub fn load<'a, R>(file: &str, text: &str, reconcilers: &[R]) -> Result<Configuration, Errors>
+where
+    R: Copy + Into<Offer<'a>>,
+{
+    let offers: Vec<Offer<'a>> = reconcilers.iter().map(|reconciler| (*reconciler).into()).collect();
+    read::configuration(file, text, &offers)
+}
 
 /// What one installation shards, and how.
 #[derive(Clone, Debug)]

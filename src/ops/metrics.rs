@@ -1,18 +1,323 @@
-//! Placeholder until merge.
-use std::time::Duration;
-/// Metrics.
-#[derive(Clone, Default)]
-pub struct Metrics;
-#[allow(missing_docs)]
+//! The metrics of one replica, by kind.
+//!
+//! Every series of every configured kind exists from the start, so that "no value yet" and "not scraped" look different.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::ConstGauge, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+use tokio::time::Instant;
+
+use super::status::Status;
+
+/// Labels of a series about one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfKind {
+    kind: String,
+}
+
+/// Labels of the request counter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfRequest {
+    verb: String,
+    outcome: String,
+}
+
+/// The metrics of one replica; clones share them.
+#[derive(Clone)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    registry: Registry,
+    series: Series,
+}
+
+struct Series {
+    leading: Family<OfKind, Gauge>,
+    up: Family<OfKind, Gauge>,
+    transitions: Family<OfKind, Counter>,
+    renewal: Family<OfKind, Histogram>,
+    without_owner: Family<OfKind, Histogram>,
+    drain: Family<OfKind, Histogram>,
+    aborted: Family<OfKind, Counter>,
+    fenced: Family<OfKind, Counter>,
+    failed: Family<OfKind, Counter>,
+    requests: Family<OfRequest, Counter>,
+}
+
+/// Renewals: a healthy one takes milliseconds, and none may outlast the request timeout.
+fn renewal_buckets() -> Histogram {
+    Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0])
+}
+
+/// Hand-overs take milliseconds, failovers a lease duration, an outage minutes.
+fn without_owner_buckets() -> Histogram {
+    Histogram::new([0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 300.0])
+}
+
+/// Drains end within the drain timeout, which is half a minute unless configured.
+fn drain_buckets() -> Histogram {
+    Histogram::new([0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0])
+}
+
+impl Series {
+    fn register(registry: &mut Registry) -> Self {
+        let series = Self {
+            leading: Family::default(),
+            up: Family::default(),
+            transitions: Family::default(),
+            renewal: Family::new_with_constructor(renewal_buckets),
+            without_owner: Family::new_with_constructor(without_owner_buckets),
+            drain: Family::new_with_constructor(drain_buckets),
+            aborted: Family::default(),
+            fenced: Family::default(),
+            failed: Family::default(),
+            requests: Family::default(),
+        };
+        let r = registry;
+        r.register(
+            "leading",
+            "Whether this replica holds the kind's Lease and reconciles (0 or 1)",
+            series.leading.clone(),
+        );
+        r.register(
+            "kind_up",
+            "Whether this replica can run the kind; 0 when its CRD is missing or a permission is denied",
+            series.up.clone(),
+        );
+        r.register("transitions", "Changes of the Lease's holder seen by this replica", series.transitions.clone());
+        r.register_with_unit(
+            "renewal_duration",
+            "Time a successful renewal of the Lease took",
+            Unit::Seconds,
+            series.renewal.clone(),
+        );
+        r.register_with_unit(
+            "without_owner",
+            "Length of each time without an owner of the kind, as seen by this replica",
+            Unit::Seconds,
+            series.without_owner.clone(),
+        );
+        r.register_with_unit(
+            "drain_duration",
+            "Time from asking a term to drain until its work had ended",
+            Unit::Seconds,
+            series.drain.clone(),
+        );
+        r.register(
+            "aborted_terms",
+            "Terms whose work was cut off because it did not drain in time",
+            series.aborted.clone(),
+        );
+        r.register("fenced_writes", "Writes refused because their term was no longer valid", series.fenced.clone());
+        r.register("failed_terms", "Terms whose reconciler returned early, failed or panicked", series.failed.clone());
+        r.register("lease_requests", "Requests for Leases by verb and outcome", series.requests.clone());
+        series
+    }
+
+    fn create(&self, kind: &str) {
+        let labels = &of(kind);
+        drop(self.leading.get_or_create(labels));
+        // Nothing blocks a kind until something is seen to.
+        self.up.get_or_create(labels).set(1);
+        for family in [&self.transitions, &self.aborted, &self.fenced, &self.failed] {
+            drop(family.get_or_create(labels));
+        }
+        for family in [&self.renewal, &self.without_owner, &self.drain] {
+            drop(family.get_or_create(labels));
+        }
+    }
+}
+
+fn of(kind: &str) -> OfKind {
+    OfKind { kind: kind.to_owned() }
+}
+
+/// Metrics nobody has named the kinds of; a series begins when it is first used.
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new([], Status::default())
+    }
+}
+
 impl Metrics {
-    pub fn set_leading(&self, _kind: &str, _leading: bool) {}
-    pub fn transition(&self, _kind: &str) {}
-    pub fn renewed(&self, _kind: &str, _latency: Duration) {}
-    pub fn without_owner(&self, _kind: &str, _time: Duration) {}
-    pub fn drained(&self, _kind: &str, _time: Duration) {}
-    pub fn aborted(&self, _kind: &str) {}
-    pub fn fenced(&self, _kind: &str) {}
-    pub fn blocked(&self, _kind: &str, _blocked: bool) {}
-    pub fn lease_request(&self, _verb: &str, _outcome: &str) {}
-    pub fn term_failed(&self, _kind: &str) {}
+    /// Metrics with every series of each of `kinds`, which are spelt as in [`ShardStatus::kind`](super::status::ShardStatus::kind).
+    /// The age of each last renewal is read from `status` when metrics are asked for.
+    pub fn new(kinds: impl IntoIterator<Item = String>, status: Status) -> Self {
+        let mut registry = Registry::with_prefix("leasehold");
+        let series = Series::register(&mut registry);
+        for kind in kinds {
+            series.create(&kind);
+        }
+        registry.register_collector(Box::new(SinceRenewal { status }));
+        Self { inner: Arc::new(Inner { registry, series }) }
+    }
+
+    /// Whether this replica leads the kind.
+    pub fn set_leading(&self, kind: &str, leading: bool) {
+        self.inner.series.leading.get_or_create(&of(kind)).set(leading.into());
+    }
+
+    /// Another holder was seen on the Lease than before.
+    pub fn transition(&self, kind: &str) {
+        self.inner.series.transitions.get_or_create(&of(kind)).inc();
+    }
+
+    /// A renewal succeeded, `latency` after it was sent.
+    pub fn renewed(&self, kind: &str, latency: Duration) {
+        self.inner.series.renewal.get_or_create(&of(kind)).observe(latency.as_secs_f64());
+    }
+
+    /// The kind has an owner again after `gap` without one.
+    pub fn without_owner(&self, kind: &str, gap: Duration) {
+        self.inner.series.without_owner.get_or_create(&of(kind)).observe(gap.as_secs_f64());
+    }
+
+    /// A term's work ended, `took` after it was asked to drain.
+    pub fn drained(&self, kind: &str, took: Duration) {
+        self.inner.series.drain.get_or_create(&of(kind)).observe(took.as_secs_f64());
+    }
+
+    /// A term was aborted.
+    pub fn aborted(&self, kind: &str) {
+        self.inner.series.aborted.get_or_create(&of(kind)).inc();
+    }
+
+    /// The fence refused a write.
+    pub fn fenced(&self, kind: &str) {
+        self.inner.series.fenced.get_or_create(&of(kind)).inc();
+    }
+
+    /// A term's reconciler ended by itself.
+    pub fn term_failed(&self, kind: &str) {
+        self.inner.series.failed.get_or_create(&of(kind)).inc();
+    }
+
+    /// Whether something keeps this replica from running the kind.
+    pub fn blocked(&self, kind: &str, blocked: bool) {
+        self.inner.series.up.get_or_create(&of(kind)).set((!blocked).into());
+    }
+
+    /// A request for a Lease was answered, or not.
+    pub fn lease_request(&self, verb: &str, outcome: &str) {
+        let labels = OfRequest { verb: verb.to_owned(), outcome: outcome.to_owned() };
+        self.inner.series.requests.get_or_create(&labels).inc();
+    }
+
+    /// All metrics in the OpenMetrics text format.
+    ///
+    /// # Errors
+    ///
+    /// If a metric cannot be written, which a `String` gives no occasion for.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut page = String::new();
+        text::encode(&mut page, &self.inner.registry)?;
+        Ok(page)
+    }
+}
+
+/// Computes the age of each last renewal when it is asked for: a gauge that is set on renewal would stand still
+/// just when renewals do.
+struct SinceRenewal {
+    status: Status,
+}
+
+impl fmt::Debug for SinceRenewal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SinceRenewal").finish_non_exhaustive()
+    }
+}
+
+impl Collector for SinceRenewal {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let now = Instant::now();
+        let mut family = encoder.encode_descriptor(
+            "leasehold_since_renewal",
+            "Time since this replica sent its last successful renewal of the kind's Lease",
+            Some(&Unit::Seconds),
+            MetricType::Gauge,
+        )?;
+        for (_, shard) in self.status.shards() {
+            if let Some(renewed_at) = shard.renewed_at {
+                let age = now.saturating_duration_since(renewed_at).as_secs_f64();
+                ConstGauge::new(age).encode(family.encode_family(&of(&shard.kind))?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_of_a_kind_exists_from_the_start() {
+        let page = Metrics::new(["Widget.example.com".to_owned()], Status::default()).encode().unwrap();
+        for line in [
+            "leasehold_leading{kind=\"Widget.example.com\"} 0",
+            "leasehold_kind_up{kind=\"Widget.example.com\"} 1",
+            "leasehold_transitions_total{kind=\"Widget.example.com\"} 0",
+            "leasehold_aborted_terms_total{kind=\"Widget.example.com\"} 0",
+            "leasehold_fenced_writes_total{kind=\"Widget.example.com\"} 0",
+            "leasehold_failed_terms_total{kind=\"Widget.example.com\"} 0",
+            "leasehold_renewal_duration_seconds_count{kind=\"Widget.example.com\"} 0",
+            "leasehold_without_owner_seconds_count{kind=\"Widget.example.com\"} 0",
+            "leasehold_drain_duration_seconds_count{kind=\"Widget.example.com\"} 0",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} is missing from\n{page}");
+        }
+        assert!(page.ends_with("# EOF\n"), "{page}");
+    }
+
+    #[test]
+    fn methods_move_their_own_series() {
+        let metrics = Metrics::new(["W".to_owned()], Status::default());
+        metrics.set_leading("W", true);
+        metrics.blocked("W", true);
+        metrics.transition("W");
+        metrics.renewed("W", Duration::from_millis(20));
+        metrics.without_owner("W", Duration::from_secs(17));
+        metrics.drained("W", Duration::from_secs(1));
+        metrics.aborted("W");
+        metrics.fenced("W");
+        metrics.term_failed("W");
+        metrics.lease_request("update", "conflict");
+        let page = metrics.encode().unwrap();
+        for line in [
+            "leasehold_leading{kind=\"W\"} 1",
+            "leasehold_kind_up{kind=\"W\"} 0",
+            "leasehold_transitions_total{kind=\"W\"} 1",
+            "leasehold_renewal_duration_seconds_bucket{le=\"0.025\",kind=\"W\"} 1",
+            "leasehold_without_owner_seconds_bucket{le=\"15.0\",kind=\"W\"} 0",
+            "leasehold_without_owner_seconds_bucket{le=\"20.0\",kind=\"W\"} 1",
+            "leasehold_drain_duration_seconds_sum{kind=\"W\"} 1.0",
+            "leasehold_aborted_terms_total{kind=\"W\"} 1",
+            "leasehold_fenced_writes_total{kind=\"W\"} 1",
+            "leasehold_failed_terms_total{kind=\"W\"} 1",
+            "leasehold_lease_requests_total{verb=\"update\",outcome=\"conflict\"} 1",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} is missing from\n{page}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_age_of_the_last_renewal_grows_without_being_set() {
+        let status = Status::default();
+        let metrics = Metrics::new(["W".to_owned()], status.clone());
+        let renewed_at = Instant::now();
+        status.update("w", |shard| {
+            shard.kind = "W".to_owned();
+            shard.renewed_at = Some(renewed_at);
+        });
+        tokio::time::advance(Duration::from_secs(7)).await;
+        let page = metrics.encode().unwrap();
+        assert!(page.contains("leasehold_since_renewal_seconds{kind=\"W\"} 7.0\n"), "{page}");
+    }
 }

@@ -1,4 +1,5 @@
 //! What people and Kubernetes see of a replica.
 
+pub mod http;
 pub mod metrics;
 pub mod status;

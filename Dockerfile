@@ -1,0 +1,12 @@
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
+    cargo build --locked --release --package leasehold && cp target/release/leasehold /leasehold
+
+# glibc and nothing else: no shell, no package manager. TLS roots are not needed, the API server's come with the Pod.
+FROM gcr.io/distroless/cc-debian12:nonroot
+COPY --from=build /leasehold /usr/local/bin/leasehold
+USER 65532:65532
+ENTRYPOINT ["/usr/local/bin/leasehold"]
+CMD ["run", "--config=/etc/leasehold/leasehold.yaml"]

@@ -1,0 +1,26 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench cluster image clean
+
+help: ## Show what can be made
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+demo: ## See three replicas on a real control plane share their kinds, and one of them die
+	@tests/demo.sh
+
+test: ## Prove the safety rules: unit tests, simulation, acceptance on a real control plane
+	@.ci/run cluster test
+
+lint: ## Check formatting, lints and documentation
+	@.ci/run fmt clippy doc
+
+bench: ## Measure handover, failover and idle load on a real control plane
+	@tests/bench.sh
+
+cluster: ## Start a control plane on this machine and keep it until Ctrl-C
+	@cargo run --locked --quiet --package leasehold-cluster -- up
+
+image: ## Build the container image leasehold:0.1.0
+	docker build --tag leasehold:0.1.0 .
+
+clean: ## Remove what was built in this folder, the control plane's binaries apart
+	cargo clean

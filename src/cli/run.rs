@@ -1,0 +1,118 @@
+//! `leasehold run`: one replica, from its configuration to its last released Lease.
+
+use std::{net::SocketAddr, path::PathBuf, pin::pin, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use clap::Args;
+use leasehold::{
+    Configuration, Leasehold, Replica,
+    kinds::{self, Builtin},
+    ops::{http, metrics::Metrics, status::Status},
+    shutdown_signals,
+};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, load, logging};
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+    /// Address of /livez, /readyz, /metrics and /shards
+    #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:8080")]
+    http: SocketAddr,
+    /// Form of the log lines on standard error; RUST_LOG chooses which
+    #[arg(long, value_enum, default_value_t = logging::Format::Text)]
+    log_format: logging::Format,
+    /// Name of this Pod, the readable part of its holder identity [default: the host name]
+    #[arg(long, env, value_name = "NAME")]
+    pod_name: Option<String>,
+    /// Namespace of this Pod [default: the kubeconfig's]
+    #[arg(long, env, value_name = "NAMESPACE")]
+    pod_namespace: Option<String>,
+    /// Uid of this Pod
+    #[arg(long, env, value_name = "UID")]
+    pod_uid: Option<String>,
+    /// Hash of the template this Pod was made from
+    #[arg(long, env, value_name = "HASH")]
+    pod_template_hash: Option<String>,
+}
+
+/// How long an answer that is being written at the end may take. The process has nothing else to wait for by then.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
+    let builtin = kinds::builtin();
+    let config = load(&options.config, &builtin).map_err(|bad| Failure::Usage(bad.to_string()))?;
+    logging::install(options.log_format);
+    let runtime = tokio::runtime::Runtime::new().context("failed to start the runtime")?;
+    let outcome = runtime.block_on(serve(options, config, builtin));
+    // Whatever still blocks a thread has outlived its term; the process does not wait for it.
+    runtime.shutdown_background();
+    outcome?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The endpoints are up before anything is asked of the API server, and until the replica has ended.
+async fn serve(options: Options, config: Configuration, builtin: Vec<Builtin>) -> anyhow::Result<()> {
+    let status = Status::default();
+    let metrics = Metrics::new(config.kinds.iter().map(|kind| kind.name()), status.clone());
+    let listener = http::bind(options.http).await?;
+    tracing::info!(address = %options.http, "serving /livez, /readyz, /metrics and /shards");
+
+    let stop = CancellationToken::new();
+    let mut server = pin!(http::serve(listener, status.clone(), metrics.clone(), stop.clone().cancelled_owned()));
+    let outcome = tokio::select! {
+        outcome = replica(options, config, builtin, status, metrics) => outcome,
+        served = &mut server => {
+            served.context("the HTTP server broke")?;
+            return Err(anyhow!("the HTTP server ended by itself"));
+        }
+    };
+    stop.cancel();
+    // A request that never ends must not keep the process.
+    let _ = timeout(LAST_ANSWERS, server).await;
+    outcome
+}
+
+async fn replica(
+    options: Options,
+    config: Configuration,
+    builtin: Vec<Builtin>,
+    status: Status,
+    metrics: Metrics,
+) -> anyhow::Result<()> {
+    let signals = shutdown_signals().context("failed to listen for signals")?;
+    let cluster = kube::Config::infer()
+        .await
+        .context("no cluster to talk to: set KUBECONFIG, or run in a Pod with a ServiceAccount")?;
+    let replica = Replica {
+        pod_name: given(options.pod_name).map_or_else(host_name, Ok)?,
+        pod_namespace: given(options.pod_namespace).unwrap_or_else(|| cluster.default_namespace.clone()),
+    };
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        pod = replica.pod_name,
+        uid = given(options.pod_uid),
+        template = given(options.pod_template_hash),
+        api = %cluster.cluster_url,
+        "leasehold"
+    );
+    let mut leasehold = Leasehold::new(config).observed_by(status, metrics);
+    for builtin in builtin {
+        leasehold = leasehold.shared_reconciler(builtin.name, builtin.reconciler);
+    }
+    Ok(leasehold.run(cluster, replica, signals).await?)
+}
+
+/// An empty variable, as `env: [{name: X}]` in a manifest makes, is one that is not set.
+fn given(value: Option<String>) -> Option<String> {
+    value.filter(|value| !value.is_empty())
+}
+
+fn host_name() -> anyhow::Result<String> {
+    let name = hostname::get().context("failed to read the host name; set POD_NAME")?;
+    name.into_string().map_err(|name| anyhow!("the host name {name:?} is no text; set POD_NAME"))
+}

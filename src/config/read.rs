@@ -1,0 +1,465 @@
+//! The tree of values in, a valid [`Configuration`] out, or every reason why there is none.
+//!
+//! Reading never stops at an error: a field that is wrong stands for its default while the rest is checked.
+
+use std::time::Duration;
+
+use super::{
+    Configuration, Errors, Kind, Offer, Timings,
+    duration::show,
+    errors::Gathered,
+    raw::{self, Node, Position, Value},
+    section::{Located, Section},
+};
+
+const API_VERSION: &str = "leasehold.dev/v1alpha1";
+const KIND: &str = "Configuration";
+
+const DEFAULT_INSTANCE: &str = "leasehold";
+const DEFAULT_TIMINGS: Timings = Timings {
+    lease_duration: Duration::from_secs(15),
+    renew_deadline: Duration::from_secs(10),
+    retry_period: Duration::from_secs(2),
+    request_timeout: Duration::from_secs(2),
+};
+const DEFAULT_GRACE: Duration = Duration::from_secs(2);
+const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+const DEFAULT_LOAD: Load = Load { weight: 1, concurrency: 4, resync: Duration::from_secs(600) };
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Room for the arithmetic on weights, and far more than a spread can make use of.
+const WEIGHTS: (u16, u16) = (1, 1000);
+const CONCURRENCIES: (u16, u16) = (1, 1000);
+
+const LABEL_MAX: usize = 63;
+const SUBDOMAIN_MAX: usize = 253;
+
+/// What a kind may set for itself and `defaults` for all.
+#[derive(Clone, Copy)]
+struct Load {
+    weight: u16,
+    concurrency: u16,
+    resync: Duration,
+}
+
+pub(super) fn configuration(file: &str, text: &str, reconcilers: &[Offer<'_>]) -> Result<Configuration, Errors> {
+    let mut errors = Gathered::new(file, text);
+    match raw::parse(text) {
+        Ok(root) => {
+            let configuration = top(&root, reconcilers, &mut errors);
+            if errors.is_empty() { Ok(configuration) } else { Err(errors.into_errors()) }
+        }
+        Err(unreadable) => {
+            errors.add(unreadable.at, "", unreadable.message);
+            Err(errors.into_errors())
+        }
+    }
+}
+
+fn top(root: &Node, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Configuration {
+    let mut section = Section::open(root, "", errors);
+    section.exactly("apiVersion", API_VERSION, errors);
+    section.exactly("kind", KIND, errors);
+    let instance = instance(&mut section, errors);
+    let (lease_namespace, timings) = leases(&mut section, errors);
+    let grace = placement(&mut section, timings.lease_duration, errors);
+    let drain_timeout = section.duration("drainTimeout", (Duration::ZERO, HOUR), errors);
+    let defaults = defaults(&mut section, errors);
+    let kinds = kinds(&mut section, defaults, reconcilers, errors);
+    section.not_yet("election", errors);
+    section.not_yet("onLoss", errors);
+    section.not_yet("standby", errors);
+    section.finish(errors);
+    Configuration {
+        instance,
+        lease_namespace,
+        timings,
+        grace,
+        drain_timeout: drain_timeout.map_or(DEFAULT_DRAIN_TIMEOUT, |found| found.value),
+        kinds,
+    }
+}
+
+fn instance(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> String {
+    let Some(found) = section.text("instance", errors) else { return DEFAULT_INSTANCE.to_owned() };
+    if !is_label_value(found.value) {
+        errors.add(
+            found.at,
+            &found.path,
+            format!(
+                "`{}` is no label value: 1 to {LABEL_MAX} letters, digits, `-`, `_` and `.`, \
+                 with a letter or digit at both ends",
+                found.value
+            ),
+        );
+    }
+    found.value.to_owned()
+}
+
+fn leases(top: &mut Section<'_>, errors: &mut Gathered<'_>) -> (Option<String>, Timings) {
+    let Some(mut section) = top.section("leases", errors) else { return (None, DEFAULT_TIMINGS) };
+    let namespace = section.text("namespace", errors);
+    if let Some(found) = &namespace
+        && !is_dns_label(found.value)
+    {
+        errors.add(found.at, &found.path, format!("`{}` is no namespace name: {}", found.value, dns_label_rule()));
+    }
+    let duration = section.duration("duration", (SECOND, HOUR), errors);
+    let deadline = section.duration("renewDeadline", (MILLISECOND, HOUR), errors);
+    let period = section.duration("retryPeriod", (MILLISECOND, HOUR), errors);
+    let timeout = section.duration("requestTimeout", (MILLISECOND, HOUR), errors);
+    let timings = timings(&section, [&duration, &deadline, &period, &timeout], errors);
+    section.finish(errors);
+    (namespace.map(|found| found.value.to_owned()), timings)
+}
+
+/// Checks the four durations against each other.
+/// A duration that could not be read is in the file but not among `given`; its rules wait until it can be.
+fn timings(section: &Section<'_>, given: [&Option<Located<Duration>>; 4], errors: &mut Gathered<'_>) -> Timings {
+    let [duration, deadline, period, timeout] = given;
+    let value = |given: &Option<Located<Duration>>, default| given.as_ref().map_or(default, |found| found.value);
+    let timings = Timings {
+        lease_duration: value(duration, DEFAULT_TIMINGS.lease_duration),
+        renew_deadline: value(deadline, DEFAULT_TIMINGS.renew_deadline),
+        retry_period: value(period, DEFAULT_TIMINGS.retry_period),
+        request_timeout: value(timeout, DEFAULT_TIMINGS.request_timeout),
+    };
+    let readable = |given: &Option<Located<Duration>>, name| given.is_some() || !section.has(name);
+    let said = |given: &Option<Located<Duration>>, value| {
+        format!("{}{}", show(value), if given.is_some() { "" } else { " (the default)" })
+    };
+
+    if let Some(found) = duration
+        && found.value.subsec_nanos() != 0
+    {
+        let message = format!("`{}` is not in whole seconds, which is all a Lease can say", show(found.value));
+        errors.add(found.at, &found.path, message);
+    }
+
+    let least = timings.renew_deadline + timings.retry_period + timings.request_timeout;
+    let all_readable = readable(duration, "duration")
+        && readable(deadline, "renewDeadline")
+        && readable(period, "retryPeriod")
+        && readable(timeout, "requestTimeout");
+    if all_readable && timings.lease_duration <= least {
+        let (at, path) = first_of([duration, deadline, period, timeout]);
+        errors.add(
+            at.unwrap_or(section.at()),
+            &path.unwrap_or_else(|| section.path_of("duration")),
+            format!(
+                "the rule `duration > renewDeadline + retryPeriod + requestTimeout` is broken: {} is not more than \
+                 {} + {} + {} = {}; lengthen duration or shorten the others",
+                said(duration, timings.lease_duration),
+                said(deadline, timings.renew_deadline),
+                said(period, timings.retry_period),
+                said(timeout, timings.request_timeout),
+                show(least),
+            ),
+        );
+    }
+    if readable(deadline, "renewDeadline")
+        && readable(period, "retryPeriod")
+        && timings.renew_deadline.as_nanos() * 10 <= timings.retry_period.as_nanos() * 12
+    {
+        let (at, path) = first_of([deadline, period]);
+        errors.add(
+            at.unwrap_or(section.at()),
+            &path.unwrap_or_else(|| section.path_of("renewDeadline")),
+            format!(
+                "the rule `renewDeadline > 1.2 x retryPeriod` is broken: {} is not more than 1.2 x {}; \
+                 lengthen renewDeadline or shorten retryPeriod",
+                said(deadline, timings.renew_deadline),
+                said(period, timings.retry_period),
+            ),
+        );
+    }
+    timings
+}
+
+/// Where a rule over several fields is reported: at the first of them that the file has.
+fn first_of<const N: usize>(given: [&Option<Located<Duration>>; N]) -> (Option<Position>, Option<String>) {
+    let first = given.into_iter().flatten().next();
+    (first.map(|found| found.at), first.map(|found| found.path.clone()))
+}
+
+fn placement(top: &mut Section<'_>, lease_duration: Duration, errors: &mut Gathered<'_>) -> Duration {
+    let Some(mut section) = top.section("placement", errors) else { return DEFAULT_GRACE.min(lease_duration / 2) };
+    let grace = section.duration("grace", (Duration::ZERO, HOUR), errors);
+    section.not_yet("rebalance", errors);
+    section.not_yet("settle", errors);
+    section.finish(errors);
+    let Some(found) = grace else { return DEFAULT_GRACE.min(lease_duration / 2) };
+    if found.value >= lease_duration {
+        let message = format!(
+            "must be shorter than leases.duration, or it would delay every failover by more than expiry does: \
+             {} is not less than {}",
+            show(found.value),
+            show(lease_duration)
+        );
+        errors.add(found.at, &found.path, message);
+    }
+    found.value
+}
+
+fn defaults(top: &mut Section<'_>, errors: &mut Gathered<'_>) -> Load {
+    let Some(mut section) = top.section("defaults", errors) else { return DEFAULT_LOAD };
+    let load = load(&mut section, DEFAULT_LOAD, errors);
+    section.not_yet("standby", errors);
+    section.finish(errors);
+    load
+}
+
+fn load(section: &mut Section<'_>, default: Load, errors: &mut Gathered<'_>) -> Load {
+    Load {
+        weight: section.number("weight", WEIGHTS, errors).unwrap_or(default.weight),
+        concurrency: section.number("concurrency", CONCURRENCIES, errors).unwrap_or(default.concurrency),
+        resync: section.duration("resync", (SECOND, WEEK), errors).map_or(default.resync, |found| found.value),
+    }
+}
+
+fn kinds(top: &mut Section<'_>, defaults: Load, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Vec<Kind> {
+    let Some(node) = top.take("kinds") else {
+        errors.add(top.at(), "kinds", "missing; list at least one kind");
+        return Vec::new();
+    };
+    let Value::List(list) = &node.value else {
+        errors.add(node.at, "kinds", format!("expected a list of kinds, found {}", node.describe()));
+        return Vec::new();
+    };
+    if list.is_empty() {
+        errors.add(node.at, "kinds", "the list is empty; list at least one kind");
+    }
+    let mut seen: Vec<Seen> = Vec::new();
+    for (index, node) in list.iter().enumerate() {
+        if let Some(kind) = kind(node, &format!("kinds[{index}]"), defaults, reconcilers, errors) {
+            distinct(&kind, &seen, errors);
+            seen.push(kind);
+        }
+    }
+    seen.into_iter().map(|seen| seen.kind).collect()
+}
+
+/// A kind with the places to point at when another one collides with it.
+struct Seen {
+    kind: Kind,
+    path: String,
+    kind_at: Position,
+    kind_path: String,
+    lease_at: Position,
+    lease_path: String,
+}
+
+fn distinct(new: &Seen, seen: &[Seen], errors: &mut Gathered<'_>) {
+    if let Some(first) = seen.iter().find(|s| s.kind.group == new.kind.group && s.kind.kind == new.kind.kind) {
+        let message = format!(
+            "{} stands twice, first as {} on line {}; whatever its version, a kind has one entry: remove one",
+            new.kind.name(),
+            first.path,
+            first.kind_at.line
+        );
+        errors.add(new.kind_at, &new.kind_path, message);
+        return;
+    }
+    let lease = new.kind.lease_name.to_ascii_lowercase();
+    if let Some(first) = seen.iter().find(|s| s.kind.lease_name.to_ascii_lowercase() == lease) {
+        let message = format!(
+            "the Lease `{lease}` is that of {} ({}, line {}) already, and a Lease is held for one kind; \
+             set another lease.name",
+            first.kind.name(),
+            first.path,
+            first.lease_at.line
+        );
+        errors.add(new.lease_at, &new.lease_path, message);
+    }
+}
+
+/// `None` if group and kind could not be read, so that there is nothing to compare with others.
+fn kind(node: &Node, path: &str, defaults: Load, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Option<Seen> {
+    let is_mapping = matches!(node.value, Value::Map(_));
+    let mut section = Section::open(node, path, errors);
+    if !is_mapping {
+        return None;
+    }
+    let group_version = group_version(&mut section, errors);
+    let kind = kind_name(&mut section, errors);
+    let load = load(&mut section, defaults, errors);
+    let lease = lease_name(&mut section, errors);
+    let reconciler = reconciler(&mut section, reconcilers, errors);
+    section.not_yet("standby", errors);
+    section.not_yet("election", errors);
+    section.not_yet("onLoss", errors);
+    section.finish(errors);
+
+    let ((group, version), kind) = (group_version?, kind?);
+    let default_lease = if group.is_empty() {
+        kind.value.to_ascii_lowercase()
+    } else {
+        format!("{}.{group}", kind.value.to_ascii_lowercase())
+    };
+    if lease.is_none() && default_lease.len() > SUBDOMAIN_MAX {
+        let message = format!(
+            "the default Lease name `{default_lease}` is longer than {SUBDOMAIN_MAX} characters; set lease.name"
+        );
+        errors.add(kind.at, &kind.path, message);
+    }
+    let (lease_at, lease_path) =
+        lease.as_ref().map_or_else(|| (kind.at, kind.path.clone()), |lease| (lease.at, lease.path.clone()));
+    let entry = Kind {
+        group,
+        version,
+        kind: kind.value.to_owned(),
+        lease_name: lease.map_or(default_lease, |lease| lease.value.to_owned()),
+        weight: load.weight.into(),
+        concurrency: load.concurrency,
+        resync: load.resync,
+        reconciler: reconciler.as_ref().map_or_else(String::new, |found| found.value.to_owned()),
+    };
+    if let Some(reconciler) = &reconciler {
+        suits(&entry, reconciler, reconcilers, errors);
+    }
+    Some(Seen { kind: entry, path: path.to_owned(), kind_at: kind.at, kind_path: kind.path, lease_at, lease_path })
+}
+
+fn group_version(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> Option<(String, String)> {
+    let found = section.text("apiVersion", errors);
+    let Some(found) = found else {
+        if !section.has("apiVersion") {
+            let message = "missing; write <group>/<version> of the kind, such as `example.com/v1`";
+            errors.add(section.at(), &section.path_of("apiVersion"), message);
+        }
+        return None;
+    };
+    let parts = found.value.split_once('/');
+    let wrong = match parts {
+        None if found.value == "v1" => return Some((String::new(), "v1".to_owned())),
+        None => "it has no group, and the core group has `v1` only; write <group>/<version>".to_owned(),
+        Some((group, _)) if !is_subdomain(group) => {
+            format!("`{group}` is no API group: {}", subdomain_rule())
+        }
+        Some((group, version)) => {
+            if is_version(version) {
+                return Some((group.to_owned(), version.to_owned()));
+            }
+            format!("`{version}` is no API version: lower-case letters, digits and `-`, such as `v1` or `v1alpha1`")
+        }
+    };
+    errors.add(found.at, &found.path, format!("`{}` is no apiVersion: {wrong}", found.value));
+    None
+}
+
+fn kind_name<'n>(section: &mut Section<'n>, errors: &mut Gathered<'_>) -> Option<Located<&'n str>> {
+    let Some(found) = section.text("kind", errors) else {
+        if !section.has("kind") {
+            let message = "missing; write the kind as in the objects' `kind:`, such as `Widget`";
+            errors.add(section.at(), &section.path_of("kind"), message);
+        }
+        return None;
+    };
+    let valid = found.value.len() <= LABEL_MAX
+        && found.value.starts_with(|c: char| c.is_ascii_uppercase())
+        && found.value.chars().all(|c| c.is_ascii_alphanumeric());
+    if !valid {
+        let message = format!(
+            "`{}` is no kind: CamelCase, letters and digits, at most {LABEL_MAX}, as in the objects' `kind:`",
+            found.value
+        );
+        errors.add(found.at, &found.path, message);
+        return None;
+    }
+    Some(found)
+}
+
+fn lease_name<'n>(section: &mut Section<'n>, errors: &mut Gathered<'_>) -> Option<Located<&'n str>> {
+    let mut lease = section.section("lease", errors)?;
+    let found = lease.text("name", errors);
+    lease.finish(errors);
+    if let Some(found) = &found
+        && !is_subdomain(found.value)
+    {
+        errors.add(found.at, &found.path, format!("`{}` is no Lease name: {}", found.value, subdomain_rule()));
+    }
+    found
+}
+
+fn reconciler<'n>(
+    section: &mut Section<'n>,
+    offers: &[Offer<'_>],
+    errors: &mut Gathered<'_>,
+) -> Option<Located<&'n str>> {
+    let names: Vec<_> = offers.iter().map(|offer| offer.name).collect();
+    let names =
+        if names.is_empty() { "none is compiled in".to_owned() } else { format!("one of {}", names.join(", ")) };
+    let Some(mut reconciler) = section.section("reconciler", errors) else {
+        let message = format!("missing; write `reconciler: {{builtin: NAME}}`, NAME being {names}");
+        errors.add(section.at(), &section.path_of("reconciler"), message);
+        return None;
+    };
+    let found = reconciler.text("builtin", errors);
+    if !["builtin", "compose", "hook"].iter().any(|field| reconciler.has(field)) {
+        let message = format!("missing; write the name of a reconciler, {names}");
+        errors.add(reconciler.at(), &reconciler.path_of("builtin"), message);
+    }
+    reconciler.not_yet("compose", errors);
+    reconciler.not_yet("hook", errors);
+    reconciler.finish(errors);
+    let found = found?;
+    if offers.iter().any(|offer| offer.name == found.value) {
+        return Some(found);
+    }
+    errors.add(found.at, &found.path, format!("`{}` is no reconciler of this binary: {names}", found.value));
+    None
+}
+
+/// A reconciler compiled for one kind cannot be given another.
+fn suits(kind: &Kind, reconciler: &Located<&str>, offers: &[Offer<'_>], errors: &mut Gathered<'_>) {
+    let only = offers.iter().find(|offer| offer.name == reconciler.value).and_then(|offer| offer.only);
+    if let Some((group, only)) = only
+        && (group, only) != (&kind.group, &kind.kind)
+    {
+        let message =
+            format!("`{}` reconciles {only}.{group} and nothing else; this kind is {}", reconciler.value, kind.name());
+        errors.add(reconciler.at, &reconciler.path, message);
+    }
+}
+
+fn is_label_value(text: &str) -> bool {
+    (1..=LABEL_MAX).contains(&text.len())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+}
+
+fn is_dns_label(text: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    (1..=LABEL_MAX).contains(&text.len())
+        && text.chars().all(|c| inner(c) || c == '-')
+        && text.starts_with(inner)
+        && text.ends_with(inner)
+}
+
+fn dns_label_rule() -> String {
+    format!("1 to {LABEL_MAX} lower-case letters, digits and `-`, with a letter or digit at both ends")
+}
+
+fn is_version(text: &str) -> bool {
+    is_dns_label(text) && text.starts_with(|c: char| c.is_ascii_lowercase())
+}
+
+/// Kubernetes bounds the whole name and, unlike DNS, not its parts.
+fn is_subdomain(text: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    (1..=SUBDOMAIN_MAX).contains(&text.len())
+        && text
+            .split('.')
+            .all(|part| part.starts_with(inner) && part.ends_with(inner) && part.chars().all(|c| inner(c) || c == '-'))
+}
+
+fn subdomain_rule() -> String {
+    format!(
+        "1 to {SUBDOMAIN_MAX} lower-case letters, digits, `-` and `.`, each part with a letter or digit at both ends"
+    )
+}

@@ -1,0 +1,331 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const RECONCILERS: [&str; 2] = ["propagation", "expiry"];
+
+/// A file without an error: the lines a case puts its own in place of.
+const GOOD: &str = "\
+apiVersion: leasehold.dev/v1alpha1
+kind: Configuration
+kinds:
+- apiVersion: example.com/v1
+  kind: Widget
+  reconciler: {builtin: expiry}
+";
+
+fn read(text: &str) -> Result<Configuration, Errors> {
+    load("f.yaml", text, &RECONCILERS)
+}
+
+/// Every error of `text` as `line:column path: message`.
+fn errors(text: &str) -> Vec<String> {
+    match read(text) {
+        Ok(_) => Vec::new(),
+        Err(errors) => {
+            errors.violations().iter().map(|e| format!("{}:{} {}: {}", e.line, e.column, e.path, e.message)).collect()
+        }
+    }
+}
+
+/// `text` has one error, which begins with `expected`.
+#[track_caller]
+fn check(text: &str, expected: &str) {
+    let found = errors(text);
+    assert!(found.len() == 1 && found[0].starts_with(expected), "{text}\nexpected {expected}\nfound    {found:#?}");
+}
+
+/// [`GOOD`] with `lines` at its end (from line 7) or, for the fields of the first kind, indented by the caller.
+#[track_caller]
+fn check_with(lines: &str, expected: &str) {
+    check(&format!("{GOOD}{lines}\n"), expected);
+}
+
+#[test]
+fn the_least_file_has_the_documented_defaults() {
+    let c = read(GOOD).unwrap();
+    assert_eq!(c.instance, "leasehold");
+    assert_eq!(c.lease_namespace, None);
+    assert_eq!(
+        c.timings,
+        Timings {
+            lease_duration: Duration::from_secs(15),
+            renew_deadline: Duration::from_secs(10),
+            retry_period: Duration::from_secs(2),
+            request_timeout: Duration::from_secs(2),
+        }
+    );
+    assert_eq!(c.grace, Duration::from_secs(2));
+    assert_eq!(c.drain_timeout, Duration::from_secs(30));
+    let [kind] = &c.kinds[..] else { panic!("{:?}", c.kinds) };
+    assert_eq!((kind.group.as_str(), kind.version.as_str(), kind.kind.as_str()), ("example.com", "v1", "Widget"));
+    assert_eq!(kind.lease_name, "widget.example.com");
+    assert_eq!((kind.weight, kind.concurrency, kind.resync), (1, 4, Duration::from_secs(600)));
+    assert_eq!(kind.reconciler, "expiry");
+}
+
+#[test]
+fn the_shipped_file_loads_and_says_what_it_shows() {
+    let text = include_str!("../../config/leasehold.yaml");
+    let c = load("config/leasehold.yaml", text, &RECONCILERS).unwrap_or_else(|e| panic!("{e}"));
+    let least = read(GOOD).unwrap();
+    assert_eq!(c.timings, least.timings);
+    assert_eq!((c.instance, c.grace, c.drain_timeout), (least.instance, least.grace, least.drain_timeout));
+    assert_eq!(c.kinds.len(), 2);
+    assert_eq!(c.kinds[0].lease_name, "propagation.leasehold.dev");
+    assert_eq!(c.kinds[1].lease_name, "expirypolicy.leasehold.dev");
+}
+
+#[test]
+fn the_core_group_and_the_defaults_section() {
+    let c = read(
+        "{apiVersion: leasehold.dev/v1alpha1, kind: Configuration, defaults: {weight: 3, concurrency: 7, resync: 1m30s}, \
+         kinds: [{apiVersion: v1, kind: ConfigMap, reconciler: {builtin: expiry}}, \
+         {apiVersion: v1, kind: Secret, weight: 9, lease: {name: secrets}, reconciler: {builtin: expiry}}]}",
+    )
+    .unwrap();
+    assert_eq!((c.kinds[0].group.as_str(), c.kinds[0].lease_name.as_str()), ("", "configmap"));
+    assert_eq!((c.kinds[0].weight, c.kinds[0].concurrency, c.kinds[0].resync), (3, 7, Duration::from_secs(90)));
+    assert_eq!((c.kinds[1].weight, c.kinds[1].lease_name.as_str()), (9, "secrets"));
+}
+
+#[test]
+fn what_is_no_configuration() {
+    check("", "1:1 : the file is empty");
+    check("# nothing\n", "2:1 : the file is empty");
+    check("just text\n", "1:1 : expected a mapping of fields, found the text \"just text\"");
+    check("a: [1\n", "1:4 : not readable as YAML: ");
+    check("a: b: c\n", "1:5 : not readable as YAML: ");
+    check("a:\n\t- b\n", "2:2 : not readable as YAML: ");
+    check("a: *b\n", "1:4 : not readable as YAML: ");
+    check("? {a: b}\n: c\n", "1:1 : not readable as YAML: a key of a mapping must be plain text");
+    check(&format!("{GOOD}---\n{GOOD}"), "8:1 : a second document starts here");
+    check(&"[".repeat(200), "1:33 : not readable as YAML: ");
+}
+
+#[test]
+fn top_level() {
+    check(
+        &GOOD.replace("/v1alpha1", "/v1"),
+        "1:13 apiVersion: must be `leasehold.dev/v1alpha1`, found `leasehold.dev/v1`",
+    );
+    check(&GOOD.replace("kind: Conf", "kind: conf"), "2:7 kind: must be `Configuration`");
+    check(&GOOD.replace("kind: Configuration\n", ""), "1:1 kind: missing; write `kind: Configuration`");
+    check_with("knids: []", "7:1 knids: unknown field; known here: apiVersion, kind, instance, leases, placement");
+    check_with("drainTimeOut: 1s", "7:1 drainTimeOut: unknown field; did you mean `drainTimeout`?");
+    check_with("kind: Configuration", "7:1 kind: the field is given twice, first on line 2; remove one");
+    check_with("instance: ''", "7:11 instance: `` is no label value");
+    check_with("instance: -a", "7:11 instance: `-a` is no label value");
+    check_with("instance: 12", "7:11 instance: expected text, found the number 12; put it in quotes");
+    check_with("instance: [a]", "7:11 instance: expected text, found a list");
+    check_with("instance: ~", "7:11 instance: expected text, found nothing");
+    check_with("drainTimeout: 30", "7:15 drainTimeout: `30` has no unit; write for example `30s`");
+    check_with("drainTimeout: '30'", "7:15 drainTimeout: `30` has no unit; write for example `30s`");
+    check_with("drainTimeout: 1d", "7:15 drainTimeout: `1d` has an unknown unit; write for example `15s`");
+    check_with("drainTimeout: 25h", "7:15 drainTimeout: `25h` is too long; the most is 1h");
+    check_with("drainTimeout: -1s", "7:15 drainTimeout: `-1s` is negative");
+    check_with("drainTimeout: true", "7:15 drainTimeout: expected a duration such as `15s`, found `true`");
+}
+
+#[test]
+fn what_this_release_does_not_have() {
+    check_with("election: Single", "7:1 election: not in this release; remove the field");
+    check_with("onLoss: Exit", "7:1 onLoss: not in this release");
+    check_with("placement: {rebalance: Never}", "7:13 placement.rebalance: not in this release");
+    check_with("placement: {settle: 5s}", "7:13 placement.settle: not in this release");
+    check_with("defaults: {standby: All}", "7:12 defaults.standby: not in this release");
+    let kind = |lines: &str| GOOD.replace("  reconciler: {builtin: expiry}", lines);
+    check(&kind("  reconciler: {compose: x}"), "6:16 kinds[0].reconciler.compose: not in this release");
+    check(&kind("  reconciler: {hook: {}}"), "6:16 kinds[0].reconciler.hook: not in this release");
+    check(&kind("  reconciler: {builtin: expiry}\n  standby: All"), "7:3 kinds[0].standby: not in this release");
+}
+
+#[test]
+fn timings_rules() {
+    check_with(
+        "leases: {duration: 14s}",
+        "7:20 leases.duration: the rule `duration > renewDeadline + retryPeriod + requestTimeout` is broken: \
+         14s is not more than 10s (the default) + 2s (the default) + 2s (the default) = 14s",
+    );
+    check_with(
+        "leases:\n  requestTimeout: 3s",
+        "8:19 leases.requestTimeout: the rule `duration > renewDeadline + retryPeriod + requestTimeout` is broken: \
+         15s (the default) is not more than 10s (the default) + 2s (the default) + 3s = 15s",
+    );
+    check_with(
+        "leases: {renewDeadline: 2400ms}",
+        "7:25 leases.renewDeadline: the rule `renewDeadline > 1.2 x retryPeriod` is broken: \
+         2s400ms is not more than 1.2 x 2s (the default)",
+    );
+    check_with("leases: {duration: 15500ms}", "7:20 leases.duration: `15s500ms` is not in whole seconds");
+    check_with("leases: {duration: 500ms}", "7:20 leases.duration: `500ms` is too short; the least is 1s");
+    check_with("leases: {retryPeriod: 0s}", "7:23 leases.retryPeriod: `0s` is too short; the least is 1ms");
+    check_with("leases: {namespace: A_b}", "7:21 leases.namespace: `A_b` is no namespace name");
+    check_with("leases: fast", "7:9 leases: expected a mapping of fields, found the text \"fast\"");
+    check_with("placement: {grace: 15s}", "7:20 placement.grace: must be shorter than leases.duration");
+    // A duration that cannot be read breaks no rule besides.
+    check_with("leases: {duration: 14}", "7:20 leases.duration: `14` has no unit; write for example `14s`");
+    assert!(
+        read(&format!(
+            "{GOOD}leases: {{duration: 3s, renewDeadline: 1500ms, retryPeriod: 1s, requestTimeout: 400ms}}\n"
+        ))
+        .is_ok()
+    );
+    assert!(read(&format!("{GOOD}placement: {{grace: 0s}}\n")).is_ok());
+}
+
+#[test]
+fn kinds() {
+    let head = "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\n";
+    check(head, "1:1 kinds: missing; list at least one kind");
+    check(&format!("{head}kinds: []\n"), "3:8 kinds: the list is empty");
+    check(&format!("{head}kinds: {{}}\n"), "3:8 kinds: expected a list of kinds, found a mapping");
+    check(&format!("{head}kinds: [Widget]\n"), "3:9 kinds[0]: expected a mapping of fields, found the text \"Widget\"");
+
+    let with = |from: &str, to: &str| GOOD.replace(from, to);
+    let group = |to: &str| with("example.com/v1", to);
+    check(&group("apps"), "4:15 kinds[0].apiVersion: `apps` is no apiVersion: it has no group");
+    check(&group("a/b/c"), "4:15 kinds[0].apiVersion: `a/b/c` is no apiVersion: `b/c` is no API version");
+    check(&group("A.b/v1"), "4:15 kinds[0].apiVersion: `A.b/v1` is no apiVersion: `A.b` is no API group");
+    check(&group("1"), "4:15 kinds[0].apiVersion: expected text, found the number 1; put it in quotes");
+    check(&with("- apiVersion: example.com/v1\n  kind", "- kind"), "4:3 kinds[0].apiVersion: missing");
+    check(&with("  kind: Widget\n", ""), "4:3 kinds[0].kind: missing");
+    check(&with("Widget", "widget"), "5:9 kinds[0].kind: `widget` is no kind: CamelCase");
+    check(&with("Widget", "Wid-get"), "5:9 kinds[0].kind: `Wid-get` is no kind");
+    check(&group(&format!("{}/v1", "a".repeat(250))), "5:9 kinds[0].kind: the default Lease name `widget.aaa");
+
+    let field = |line: &str| format!("{GOOD}  {line}\n");
+    check(&field("weight: 0"), "7:11 kinds[0].weight: expected a whole number from 1 to 1000, found the number 0");
+    check(&field("weight: -1"), "7:11 kinds[0].weight: expected a whole number from 1 to 1000, found the number -1");
+    check(&field("weight: 1.5"), "7:11 kinds[0].weight: expected a whole number");
+    check(&field("weight: '2'"), "7:11 kinds[0].weight: expected a whole number from 1 to 1000, found the text \"2\"");
+    check(
+        &field("weight: 99999999999999999999999999999999999999999999"),
+        "7:11 kinds[0].weight: expected a whole number",
+    );
+    check(&field("concurrency: 1001"), "7:16 kinds[0].concurrency: expected a whole number from 1 to 1000");
+    check(&field("resync: 500ms"), "7:11 kinds[0].resync: `500ms` is too short; the least is 1s");
+    check(&field("lease: {name: Widget}"), "7:17 kinds[0].lease.name: `Widget` is no Lease name");
+    check(&field("lease: {nmae: w}"), "7:11 kinds[0].lease.nmae: unknown field; known here: name");
+    check(&field("lease: w"), "7:10 kinds[0].lease: expected a mapping");
+
+    let reconciler = |to: &str| with("{builtin: expiry}", to);
+    check(
+        &reconciler("{builtin: nope}"),
+        "6:25 kinds[0].reconciler.builtin: `nope` is no reconciler of this binary: one of propagation, expiry",
+    );
+    check(&reconciler("{}"), "6:15 kinds[0].reconciler.builtin: missing");
+    check(
+        &with("  reconciler: {builtin: expiry}\n", ""),
+        "4:3 kinds[0].reconciler: missing; write `reconciler: {builtin: NAME}`",
+    );
+}
+
+#[test]
+fn a_reconciler_made_for_another_kind() {
+    let offers = [Offer { name: "expiry", only: Some(("leasehold.dev", "ExpiryPolicy")) }];
+    let errors = load("f.yaml", GOOD, &offers).unwrap_err();
+    assert_eq!(
+        errors.violations()[0].message,
+        "`expiry` reconciles ExpiryPolicy.leasehold.dev and nothing else; this kind is Widget.example.com"
+    );
+    assert_eq!((errors.violations()[0].line, errors.violations()[0].column), (6, 25));
+}
+
+#[test]
+fn collisions() {
+    let second = |entry: &str| format!("{GOOD}- {entry}\n");
+    check(
+        &second("{apiVersion: example.com/v2, kind: Widget, reconciler: {builtin: expiry}}"),
+        "7:38 kinds[1].kind: Widget.example.com stands twice, first as kinds[0] on line 5",
+    );
+    check(
+        &second("{apiVersion: v1, kind: Secret, lease: {name: widget.example.com}, reconciler: {builtin: expiry}}"),
+        "7:48 kinds[1].lease.name: the Lease `widget.example.com` is that of Widget.example.com (kinds[0], line 5) already",
+    );
+    // Names differ in case only: two kinds to the API server, one Lease name.
+    check(
+        &second("{apiVersion: example.com/v1, kind: WidGet, reconciler: {builtin: expiry}}"),
+        "7:38 kinds[1].kind: the Lease `widget.example.com` is that of Widget.example.com",
+    );
+}
+
+#[test]
+fn several_errors_are_shown_at_once_in_the_order_of_the_file() {
+    let text = "\
+apiVersion: leasehold.dev/v1alpha1
+kind: Configuration
+instance: my instance
+leases: {duration: 5s, wait: 1s}
+kinds:
+- apiVersion: example.com/v1
+  kind: widget
+  wieght: 2
+  reconciler: {builtin: nope}
+- apiVersion: example.com/v1
+  kind: Gadget
+  resync: 10
+  resync: 10m
+";
+    let found = read(text).unwrap_err().to_string();
+    let places: Vec<_> = found
+        .lines()
+        .filter_map(|line| line.strip_prefix("f.yaml:"))
+        .map(|line| line.splitn(4, ':').take(3).collect::<Vec<_>>().join(":"))
+        .collect();
+    assert_eq!(
+        places,
+        [
+            "3:11: instance",
+            "4:20: leases.duration",
+            "4:24: leases.wait",
+            "7:9: kinds[0].kind",
+            "8:3: kinds[0].wieght",
+            "9:25: kinds[0].reconciler.builtin",
+            "10:3: kinds[1].reconciler",
+            "12:11: kinds[1].resync",
+            "13:3: kinds[1].resync",
+        ],
+        "{found}"
+    );
+    assert!(found.contains("\n  7 |   kind: widget\n    |         ^\n"), "{found}");
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_text_never_panics(text in ".*") {
+        let _ = read(&text).map_err(|e| e.to_string());
+    }
+
+    #[test]
+    fn yaml_like_text_never_panics(text in "[-a-z0-9:{}\\[\\],&*!|>'\"#%@? \\n\\t]{0,80}") {
+        let _ = read(&text).map_err(|e| e.to_string());
+    }
+
+    #[test]
+    fn a_damaged_file_never_panics(at in 0..GOOD.len(), insert in ".{0,8}") {
+        let text = format!("{}{insert}{}", &GOOD[..at], &GOOD[at..]);
+        let _ = read(&text).map_err(|e| e.to_string());
+    }
+
+    /// Rule 8 of the design holds for every file that loads, whatever it says.
+    #[test]
+    fn what_loads_keeps_the_rules(
+        duration in 1..40_u64, deadline in 1..40_000_u64, period in 1..20_000_u64, timeout in 1..20_000_u64, grace in 0..40_u64,
+    ) {
+        let text = format!(
+            "{GOOD}leases: {{duration: {duration}s, renewDeadline: {deadline}ms, retryPeriod: {period}ms, \
+             requestTimeout: {timeout}ms}}\nplacement: {{grace: {grace}s}}\n"
+        );
+        let keeps = duration * 1000 > deadline + period + timeout && deadline * 10 > period * 12 && grace < duration;
+        match read(&text) {
+            Ok(c) => {
+                prop_assert!(keeps);
+                prop_assert_eq!(c.timings.lease_duration, Duration::from_secs(duration));
+            }
+            Err(e) => prop_assert!(!keeps, "{}", e),
+        }
+    }
+}
