@@ -171,19 +171,23 @@ pub fn logged<T: Send + 'static>(
     })
 }
 
-/// An error with everything behind it.
-pub fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // kube's errors repeat their source.
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
+/// An error with everything behind it. A refusal ends it with code and message: kube would add the whole Status, twice.
+pub fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut words: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(kube::Error::Api(status)) = error.downcast_ref() {
+            words.push(format!("{} {}", status.code, status.message));
+            break;
         }
-        source = cause.source();
+        let said = error.to_string();
+        // kube's errors repeat their source.
+        if !words.iter().any(|before| before.contains(&said)) {
+            words.push(said);
+        }
+        next = error.source();
     }
-    text
+    words.join(": ")
 }
 
 /// When an object is due again. `chance` is in `0.0..1.0`.
@@ -371,6 +375,17 @@ mod tests {
         };
         timeout(Duration::from_secs(100), run).await.expect_err("it runs until it drains");
         assert_eq!((log.of("a"), log.of("b")), (vec![0, 50], vec![0]));
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes_and_a_refusal_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("failed to list")]
+        struct Outer(#[source] kube::Error);
+        let status = serde_json::from_value(json!({"code": 403, "reason": "Forbidden", "message": "may not"})).unwrap();
+        assert_eq!(chain(&Outer(kube::Error::Api(Box::new(status)))), "failed to list: 403 may not");
+        let service = kube::Error::Service(Box::new(io::Error::other("gone")));
+        assert_eq!(chain(&Outer(service)), "failed to list: ServiceError: gone");
     }
 
     #[test]
