@@ -34,7 +34,8 @@ fn main() -> Result<(), BoxError> {
 
 async fn run(work: tokio::runtime::Handle) -> Result<(), BoxError> {
     let file = std::env::args().nth(1).ok_or("usage: observer CONFIG")?;
-    let config = leasehold::config::load(&file, &std::fs::read_to_string(&file)?, &[Offer { name: "observer", only: None }])?;
+    let config =
+        leasehold::config::load(&file, &std::fs::read_to_string(&file)?, &[Offer { name: "observer", only: None }])?;
     let variable = |name: &str| std::env::var(name);
     let replica = Replica { pod_name: variable("POD_NAME")?, pod_namespace: variable("POD_NAMESPACE")? };
     Leasehold::new(config)
@@ -77,7 +78,8 @@ async fn beat(object: Arc<DynamicObject>, context: Arc<Context>) -> Result<Actio
         _ => {}
     }
     // No resourceVersion: the worst kind of writer, which only its fence can stop.
-    let seen = json!({"spec": {"holder": term.holder(), "uid": term.token().uid, "transitions": term.token().transitions}});
+    let seen =
+        json!({"spec": {"holder": term.holder(), "uid": term.token().uid, "transitions": term.token().transitions}});
     objects.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(seen)).await?;
     Ok(Action::requeue(BEAT))
 }
