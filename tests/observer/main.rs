@@ -58,7 +58,12 @@ async fn observe(term: Term) -> Result<(), BoxError> {
         .for_each(|_| ready(()));
     tokio::select! {
         () = controller => Ok(()),
-        Some(failure) = failures.recv() => Err(failure),
+        Some(order) = failures.recv() => {
+            while order.to_string().ends_with("block") {
+                std::thread::park();
+            }
+            Err(order)
+        }
     }
 }
 
@@ -69,11 +74,8 @@ async fn beat(object: Arc<DynamicObject>, context: Arc<Context>) -> Result<Actio
     match object.annotations().get("order").map(String::as_str) {
         Some("panic") => panic!("ordered to panic"),
         Some("hang") => std::future::pending::<()>().await,
-        Some("block") => loop {
-            std::thread::park();
-        },
-        Some("fail") => {
-            let _receiver_gone = failed.send("ordered to fail".into());
+        Some(order @ ("block" | "fail")) => {
+            let _receiver_gone = failed.send(format!("ordered to {order}").into());
         }
         _ => {}
     }
