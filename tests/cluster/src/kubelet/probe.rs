@@ -28,7 +28,11 @@ pub(crate) enum Finding {
 
 /// Probes until a startup or liveness probe gives the container up, and returns which and why.
 /// Without either it never returns; the caller drops it when the process ends.
-pub(crate) async fn probe(container: &Container, address: &str, found: impl Fn(Finding) + Send + Sync) -> (String, Option<i64>) {
+pub(crate) async fn probe(
+    container: &Container,
+    address: &str,
+    found: impl Fn(Finding) + Send + Sync,
+) -> (String, Option<i64>) {
     if let Some(startup) = &container.startup_probe {
         let mut failures = 0;
         delay(startup).await;
@@ -63,11 +67,8 @@ pub(crate) async fn probe(container: &Container, address: &str, found: impl Fn(F
                 found(Finding::Failed { probe: "Readiness", message: format!("{error:#}") });
             }
             streak = if outcome.is_ok() == ready { 0 } else { streak + 1 };
-            let threshold = if ready {
-                readiness.failure_threshold.unwrap_or(3)
-            } else {
-                readiness.success_threshold.unwrap_or(1)
-            };
+            let threshold =
+                if ready { readiness.failure_threshold.unwrap_or(3) } else { readiness.success_threshold.unwrap_or(1) };
             if streak >= threshold {
                 ready = !ready;
                 streak = 0;
@@ -126,7 +127,8 @@ async fn http_get(action: &HTTPGetAction, container: &Container, address: &str) 
     let port = port(&action.port, container)?;
     let host = action.host.as_deref().unwrap_or(address);
     let path = action.path.as_deref().unwrap_or("/");
-    let stream = TcpStream::connect((host, port)).await.with_context(|| format!("Get \"http://{host}:{port}{path}\""))?;
+    let stream =
+        TcpStream::connect((host, port)).await.with_context(|| format!("Get \"http://{host}:{port}{path}\""))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let mut request = http::Request::get(path)
         .header(http::header::HOST, format!("{host}:{port}"))
@@ -187,4 +189,65 @@ fn period(probe: &Probe) -> Duration {
 
 fn seconds(value: Option<i32>, default: u64) -> u64 {
     value.and_then(|value| u64::try_from(value).ok()).unwrap_or(default)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    };
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    #[tokio::test]
+    async fn readiness_follows_the_answer_and_liveness_gives_up() {
+        static HEALTHY: AtomicBool = AtomicBool::new(true);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request).await;
+                let status = if HEALTHY.load(Ordering::SeqCst) { "200 OK" } else { "503 Service Unavailable" };
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        let check = json!({"httpGet": {"port": "http", "path": "/"}, "periodSeconds": 1, "failureThreshold": 1});
+        let container: Container = serde_json::from_value(json!({
+            "name": "c",
+            "ports": [{"name": "http", "containerPort": port}],
+            "startupProbe": check,
+            "readinessProbe": check,
+            "livenessProbe": {"httpGet": {"port": port}, "periodSeconds": 1, "failureThreshold": 2},
+        }))
+        .unwrap();
+        let seen = Mutex::new(Vec::new());
+        let found = |finding| {
+            let mut seen = seen.lock().unwrap();
+            match finding {
+                Finding::Started => seen.push("started".to_owned()),
+                Finding::Ready(ready) => {
+                    HEALTHY.store(false, Ordering::SeqCst);
+                    seen.push(format!("ready {ready}"));
+                }
+                Finding::Failed { probe, message } => {
+                    assert!(message.contains("503"), "{message}");
+                    seen.push(probe.to_owned());
+                }
+            }
+        };
+        let (message, _) =
+            tokio::time::timeout(Duration::from_secs(20), probe(&container, "127.0.0.1", found)).await.unwrap();
+        assert!(message.contains("failed liveness probe"), "{message}");
+        let seen = seen.into_inner().unwrap();
+        assert_eq!(seen[..2], ["started", "ready true"], "{seen:?}");
+        assert!(seen.contains(&"ready false".to_owned()), "{seen:?}");
+    }
 }
