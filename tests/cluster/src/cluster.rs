@@ -32,7 +32,7 @@ use std::{
 use tokio::{runtime::Runtime, sync::OnceCell};
 
 /// How long an API server may take to stop before it is killed.
-const API_SERVER_GRACE: Duration = Duration::from_secs(5);
+const API_SERVER_GRACE: Duration = Duration::from_secs(2);
 
 /// A control plane on this machine. Clones share it; the last one dropped stops it and removes its files.
 #[derive(Clone)]
@@ -305,7 +305,7 @@ impl Cluster {
         self.run(async move { Kubelet::start(&cluster, options).await }).await
     }
 
-    /// Stops the API server with SIGTERM (SIGKILL after 5 s) and starts it again on the same port. Returns when it is ready.
+    /// Stops the API server with SIGTERM (SIGKILL after 2 s) and starts it again on the same port. Returns when it is ready.
     ///
     /// # Errors
     /// When it does not become ready again.
@@ -314,7 +314,7 @@ impl Cluster {
         self.start_api_server().await
     }
 
-    /// Stops the API server with SIGTERM, and SIGKILL after 5 s.
+    /// Stops the API server with SIGTERM, and SIGKILL after 2 s.
     ///
     /// # Errors
     /// When it does not end.

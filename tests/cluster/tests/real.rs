@@ -1,4 +1,5 @@
 //! The cluster itself, on the real thing. One cluster for all steps; they share it one after another.
+#![expect(clippy::unwrap_used, reason = "a test may unwrap")]
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::{

@@ -186,7 +186,8 @@ impl Worker {
             }
             let wake = if published { next_sync } else { Instant::now() + RETRY };
             tokio::select! {
-                changed = self.seen.changed() => if changed.is_err() { break },
+                // Nothing comes after a pod's removal, and its sender is gone then.
+                changed = self.seen.changed(), if seen.is_some() => if changed.is_err() { break },
                 () = self.board.changed.notified() => {}
                 Some(_) = containers.join_next(), if !containers.is_empty() => {}
                 () = tokio::time::sleep_until(wake), if !published || !ending => {}

@@ -190,3 +190,64 @@ fn period(probe: &Probe) -> Duration {
 fn seconds(value: Option<i32>, default: u64) -> u64 {
     value.and_then(|value| u64::try_from(value).ok()).unwrap_or(default)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    };
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    #[tokio::test]
+    async fn readiness_follows_the_answer_and_liveness_gives_up() {
+        static HEALTHY: AtomicBool = AtomicBool::new(true);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request).await;
+                let status = if HEALTHY.load(Ordering::SeqCst) { "200 OK" } else { "503 Service Unavailable" };
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        let check = json!({"httpGet": {"port": "http", "path": "/"}, "periodSeconds": 1, "failureThreshold": 1});
+        let container: Container = serde_json::from_value(json!({
+            "name": "c",
+            "ports": [{"name": "http", "containerPort": port}],
+            "startupProbe": check,
+            "readinessProbe": check,
+            "livenessProbe": {"httpGet": {"port": port}, "periodSeconds": 1, "failureThreshold": 2},
+        }))
+        .unwrap();
+        let seen = Mutex::new(Vec::new());
+        let found = |finding| {
+            let mut seen = seen.lock().unwrap();
+            match finding {
+                Finding::Started => seen.push("started".to_owned()),
+                Finding::Ready(ready) => {
+                    HEALTHY.store(false, Ordering::SeqCst);
+                    seen.push(format!("ready {ready}"));
+                }
+                Finding::Failed { probe, message } => {
+                    assert!(message.contains("503"), "{message}");
+                    seen.push(probe.to_owned());
+                }
+            }
+        };
+        let (message, _) =
+            tokio::time::timeout(Duration::from_secs(20), probe(&container, "127.0.0.1", found)).await.unwrap();
+        assert!(message.contains("failed liveness probe"), "{message}");
+        let seen = seen.into_inner().unwrap();
+        assert_eq!(seen[..2], ["started", "ready true"], "{seen:?}");
+        assert!(seen.contains(&"ready false".to_owned()), "{seen:?}");
+    }
+}

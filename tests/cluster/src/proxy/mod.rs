@@ -7,6 +7,9 @@
 //! Faults are [`Rule`]s, changed at run time. For a request all matching rules are looked at in the order they were added:
 //! delays add up, and the first other fault decides. [`FaultProxy::partition`] needs no rule: every byte stops, both ways.
 
+#[cfg(test)]
+mod tests;
+
 use anyhow::{Context, Result, bail};
 use futures::stream;
 use http::{Request, Response, StatusCode, header};
@@ -295,7 +298,7 @@ impl Shared {
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<Incoming>> {
+    async fn connect(&self) -> Result<SendRequest<Outgoing>> {
         let (Upstream::Plain(address) | Upstream::Tls { address, .. }) = &self.upstream;
         let stream = TcpStream::connect(address).await.context("failed to connect to the server")?;
         stream.set_nodelay(true)?;
@@ -338,7 +341,7 @@ impl Target {
     }
 }
 
-async fn drive<S>(stream: TokioIo<S>) -> Result<SendRequest<Incoming>>
+async fn drive<S>(stream: TokioIo<S>) -> Result<SendRequest<Outgoing>>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -383,7 +386,8 @@ where
 }
 
 type Body = UnsyncBoxBody<Bytes, anyhow::Error>;
-type Connection = Arc<tokio::sync::Mutex<Option<SendRequest<Incoming>>>>;
+type Outgoing = UnsyncBoxBody<Bytes, hyper::Error>;
+type Connection = Arc<tokio::sync::Mutex<Option<SendRequest<Outgoing>>>>;
 
 /// An error closes the client's connection.
 async fn answer(request: Request<Incoming>, shared: Arc<Shared>, upstream: Connection) -> Result<Response<Body>> {
@@ -395,11 +399,28 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>, upstream: Conne
         .entry((target.verb.clone(), target.resource.clone()))
         .or_default() += 1;
     let (delay, fault) = shared.decide(&target);
+    if let Some(Fault::AppliedButUnanswered(silence)) = fault {
+        // Read whole and sent in a task of its own: a client that gives up must not recall the request.
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await?.to_bytes();
+        let request = Request::from_parts(parts, Full::from(body).map_err(|never| match never {}).boxed_unsync());
+        let applied = tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            let answered = forward(request, &shared, &upstream).await?;
+            answered.into_body().collect().await?;
+            anyhow::Ok(())
+        });
+        applied.await??;
+        return match silence {
+            Silence::Close => Err(anyhow::anyhow!("the answer was swallowed by a rule")),
+            Silence::Hang => std::future::pending().await,
+        };
+    }
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }
     let cut = match fault {
-        None | Some(Fault::Delay(_)) => None,
+        None | Some(Fault::Delay(_) | Fault::AppliedButUnanswered(_)) => None,
         Some(Fault::CutMidResponse(after)) => Some(after),
         Some(Fault::Drop) => bail!("dropped by a rule"),
         Some(Fault::BlackHole) => {
@@ -407,25 +428,12 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>, upstream: Conne
             None
         }
         Some(Fault::Status { code, retry_after }) => return refuse(code, retry_after),
-        Some(Fault::AppliedButUnanswered(silence)) => {
-            // In a task of its own: a client that gives up must not recall the request.
-            let applied = tokio::spawn(async move {
-                let answered = forward(request, &shared, &upstream).await?;
-                answered.into_body().collect().await?;
-                anyhow::Ok(())
-            });
-            applied.await??;
-            return match silence {
-                Silence::Close => Err(anyhow::anyhow!("the answer was swallowed by a rule")),
-                Silence::Hang => std::future::pending().await,
-            };
-        }
     };
-    let (parts, body) = forward(request, &shared, &upstream).await?.into_parts();
+    let (parts, body) = forward(request.map(BodyExt::boxed_unsync), &shared, &upstream).await?.into_parts();
     Ok(Response::from_parts(parts, streamed(body, target, shared, cut)))
 }
 
-async fn forward(request: Request<Incoming>, shared: &Shared, upstream: &Connection) -> Result<Response<Incoming>> {
+async fn forward(request: Request<Outgoing>, shared: &Shared, upstream: &Connection) -> Result<Response<Incoming>> {
     let mut upstream = upstream.lock().await;
     if let Some(sender) = &mut *upstream
         && sender.ready().await.is_err()
@@ -445,6 +453,8 @@ fn streamed(body: Incoming, target: Target, shared: Arc<Shared>, cut: Option<usi
     let frames = stream::unfold(Some(state), |state| async move {
         let (mut body, target, shared, mut left) = state?;
         if left == Some(0) {
+            // Once pending, so that what came before is sent: an error throws away what is still buffered.
+            tokio::task::yield_now().await;
             return Some((Err(anyhow::anyhow!("cut by a rule")), None));
         }
         let frame = body.frame().await?;
