@@ -10,7 +10,10 @@ use leasehold::{
     ops::{http, metrics::Metrics, status::Status},
     shutdown_signals,
 };
-use tokio::time::timeout;
+use tokio::{
+    runtime::{Builder, Handle},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, load, logging};
@@ -47,16 +50,18 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     let builtin = kinds::builtin();
     let config = load(&options.config, &builtin).map_err(|bad| Failure::Usage(bad.to_string()))?;
     logging::install(options.log_format);
-    let runtime = tokio::runtime::Runtime::new().context("failed to start the runtime")?;
-    let outcome = runtime.block_on(serve(options, config, builtin));
+    // Elections and endpoints have a thread of their own: work that blocks every other one starves no renewal.
+    let elections = Builder::new_current_thread().enable_all().build().context("failed to start the runtime")?;
+    let work = Builder::new_multi_thread().enable_all().build().context("failed to start the runtime")?;
+    let outcome = elections.block_on(serve(options, config, builtin, work.handle().clone()));
     // Whatever still blocks a thread has outlived its term; the process does not wait for it.
-    runtime.shutdown_background();
+    work.shutdown_background();
     outcome?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// The endpoints are up before anything is asked of the API server, and until the replica has ended.
-async fn serve(options: Options, config: Configuration, builtin: Vec<Builtin>) -> anyhow::Result<()> {
+async fn serve(options: Options, config: Configuration, builtin: Vec<Builtin>, work: Handle) -> anyhow::Result<()> {
     let status = Status::default();
     let metrics = Metrics::new(config.kinds.iter().map(|kind| kind.name()), status.clone());
     let listener = http::bind(options.http).await?;
@@ -65,7 +70,7 @@ async fn serve(options: Options, config: Configuration, builtin: Vec<Builtin>) -
     let stop = CancellationToken::new();
     let mut server = pin!(http::serve(listener, status.clone(), metrics.clone(), stop.clone().cancelled_owned()));
     let outcome = tokio::select! {
-        outcome = replica(options, config, builtin, status, metrics) => outcome,
+        outcome = replica(options, config, builtin, work, status, metrics) => outcome,
         served = &mut server => {
             served.context("the HTTP server broke")?;
             return Err(anyhow!("the HTTP server ended by itself"));
@@ -81,6 +86,7 @@ async fn replica(
     options: Options,
     config: Configuration,
     builtin: Vec<Builtin>,
+    work: Handle,
     status: Status,
     metrics: Metrics,
 ) -> anyhow::Result<()> {
@@ -100,7 +106,7 @@ async fn replica(
         api = %cluster.cluster_url,
         "leasehold"
     );
-    let mut leasehold = Leasehold::new(config).observed_by(status, metrics);
+    let mut leasehold = Leasehold::new(config).observed_by(status, metrics).work_on(work);
     for builtin in builtin {
         leasehold = leasehold.shared_reconciler(builtin.name, builtin.reconciler);
     }

@@ -100,13 +100,9 @@ where
             .take_until(term.draining())
             .map(|object| Ok::<_, Infallible>(ReconcileRequest::from(object)));
 
-        let draining = term.draining().shared();
         let one = {
             let backoff = Arc::clone(&backoff);
             move |object: Arc<K>, _: Arc<()>| {
-                if draining.clone().now_or_never().is_some() {
-                    return future::ready(Ok(Action::await_change())).boxed();
-                }
                 let backoff = Arc::clone(&backoff);
                 let reconciled = reconcile(Arc::clone(&object)).map_err(Failure::Failed);
                 AssertUnwindSafe(reconciled)

@@ -1,0 +1,106 @@
+//! Says from the API server's own record whether two replicas ever worked on one kind: all writes are put in the order
+//! of the resourceVersions they were stored under, those of the objects and those of the Lease in one line.
+
+use std::fmt;
+
+use anyhow::{Result, bail};
+use leasehold_cluster::AuditEvent;
+use serde_json::Value;
+
+use crate::stage::{Stage, lease_of, plural};
+
+/// One stored write.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    pub version: u64,
+    pub what: What,
+    pub at: k8s_openapi::jiff::Timestamp,
+}
+
+#[derive(Clone, Debug)]
+pub enum What {
+    /// The reconciler of this holder wrote its object under this token.
+    Worked { holder: String, uid: String, transitions: i64 },
+    /// The Lease was stored with this holder; empty: free. `by` wrote it.
+    Leased { holder: String, uid: String, transitions: i64, by: String },
+}
+
+impl fmt::Display for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {:?}", self.version, self.at, self.what)
+    }
+}
+
+/// All that was stored of one kind, in order.
+pub fn history(stage: &Stage, kind: &str) -> Result<Vec<Stored>> {
+    let (resource, lease) = (plural(kind), lease_of(kind));
+    let mut stored: Vec<_> = stage
+        .audit()?
+        .iter()
+        .filter(|event| event.is_write() && event.succeeded())
+        .filter_map(|event| {
+            if event.resource == resource && event.verb == "patch" {
+                worked(event)
+            } else if event.resource == "leases" && event.verb != "delete" {
+                leased(event, &lease)
+            } else {
+                None
+            }
+        })
+        .collect();
+    stored.sort_by_key(|stored| stored.version);
+    Ok(stored)
+}
+
+fn worked(event: &AuditEvent) -> Option<Stored> {
+    let object = event.response_object.as_ref()?;
+    let spec = event.request_object.as_ref()?.get("spec")?;
+    let what = What::Worked {
+        holder: spec.get("holder")?.as_str()?.to_owned(),
+        uid: spec.get("uid")?.as_str()?.to_owned(),
+        transitions: spec.get("transitions")?.as_i64()?,
+    };
+    Some(Stored { version: version(object)?, what, at: event.stage })
+}
+
+fn leased(event: &AuditEvent, lease: &str) -> Option<Stored> {
+    let object = event.response_object.as_ref()?;
+    if object.pointer("/metadata/name")?.as_str()? != lease {
+        return None;
+    }
+    let what = What::Leased {
+        holder: object.pointer("/spec/holderIdentity").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        uid: object.pointer("/metadata/uid")?.as_str()?.to_owned(),
+        transitions: object.pointer("/spec/leaseTransitions").and_then(Value::as_i64).unwrap_or(0),
+        by: event.pod.clone().unwrap_or_else(|| event.user.clone()),
+    };
+    Some(Stored { version: version(object)?, what, at: event.stage })
+}
+
+fn version(object: &Value) -> Option<u64> {
+    object.pointer("/metadata/resourceVersion")?.as_str()?.parse().ok()
+}
+
+/// Fails if a replica ever wrote while the Lease did not carry its very token: then no two can have interleaved.
+/// A hand on the Lease is followed within a round trip, not before it: until a replica takes over, the last one may write.
+pub fn judge(stage: &Stage) -> Result<()> {
+    for kind in &stage.kinds {
+        let history = history(stage, kind)?;
+        let mut owner = None;
+        let mut by_hand = false;
+        for (index, stored) in history.iter().enumerate() {
+            match &stored.what {
+                What::Leased { holder, uid, transitions, by } => {
+                    by_hand = by == "admin";
+                    owner = Some((holder, uid, transitions));
+                }
+                What::Worked { holder, uid, transitions } if !by_hand && owner != Some((holder, uid, transitions)) => {
+                    let lines: Vec<_> = history[index.saturating_sub(12)..=index].iter().map(ToString::to_string).collect();
+                    bail!("{kind}: {holder} wrote under a token that the Lease did not carry:\n{}", lines.join("\n"));
+                }
+                What::Worked { .. } => {}
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! Acceptance on the real control plane: real API server, real Deployments, replicas as Pods.
+//!
+//! One cluster serves all tests; each has its own namespace, its own kinds and its own Deployment. What is asserted is
+//! what the API server stored, by its audit log and resourceVersions, never a replica's word of itself.
+
+mod faults;
+mod handover;
+mod judge;
+mod misbehaviour;
+mod shipped;
+mod stage;

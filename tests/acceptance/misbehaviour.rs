@@ -1,0 +1,98 @@
+//! Reconcilers panic, fail, hang and block: each ends its own term only.
+
+use anyhow::{Context, Result};
+use leasehold_cluster::{Signal, eventually};
+
+use crate::{
+    judge::{What, history},
+    stage::{PATIENCE, Stage, ensure, lease_of, play, pod_of},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panicking_reconciler_loses_its_own_term_only() -> Result<()> {
+    ends_its_own_term("panic").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_reconciler_loses_its_own_term_only() -> Result<()> {
+    ends_its_own_term("fail").await
+}
+
+async fn ends_its_own_term(order: &'static str) -> Result<()> {
+    play(Stage::set(order, 2).await?, |stage| async move {
+        stage.replicas(2).await?;
+        let before = stage.all_led().await?;
+        let (bad, good) = (&stage.kinds[0], &stage.kinds[1]);
+        stage.order(bad, Some(order)).await?;
+        let handed_on = || async {
+            let leased = history(stage, bad)?.into_iter().filter_map(|stored| match stored.what {
+                What::Leased { holder, .. } => Some(holder),
+                What::Worked { .. } => None,
+            });
+            anyhow::Ok(leased.collect::<std::collections::BTreeSet<_>>())
+        };
+        // Released, not expired, and tried by the other replica too.
+        let went_round = |holders: &std::collections::BTreeSet<String>| {
+            holders.contains("") && holders.iter().filter(|holder| !holder.is_empty()).count() >= 2
+        };
+        eventually("the failing kind goes round the replicas", PATIENCE, handed_on, went_round).await?;
+        stage.order(bad, None).await?;
+        stage.written_by(bad, |_| true).await?;
+        stage.all_led().await?;
+        let now = stage.holders().await?;
+        let lease = lease_of(good);
+        ensure(now.get(&lease) == before.get(&lease), || format!("the other kind moved: {before:?} {now:?}"))
+    })
+    .await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hanging_reconciler_is_aborted_and_its_lease_released() -> Result<()> {
+    play(Stage::set("hang", 1).await?, |stage| async {
+        stage.replicas(2).await?;
+        stage.all_led().await?;
+        let kind = &stage.kinds[0];
+        let old = stage.held(kind, |_| true).await?;
+        stage.order(kind, Some("hang")).await?;
+        let quiet = || async {
+            let count = history(stage, kind)?.iter().filter(|stored| matches!(stored.what, What::Worked { .. })).count();
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            let later = history(stage, kind)?.iter().filter(|stored| matches!(stored.what, What::Worked { .. })).count();
+            anyhow::Ok(count == later)
+        };
+        eventually("the reconciler hangs", PATIENCE, quiet, |quiet| *quiet).await?;
+        stage.kubelet.signal(&stage.namespace, pod_of(&old), Signal::TERM)?;
+        stage.held(kind, |holder| holder != old).await?;
+        let released = history(stage, kind)?
+            .iter()
+            .any(|stored| matches!(&stored.what, What::Leased { holder, .. } if holder.is_empty()));
+        ensure(released, || "a task that ended by its abort gives its Lease back".to_owned())
+    })
+    .await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_that_nothing_can_stop_leaves_its_lease_to_expire() -> Result<()> {
+    play(Stage::set("block", 1).await?, |stage| async {
+        stage.replicas(2).await?;
+        stage.all_led().await?;
+        let kind = &stage.kinds[0];
+        let old = stage.held(kind, |_| true).await?;
+        stage.order(kind, Some("block")).await?;
+        let pod = pod_of(&old);
+        stage.kubelet.signal(&stage.namespace, pod, Signal::TERM)?;
+        stage.held(kind, |holder| holder != old).await?;
+        let released = history(stage, kind)?
+            .iter()
+            .any(|stored| matches!(&stored.what, What::Leased { holder, .. } if holder.is_empty()));
+        ensure(!released, || "a Lease was released while its work could still run".to_owned())?;
+        stage.order(kind, None).await?;
+        stage.written_by(kind, |holder| holder != old).await?;
+        let log = stage.kubelet.log_path(&stage.namespace, pod).context("log")?;
+        ensure(log.exists(), || "the log is kept".to_owned())
+    })
+    .await;
+    Ok(())
+}

@@ -1,0 +1,346 @@
+//! Where a test plays: a namespace with observer replicas on the shared cluster.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
+use kube::{Api, Client, ResourceExt, api::ListParams};
+use leasehold_cluster::{AuditEvent, Cluster, FaultProxy, Kubelet, KubeletOptions, eventually};
+use tokio::sync::OnceCell;
+
+/// The timings of the stages: short, and valid by the rules.
+pub const LEASE: Duration = Duration::from_secs(5);
+const TIMINGS: &str = "duration: 5s, renewDeadline: 3s, retryPeriod: 500ms, requestTimeout: 1s";
+
+/// How long anything may take that is not a matter of timings: the machine may be busy with other tests.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+static KUBELET: OnceCell<Kubelet> = OnceCell::const_new();
+static STAGES: AtomicUsize = AtomicUsize::new(0);
+
+/// The shared cluster's kubelet, with a fault proxy for each pod.
+pub async fn kubelet() -> Result<&'static Kubelet> {
+    let start = || async {
+        let programs = PathBuf::from(env!("CARGO_BIN_EXE_leasehold"));
+        let observer = programs.parent().context("target folder")?.join("examples/observer");
+        let images = [("leasehold".to_owned(), programs), ("observer".to_owned(), observer)].into();
+        let options = KubeletOptions {
+            nodes: 3,
+            images,
+            proxy_per_pod: true,
+            restart_backoff: Duration::from_millis(500),
+            ..KubeletOptions::default()
+        };
+        Cluster::shared().await?.start_kubelet(options).await
+    };
+    KUBELET.get_or_try_init(start).await
+}
+
+/// One test's namespace, kinds and replicas.
+pub struct Stage {
+    pub cluster: &'static Cluster,
+    pub kubelet: &'static Kubelet,
+    pub client: Client,
+    pub namespace: String,
+    /// CamelCase kinds, one object each.
+    pub kinds: Vec<String>,
+    started: usize,
+}
+
+impl Stage {
+    /// A namespace with the CRDs and objects of this many kinds, and all rights granted; no replicas yet.
+    pub async fn set(name: &str, kinds: usize) -> Result<Self> {
+        let cluster = Cluster::shared().await?;
+        let kubelet = kubelet().await?;
+        let number = STAGES.fetch_add(1, Ordering::Relaxed);
+        let namespace = format!("{name}-{number}");
+        let kinds: Vec<_> = (0..kinds).map(|kind| format!("Probe{number}x{kind}")).collect();
+        let client = cluster.client()?;
+        let mut stage = Self { cluster, kubelet, client, namespace, kinds, started: 0 };
+        stage.started = cluster.audit()?.len();
+        let namespace = &stage.namespace;
+        cluster.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}")).await?;
+        for kind in &stage.kinds {
+            stage.install(kind).await?;
+        }
+        stage.grant().await?;
+        for kind in &stage.kinds {
+            stage.put_object(kind).await?;
+        }
+        Ok(stage)
+    }
+
+    /// Installs the CRD of a kind.
+    pub async fn install(&self, kind: &str) -> Result<()> {
+        let plural = plural(kind);
+        self.cluster
+            .apply(&format!(
+                r"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {{name: {plural}.observer.leasehold.dev}}
+spec:
+  group: observer.leasehold.dev
+  scope: Namespaced
+  names: {{kind: {kind}, plural: {plural}, singular: {singular}}}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema: {{openAPIV3Schema: {{type: object, properties: {{spec: {{type: object, x-kubernetes-preserve-unknown-fields: true}}}}}}}}
+",
+                singular = kind.to_lowercase()
+            ))
+            .await?;
+        let crd = format!("crd/{plural}.observer.leasehold.dev");
+        self.cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]).await?;
+        Ok(())
+    }
+
+    /// The object that a kind's reconciler writes to.
+    pub async fn put_object(&self, kind: &str) -> Result<()> {
+        let object = format!(
+            "{{apiVersion: observer.leasehold.dev/v1, kind: {kind}, metadata: {{name: it, namespace: {}}}}}",
+            self.namespace
+        );
+        let put = || async { self.cluster.apply(&object).await };
+        eventually("the new kind takes an object", PATIENCE, put, |_| true).await?;
+        Ok(())
+    }
+
+    /// Grants what the observer needs: its kinds, and Leases in its namespace.
+    pub async fn grant(&self) -> Result<()> {
+        self.grant_kinds("[get, list, watch, patch]").await?;
+        self.grant_leases("[get, list, watch, create, update]").await
+    }
+
+    /// Grants these verbs on the kinds of this stage.
+    pub async fn grant_kinds(&self, verbs: &str) -> Result<()> {
+        let namespace = &self.namespace;
+        let resources: Vec<_> = self.kinds.iter().map(|kind| plural(kind)).collect();
+        self.cluster
+            .apply(&format!(
+                r"
+apiVersion: v1
+kind: ServiceAccount
+metadata: {{name: observer, namespace: {namespace}}}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {{name: {namespace}}}
+rules: [{{apiGroups: [observer.leasehold.dev], resources: [{}], verbs: {verbs}}}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {{name: {namespace}}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {namespace}}}
+subjects: [{{kind: ServiceAccount, name: observer, namespace: {namespace}}}]
+",
+                resources.join(", ")
+            ))
+            .await?;
+        Ok(())
+    }
+
+    /// Grants these verbs on Leases in the namespace.
+    pub async fn grant_leases(&self, verbs: &str) -> Result<()> {
+        let namespace = &self.namespace;
+        self.cluster
+            .apply(&format!(
+                r"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {{name: leases, namespace: {namespace}}}
+rules: [{{apiGroups: [coordination.k8s.io], resources: [leases], verbs: {verbs}}}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {{name: leases, namespace: {namespace}}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: leases}}
+subjects: [{{kind: ServiceAccount, name: observer, namespace: {namespace}}}]
+"
+            ))
+            .await?;
+        Ok(())
+    }
+
+    /// Starts the replicas as a Deployment.
+    pub async fn replicas(&self, count: usize) -> Result<()> {
+        let namespace = &self.namespace;
+        let kinds: String = self
+            .kinds
+            .iter()
+            .map(|kind| {
+                format!("    - {{apiVersion: observer.leasehold.dev/v1, kind: {kind}, reconciler: {{builtin: observer}}}}\n")
+            })
+            .collect();
+        self.cluster
+            .apply(&format!(
+                r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: config, namespace: {namespace}}}
+data:
+  leasehold.yaml: |
+    apiVersion: leasehold.dev/v1alpha1
+    kind: Configuration
+    instance: {namespace}
+    leases: {{{TIMINGS}}}
+    placement: {{grace: 1s}}
+    drainTimeout: 3s
+    kinds:
+{kinds}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: observer, namespace: {namespace}}}
+spec:
+  replicas: {count}
+  selector: {{matchLabels: {{app: observer}}}}
+  template:
+    metadata: {{labels: {{app: observer}}}}
+    spec:
+      serviceAccountName: observer
+      terminationGracePeriodSeconds: 20
+      containers:
+      - name: observer
+        image: observer
+        args: [/etc/observer/leasehold.yaml]
+        env:
+        - {{name: POD_NAME, valueFrom: {{fieldRef: {{fieldPath: metadata.name}}}}}}
+        - {{name: POD_NAMESPACE, valueFrom: {{fieldRef: {{fieldPath: metadata.namespace}}}}}}
+        volumeMounts: [{{name: config, mountPath: /etc/observer}}]
+      volumes: [{{name: config, configMap: {{name: config}}}}]
+"#
+            ))
+            .await?;
+        let running = |pods: &Vec<Pod>| pods.len() == count && pods.iter().all(|pod| !self.kubelet.pids(namespace, &pod.name_any()).is_empty());
+        eventually("the replicas run", PATIENCE, || self.pods(), running).await?;
+        Ok(())
+    }
+
+    /// The pods that are not on their way out.
+    pub async fn pods(&self) -> Result<Vec<Pod>> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let all = pods.list(&ListParams::default()).await?.items;
+        Ok(all.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect())
+    }
+
+    /// Who holds each kind's Lease, by Lease name; a free one is absent.
+    pub async fn holders(&self) -> Result<BTreeMap<String, String>> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), &self.namespace);
+        let all = leases.list(&ListParams::default()).await?.items;
+        let holder = |lease: Lease| {
+            let holder = lease.spec.as_ref()?.holder_identity.clone().filter(|holder| !holder.is_empty())?;
+            Some((lease.name_any(), holder))
+        };
+        Ok(all.into_iter().filter_map(holder).collect())
+    }
+
+    /// Waits until every kind of this stage has a holder whose process writes.
+    pub async fn all_led(&self) -> Result<BTreeMap<String, String>> {
+        let names: Vec<_> = self.kinds.iter().map(|kind| lease_of(kind)).collect();
+        let all = |holders: &BTreeMap<String, String>| names.iter().all(|name| holders.contains_key(name));
+        let holders = eventually("every kind is led", PATIENCE, || self.holders(), all).await?;
+        for kind in &self.kinds {
+            self.written_by(kind, |_| true).await?;
+        }
+        Ok(holders)
+    }
+
+    /// Waits until a kind's Lease is held by somebody of whom this is true.
+    pub async fn held(&self, kind: &str, by: impl Fn(&str) -> bool) -> Result<String> {
+        let lease = lease_of(kind);
+        let what = format!("{lease} is held as expected");
+        let enough = |holders: &BTreeMap<String, String>| holders.get(&lease).is_some_and(|holder| by(holder));
+        let holders = eventually(&what, PATIENCE, || self.holders(), enough).await?;
+        Ok(holders[&lease].clone())
+    }
+
+    /// Waits until a kind's object was last written by somebody of whom this is true.
+    pub async fn written_by(&self, kind: &str, by: impl Fn(&str) -> bool) -> Result<String> {
+        let resource = plural(kind);
+        let look = || async {
+            let holder = "jsonpath={.spec.holder}";
+            self.cluster.kubectl(&["get", &resource, "it", "-n", &self.namespace, "-o", holder]).await
+        };
+        eventually(&format!("{kind} is written as expected"), PATIENCE, look, |holder| !holder.is_empty() && by(holder)).await
+    }
+
+    /// Orders a kind's reconciler to misbehave, or not to.
+    pub async fn order(&self, kind: &str, order: Option<&str>) -> Result<()> {
+        let order = order.map_or("order-".to_owned(), |order| format!("order={order}"));
+        self.cluster
+            .kubectl(&["annotate", "--overwrite", &plural(kind), "it", "-n", &self.namespace, &order])
+            .await?;
+        Ok(())
+    }
+
+    /// The fault proxy of the pod whose identity this is.
+    pub fn proxy_of(&self, holder: &str) -> Result<FaultProxy> {
+        self.kubelet.proxy(&self.namespace, pod_of(holder)).context("the pod has a fault proxy")
+    }
+
+    /// What the API server recorded of this stage.
+    pub fn audit(&self) -> Result<Vec<AuditEvent>> {
+        let all = self.cluster.audit()?;
+        Ok(all.into_iter().skip(self.started).filter(|event| event.namespace.as_deref() == Some(&self.namespace)).collect())
+    }
+
+    /// All that is known of the replicas, for a failure.
+    pub async fn log(&self) -> String {
+        let mut text = String::new();
+        for pod in self.pods().await.unwrap_or_default() {
+            let log = self.kubelet.log(&self.namespace, &pod.name_any());
+            text.push_str(&format!("--- {}\n{log}\n", pod.name_any()));
+        }
+        text
+    }
+}
+
+/// Runs a play on a stage; a failure shows the replicas' logs.
+pub async fn play<F: Future<Output = Result<()>>>(stage: Stage, act: impl FnOnce(&'static Stage) -> F) {
+    // Stages live as long as the test process: a failed one keeps its state for the log.
+    let stage: &'static Stage = Box::leak(Box::new(stage));
+    let played = act(stage).await;
+    let judged = crate::judge::judge(stage);
+    let delete = ["delete", "deployment", "observer", "-n", &stage.namespace, "--wait=false", "--ignore-not-found"];
+    if let Err(error) = played.and(judged) {
+        panic!("{error:#}\n{}", stage.log().await);
+    }
+    stage.cluster.kubectl(&delete).await.expect("the Deployment is deleted");
+}
+
+/// Plural resource name of an observer kind.
+pub fn plural(kind: &str) -> String {
+    format!("{}s", kind.to_lowercase())
+}
+
+/// Lease name of an observer kind.
+pub fn lease_of(kind: &str) -> String {
+    format!("{}.observer.leasehold.dev", kind.to_lowercase())
+}
+
+/// The pod that a holder identity is of.
+pub fn pod_of(holder: &str) -> &str {
+    holder.rsplit_once('_').map_or(holder, |(pod, _)| pod)
+}
+
+/// The only one whose pod this is not.
+pub fn not(pod: &str) -> impl Fn(&str) -> bool {
+    let pod = pod.to_owned();
+    move |holder| pod_of(holder) != pod
+}
+
+/// Fails unless true, with words.
+pub fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
+    if !holds {
+        bail!(otherwise());
+    }
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! An independent observer: a replica on the library seam whose reconcilers do nothing but write who they are.
+//!
+//! Any number of kinds, one object each. Every reconcile writes holder and token to its object and comes again after a
+//! few milliseconds, so that the API server's own order of writes shows whether two replicas ever worked on one kind.
+//! What an object's annotation `order` says makes its reconciler misbehave: `panic`, `hang` (ignores the drain),
+//! `block` (holds its thread, which nothing can abort) or `fail` (the term's task ends with an error).
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt, future::ready};
+use kube::{
+    Api, ResourceExt,
+    api::{ApiResource, DynamicObject, Patch, PatchParams},
+    core::GroupVersionKind,
+    runtime::{Controller, controller::Action, watcher},
+};
+use leasehold::{BoxError, Leasehold, Replica, Term, config::Offer, shutdown_signals};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+/// Between two writes of one kind.
+const BEAT: Duration = Duration::from_millis(20);
+
+fn main() -> Result<(), BoxError> {
+    let _already_installed = rustls::crypto::ring::default_provider().install_default();
+    tracing_subscriber::fmt().with_env_filter("info,kube=off,hyper=off").with_writer(std::io::stderr).init();
+    let work = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let elections = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = elections.block_on(run(work.handle().clone()));
+    // A blocked thread never ends: that is what some of the orders are for.
+    work.shutdown_background();
+    result
+}
+
+async fn run(work: tokio::runtime::Handle) -> Result<(), BoxError> {
+    let file = std::env::args().nth(1).ok_or("usage: observer CONFIG")?;
+    let config = leasehold::config::load(&file, &std::fs::read_to_string(&file)?, &[Offer { name: "observer", only: None }])?;
+    let variable = |name: &str| std::env::var(name);
+    let replica = Replica { pod_name: variable("POD_NAME")?, pod_namespace: variable("POD_NAMESPACE")? };
+    Leasehold::new(config)
+        .reconciler("observer", observe)
+        .work_on(work)
+        .run(kube::Config::infer().await?, replica, shutdown_signals()?)
+        .await?;
+    Ok(())
+}
+
+async fn observe(term: Term) -> Result<(), BoxError> {
+    let kind = GroupVersionKind::gvk(&term.kind().group, &term.kind().version, &term.kind().kind);
+    let resource = ApiResource::from_gvk(&kind);
+    let objects: Api<DynamicObject> = Api::default_namespaced_with(term.client(), &resource);
+    let (failed, mut failures) = mpsc::unbounded_channel();
+    let context = Arc::new((term.clone(), objects.clone(), failed));
+    let controller = Controller::new_with(objects, watcher::Config::default(), resource)
+        .graceful_shutdown_on(term.draining())
+        .run(beat, |_, _, _| Action::requeue(BEAT), context)
+        .for_each(|_| ready(()));
+    tokio::select! {
+        () = controller => Ok(()),
+        Some(failure) = failures.recv() => Err(failure),
+    }
+}
+
+type Context = (Term, Api<DynamicObject>, mpsc::UnboundedSender<BoxError>);
+
+async fn beat(object: Arc<DynamicObject>, context: Arc<Context>) -> Result<Action, kube::Error> {
+    let (term, objects, failed) = &*context;
+    match object.annotations().get("order").map(String::as_str) {
+        Some("panic") => panic!("ordered to panic"),
+        Some("hang") => std::future::pending::<()>().await,
+        Some("block") => loop {
+            std::thread::park();
+        },
+        Some("fail") => {
+            let _receiver_gone = failed.send("ordered to fail".into());
+        }
+        _ => {}
+    }
+    // No resourceVersion: the worst kind of writer, which only its fence can stop.
+    let seen = json!({"spec": {"holder": term.holder(), "uid": term.token().uid, "transitions": term.token().transitions}});
+    objects.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(seen)).await?;
+    Ok(Action::requeue(BEAT))
+}
