@@ -544,3 +544,380 @@ impl Wanted {
 fn next_transition(what: &Observation) -> i32 {
     what.transitions.max(0).saturating_add(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const IN_TURN: Duration = Duration::ZERO;
+
+    fn timings() -> Timings {
+        Timings {
+            lease_duration: 10 * SECOND,
+            renew_deadline: 6 * SECOND,
+            retry_period: SECOND,
+            request_timeout: SECOND,
+        }
+    }
+
+    /// Second `seconds` of a replica's time.
+    fn at(seconds: f64) -> Moment {
+        Moment::after_origin(Duration::from_secs(1000) + Duration::from_secs_f64(seconds))
+    }
+
+    fn stored(version: u64, holder: Option<&str>, transitions: i32) -> Observation {
+        Observation {
+            version: Version { uid: "u".to_owned(), resource_version: version.to_string() },
+            holder: holder.map(str::to_owned),
+            duration: Some(10 * SECOND),
+            transitions,
+        }
+    }
+
+    fn candidate() -> Election {
+        let mut election = Election::new("baz".to_owned(), timings());
+        election.intend(Intent { compete: true, ..Intent::default() });
+        election.set_watched(true);
+        election
+    }
+
+    /// A candidate that has read this at second 0.
+    fn after_reading(answer: Option<Observation>) -> Election {
+        let mut election = candidate();
+        assert_eq!(election.step(at(0.0), IN_TURN), Step::Read, "nothing is known: read first");
+        election.read(at(0.0), answer);
+        election
+    }
+
+    /// One that leads since second 0, on version 7.
+    fn leader() -> Election {
+        let mut election = after_reading(None);
+        assert!(matches!(election.step(at(0.0), IN_TURN), Step::Write(_)));
+        election.written(at(0.0), stored(7, Some("baz"), 0));
+        election
+    }
+
+    fn write(purpose: Purpose, basis: Option<u64>, transitions: i32) -> Step {
+        let version = |v: u64| Version { uid: "u".to_owned(), resource_version: v.to_string() };
+        Step::Write(Proposal { purpose, basis: basis.map(version), transitions })
+    }
+
+    fn leads(election: &Election, seconds: f64) -> bool {
+        matches!(election.standing(at(seconds)), Standing::Leading(_))
+    }
+
+    // The cases of client-go's TestTryAcquireOrRenewLeases, by its names.
+
+    #[test]
+    fn acquire_from_no_object() {
+        let mut election = after_reading(None);
+        assert_eq!(election.step(at(0.0), IN_TURN), write(Purpose::Create, None, 0));
+        election.written(at(0.1), stored(7, Some("baz"), 0));
+        assert!(leads(&election, 0.1));
+    }
+
+    #[test]
+    fn acquire_from_a_record_with_null_fields() {
+        let empty = Observation { duration: None, ..stored(7, None, 0) };
+        let mut election = after_reading(Some(empty));
+        assert_eq!(election.step(at(0.0), IN_TURN), write(Purpose::Acquire, Some(7), 1));
+    }
+
+    #[test]
+    fn acquire_from_a_led_object_after_the_duration_it_publishes() {
+        let short = Observation { duration: Some(3 * SECOND), ..stored(7, Some("bing"), 4) };
+        let mut election = after_reading(Some(short));
+        assert_eq!(election.step(at(0.0), IN_TURN), Step::Wait(at(3.0)));
+        assert_eq!(election.step(at(3.0), IN_TURN), write(Purpose::Acquire, Some(7), 5));
+    }
+
+    #[test]
+    fn a_held_record_without_duration_counts_for_our_own() {
+        let mut election = after_reading(Some(Observation { duration: None, ..stored(7, Some("bing"), 0) }));
+        assert_eq!(election.step(at(3.0), IN_TURN), Step::Wait(at(10.0)));
+    }
+
+    #[test]
+    fn a_cold_start_waits_a_full_duration_whatever_the_record_says_of_its_age() {
+        let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
+        assert_eq!(election.step(at(0.0), IN_TURN), Step::Wait(at(10.0)));
+    }
+
+    #[test]
+    fn do_not_acquire_from_a_led_object_that_is_renewed() {
+        let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
+        election.sighted(at(9.9), Some(stored(8, Some("bing"), 0)));
+        assert_eq!(election.step(at(10.0), IN_TURN), Step::Wait(at(19.9)));
+        assert_eq!(election.holder(), Some("bing"));
+    }
+
+    #[test]
+    fn reading_the_same_version_again_does_not_start_its_time_anew() {
+        let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
+        election.set_watched(false);
+        assert_eq!(election.step(at(9.0), IN_TURN), Step::Read);
+        election.read(at(9.0), Some(stored(7, Some("bing"), 0)));
+        assert_eq!(election.step(at(10.0), IN_TURN), write(Purpose::Acquire, Some(7), 1));
+    }
+
+    #[test]
+    fn renew_keeps_the_transitions_and_rests_on_the_last_version() {
+        let mut election = leader();
+        assert_eq!(election.step(at(0.5), IN_TURN), Step::Wait(at(1.0)));
+        assert_eq!(election.step(at(1.0), IN_TURN), write(Purpose::Renew, Some(7), 0));
+        election.written(at(1.1), stored(8, Some("baz"), 0));
+        assert_eq!(election.step(at(2.0), IN_TURN), write(Purpose::Renew, Some(8), 0));
+    }
+
+    #[test]
+    fn fall_back_to_a_read_after_a_conflict() {
+        let mut election = leader();
+        assert!(matches!(election.step(at(1.0), IN_TURN), Step::Write(_)));
+        election.conflicted(at(1.0));
+        assert_eq!(election.step(at(1.0), IN_TURN), Step::Read);
+        election.read(at(1.0), Some(stored(9, Some("baz"), 0)));
+        assert_eq!(election.step(at(1.0), IN_TURN), write(Purpose::Renew, Some(9), 0), "somebody only labelled it");
+    }
+
+    // Releasing.
+
+    #[test]
+    fn release_only_after_the_work_has_ended_and_keep_renewing_until_then() {
+        let mut election = leader();
+        election.intend(Intent { compete: false, ..Intent::default() });
+        assert_eq!(election.step(at(1.0), IN_TURN), write(Purpose::Renew, Some(7), 0), "it drains");
+        election.written(at(1.0), stored(8, Some("baz"), 0));
+        election.intend(Intent { compete: false, ended: 1, abandoned: 0 });
+        assert_eq!(election.step(at(1.2), IN_TURN), write(Purpose::Release, Some(8), 0));
+        assert_eq!(election.standing(at(1.2)), Standing::Standby, "a release that is sent may land unnoticed");
+        election.written(at(1.3), Observation { duration: Some(RELEASED), ..stored(9, None, 0) });
+        assert!(election.settled());
+        assert_eq!(election.step(at(1.3), IN_TURN), Step::Wait(Moment::NEVER));
+    }
+
+    #[test]
+    fn a_release_never_clears_another_holder() {
+        let mut election = leader();
+        election.intend(Intent { compete: false, ended: 1, abandoned: 0 });
+        assert_eq!(election.step(at(1.0), IN_TURN), write(Purpose::Release, Some(7), 0));
+        election.conflicted(at(1.0));
+        assert_eq!(election.step(at(1.0), IN_TURN), Step::Read);
+        election.read(at(1.0), Some(stored(9, Some("bing"), 1)));
+        assert_eq!(election.step(at(9.0), IN_TURN), Step::Wait(Moment::NEVER));
+        assert!(election.settled());
+    }
+
+    #[test]
+    fn a_release_is_tried_again_after_a_conflict_or_silence() {
+        for silent in [false, true] {
+            let mut election = leader();
+            election.intend(Intent { compete: false, ended: 1, abandoned: 0 });
+            assert!(matches!(election.step(at(1.0), IN_TURN), Step::Write(_)));
+            if silent {
+                election.unknown(at(2.0))
+            } else {
+                election.conflicted(at(2.0))
+            }
+            assert!(!election.settled());
+            assert_eq!(election.step(at(2.0), IN_TURN), Step::Read);
+            election.read(at(2.0), Some(stored(8, Some("baz"), 0)));
+            assert_eq!(election.step(at(2.0), IN_TURN), write(Purpose::Release, Some(8), 0));
+        }
+    }
+
+    #[test]
+    fn an_abandoned_lease_is_neither_renewed_nor_released() {
+        let mut election = leader();
+        election.intend(Intent { compete: false, ended: 0, abandoned: 1 });
+        assert_eq!(election.step(at(5.0), IN_TURN), Step::Wait(at(9.8)));
+        election.intend(Intent { compete: false, ended: 1, abandoned: 1 });
+        assert_eq!(election.step(at(6.0), IN_TURN), Step::Wait(at(9.8)));
+        assert_eq!(election.step(at(30.0), IN_TURN), Step::Wait(Moment::NEVER));
+        assert!(election.settled(), "nobody waits for it");
+    }
+
+    // What upstream lacks.
+
+    #[test]
+    fn validity_counts_from_before_sending() {
+        let mut election = after_reading(None);
+        assert!(matches!(election.step(at(0.0), IN_TURN), Step::Write(_)));
+        election.written(at(3.0), stored(7, Some("baz"), 0));
+        let Standing::Leading(grant) = election.standing(at(3.0)) else { panic!("leads") };
+        assert_eq!(grant.valid_until, at(9.8), "sent at 0, ten seconds, less 2 %");
+        assert_eq!(election.next_change(at(3.0)), at(6.0));
+        assert!(matches!(election.standing(at(6.0)), Standing::Losing(_)));
+        assert_eq!(election.standing(at(9.8)), Standing::Standby);
+    }
+
+    #[test]
+    fn an_answer_slower_than_the_lease_grants_nothing() {
+        let mut election = after_reading(None);
+        assert!(matches!(election.step(at(0.0), IN_TURN), Step::Write(_)));
+        election.written(at(9.9), stored(7, Some("baz"), 0));
+        assert_eq!(election.standing(at(9.9)), Standing::Standby);
+    }
+
+    #[test]
+    fn another_holder_ends_the_term_at_once_and_an_error_does_not() {
+        let mut election = leader();
+        election.sighted(at(0.5), Some(stored(8, Some("bing"), 1)));
+        assert_eq!(election.standing(at(0.5)), Standing::Standby);
+
+        let mut election = leader();
+        assert!(matches!(election.step(at(1.0), IN_TURN), Step::Write(_)));
+        election.refused(at(1.0));
+        assert!(leads(&election, 1.0), "403, 429 and 500 only start the countdown");
+    }
+
+    #[test]
+    fn another_holder_seen_during_a_renewal_wins_over_its_answer() {
+        let mut election = leader();
+        assert!(matches!(election.step(at(1.0), IN_TURN), Step::Write(_)));
+        election.sighted(at(1.1), Some(stored(9, Some("bing"), 1)));
+        election.written(at(1.2), stored(8, Some("baz"), 0));
+        assert_eq!(election.standing(at(1.2)), Standing::Standby);
+    }
+
+    #[test]
+    fn a_recreated_lease_is_not_ours_even_if_it_names_us() {
+        let mut election = leader();
+        let other = Observation {
+            version: Version { uid: "v".to_owned(), resource_version: "9".to_owned() },
+            ..stored(9, Some("baz"), 0)
+        };
+        election.sighted(at(0.5), Some(other));
+        assert_eq!(election.standing(at(0.5)), Standing::Standby);
+    }
+
+    #[test]
+    fn a_deletion_is_confirmed_by_a_read_and_ends_the_term() {
+        let mut election = leader();
+        election.sighted(at(0.5), None);
+        assert!(leads(&election, 0.5), "a list may be older than our own creation");
+        assert_eq!(election.step(at(0.5), IN_TURN), Step::Read);
+        election.read(at(0.6), None);
+        assert_eq!(election.standing(at(0.6)), Standing::Standby);
+        assert_eq!(election.step(at(0.6), IN_TURN), Step::Wait(Moment::NEVER), "its work has not ended yet");
+        election.intend(Intent { compete: true, ended: 1, abandoned: 0 });
+        assert_eq!(
+            election.step(at(0.7), IN_TURN),
+            write(Purpose::Create, None, 0),
+            "it was ours: nobody else can lead"
+        );
+    }
+
+    #[test]
+    fn a_standby_that_saw_the_lease_waits_a_duration_after_it_is_gone() {
+        let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
+        election.sighted(at(5.0), None);
+        assert_eq!(election.step(at(5.0), IN_TURN), Step::Read);
+        election.read(at(5.0), None);
+        assert_eq!(election.step(at(5.0), IN_TURN), Step::Wait(at(15.0)));
+    }
+
+    #[test]
+    fn a_holder_cleared_by_hand_is_waited_for_and_a_release_is_not() {
+        for (duration, wait) in [(10 * SECOND, Some(at(15.0))), (RELEASED, None)] {
+            let mut election = after_reading(Some(stored(7, Some("bing"), 3)));
+            election.sighted(at(5.0), Some(Observation { duration: Some(duration), ..stored(8, None, 3) }));
+            let expected = wait.map_or_else(|| write(Purpose::Acquire, Some(8), 4), Step::Wait);
+            assert_eq!(election.step(at(5.0), IN_TURN), expected);
+        }
+    }
+
+    #[test]
+    fn echoes_of_the_past_change_nothing() {
+        let mut election = leader();
+        election.sighted(at(0.1), Some(stored(5, Some("bing"), 0)));
+        election.sighted(at(0.1), Some(stored(6, None, 0)));
+        assert!(leads(&election, 0.1));
+    }
+
+    #[test]
+    fn versions_that_are_no_numbers_are_settled_by_a_read() {
+        let mut election = leader();
+        let strange = Version { uid: "u".to_owned(), resource_version: "x9".to_owned() };
+        election.sighted(at(0.1), Some(Observation { version: strange, ..stored(0, Some("bing"), 1) }));
+        assert!(leads(&election, 0.1));
+        assert_eq!(election.step(at(0.1), IN_TURN), Step::Read);
+    }
+
+    #[test]
+    fn two_creators_race() {
+        let mut election = after_reading(None);
+        assert!(matches!(election.step(at(0.0), IN_TURN), Step::Write(_)));
+        election.conflicted(at(0.1));
+        assert_eq!(election.step(at(0.1), IN_TURN), Step::Read);
+        election.read(at(0.2), Some(stored(7, Some("bing"), 0)));
+        assert_eq!(election.step(at(0.2), IN_TURN), Step::Wait(at(10.2)));
+    }
+
+    #[test]
+    fn a_write_without_answer_is_read_and_confirmed_before_any_work() {
+        let mut election = after_reading(None);
+        assert!(matches!(election.step(at(0.0), IN_TURN), Step::Write(_)));
+        election.unknown(at(1.0));
+        assert_eq!(election.step(at(1.0), IN_TURN), Step::Read);
+        election.read(at(1.1), Some(stored(7, Some("baz"), 0)));
+        assert_eq!(election.standing(at(1.1)), Standing::Standby);
+        assert_eq!(election.step(at(1.1), IN_TURN), write(Purpose::Renew, Some(7), 0));
+        election.written(at(1.2), stored(8, Some("baz"), 0));
+        assert!(leads(&election, 1.2));
+    }
+
+    #[test]
+    fn a_token_has_one_term() {
+        let mut election = leader();
+        assert_eq!(election.standing(at(20.0)), Standing::Standby);
+        election.intend(Intent { compete: true, ended: 1, abandoned: 0 });
+        assert_eq!(election.step(at(20.0), IN_TURN), write(Purpose::Acquire, Some(7), 1));
+        election.written(at(20.1), stored(8, Some("baz"), 1));
+        assert!(matches!(election.standing(at(20.1)), Standing::Leading(Grant { term: 2, .. })));
+    }
+
+    #[test]
+    fn who_does_not_compete_asks_for_nothing_and_takes_nothing() {
+        let mut election = Election::new("baz".to_owned(), timings());
+        assert_eq!(election.step(at(0.0), IN_TURN), Step::Wait(Moment::NEVER));
+        election.sighted(at(0.0), Some(stored(7, None, 0)));
+        assert_eq!(election.step(at(0.0), IN_TURN), Step::Wait(Moment::NEVER));
+        election.sighted(at(0.0), Some(stored(8, Some("bing"), 1)));
+        assert_eq!(election.step(at(99.0), IN_TURN), Step::Wait(Moment::NEVER));
+    }
+
+    #[test]
+    fn patience_lets_others_go_first_and_no_longer() {
+        let mut election = after_reading(Some(stored(7, None, 0)));
+        assert_eq!(election.step(at(0.0), 2 * SECOND), Step::Wait(at(2.0)));
+        assert_eq!(election.step(at(2.0), 2 * SECOND), write(Purpose::Acquire, Some(7), 1));
+    }
+
+    #[test]
+    fn without_a_watch_a_standby_reads_each_retry_period() {
+        let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
+        election.set_watched(false);
+        assert_eq!(election.step(at(0.5), IN_TURN), Step::Wait(at(1.0)));
+        assert_eq!(election.step(at(1.0), IN_TURN), Step::Read);
+    }
+
+    #[test]
+    fn repeated_failures_are_a_retry_period_apart() {
+        let mut election = leader();
+        assert!(matches!(election.step(at(1.0), IN_TURN), Step::Write(_)));
+        election.unknown(at(2.0));
+        assert_eq!(election.step(at(2.0), IN_TURN), Step::Read);
+        election.read_failed(at(3.0));
+        assert_eq!(election.step(at(3.0), IN_TURN), Step::Wait(at(4.0)));
+        assert_eq!(election.step(at(4.0), IN_TURN), Step::Read);
+    }
+
+    #[test]
+    fn transitions_never_overflow() {
+        let mut election = after_reading(Some(stored(7, None, i32::MAX)));
+        assert_eq!(election.step(at(0.0), IN_TURN), write(Purpose::Acquire, Some(7), i32::MAX));
+        let mut election = after_reading(Some(stored(7, None, -5)));
+        assert_eq!(election.step(at(0.0), IN_TURN), write(Purpose::Acquire, Some(7), 1));
+    }
+}

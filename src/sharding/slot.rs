@@ -253,3 +253,143 @@ impl Slot {
         Some(Command::Abort)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sharding::election::FencingToken;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn at(seconds: u64) -> Moment {
+        Moment::after_origin(Duration::from_secs(1000 + seconds))
+    }
+
+    fn grant(term: u64, sent: u64) -> Grant {
+        let token = FencingToken { uid: "u".to_owned(), transitions: 0 };
+        Grant { term, token, sent_at: at(sent), valid_until: at(sent + 10) }
+    }
+
+    fn leading(term: u64) -> Event {
+        Event::Standing(Standing::Leading(grant(term, 0)))
+    }
+
+    fn ended(term: u64, outcome: Outcome) -> Event {
+        Event::Ended { term, outcome, unanswered: false }
+    }
+
+    fn runnable() -> Slot {
+        let mut slot = Slot::new(5 * SECOND);
+        assert_eq!(slot.on(Event::Runnable(true), at(0)), None);
+        slot
+    }
+
+    fn running() -> Slot {
+        let mut slot = runnable();
+        assert_eq!(slot.on(leading(1), at(0)), Some(Command::Start(grant(1, 0))));
+        slot
+    }
+
+    #[test]
+    fn a_kind_that_is_not_known_to_be_runnable_does_not_compete() {
+        let slot = Slot::new(5 * SECOND);
+        assert!(!slot.intent(at(0)).compete);
+        assert!(runnable().intent(at(0)).compete);
+    }
+
+    #[test]
+    fn a_stop_drains_and_only_the_end_of_the_work_allows_the_release() {
+        let mut slot = running();
+        assert_eq!(slot.on(Event::Stop, at(1)), Some(Command::Drain));
+        assert_eq!(slot.intent(at(1)), Intent { compete: false, ended: 0, abandoned: 0 });
+        assert_eq!(slot.on(ended(1, Outcome::Finished), at(2)), None);
+        assert_eq!(slot.intent(at(2)), Intent { compete: false, ended: 1, abandoned: 0 });
+    }
+
+    #[test]
+    fn a_drain_that_takes_too_long_is_aborted_and_work_that_goes_on_is_abandoned() {
+        let mut slot = running();
+        slot.on(Event::Stop, at(1));
+        assert_eq!(slot.next_wake(at(1)), at(6));
+        assert_eq!(slot.on(Event::Tick, at(5)), None);
+        assert_eq!(slot.on(Event::Tick, at(6)), Some(Command::Abort));
+        assert_eq!(slot.intent(at(6)).abandoned, 0, "an aborted task ends at its next await");
+        assert_eq!(slot.on(Event::Tick, at(8)), None);
+        assert_eq!(slot.intent(at(8)), Intent { compete: false, ended: 0, abandoned: 1 });
+        assert_eq!(slot.next_wake(at(8)), Moment::NEVER);
+    }
+
+    #[test]
+    fn a_term_that_is_being_lost_drains_until_its_validity_ends() {
+        let mut slot = Slot::new(60 * SECOND);
+        slot.on(Event::Runnable(true), at(0));
+        slot.on(leading(1), at(0));
+        assert_eq!(slot.on(Event::Standing(Standing::Losing(grant(1, 0))), at(6)), Some(Command::Drain));
+        assert_eq!(slot.next_wake(at(6)), at(10));
+    }
+
+    #[test]
+    fn a_lost_term_is_aborted_at_once_and_its_successor_waits_for_its_end() {
+        let mut slot = running();
+        assert_eq!(slot.on(Event::Standing(Standing::Standby), at(1)), Some(Command::Abort));
+        assert_eq!(slot.on(leading(2), at(1)), None, "never two tasks");
+        slot.on(ended(1, Outcome::Aborted), at(2));
+        assert!(slot.intent(at(2)).compete, "a loss is no failure of the kind");
+        assert_eq!(slot.on(leading(2), at(2)), Some(Command::Start(grant(2, 0))));
+    }
+
+    #[test]
+    fn another_term_than_ours_means_that_ours_was_lost() {
+        let mut slot = running();
+        assert_eq!(slot.on(leading(2), at(1)), Some(Command::Abort));
+    }
+
+    #[test]
+    fn a_failing_kind_cools_down_longer_each_time_and_a_lasting_term_clears_it() {
+        let mut slot = runnable();
+        let mut now = 0;
+        for (term, pause) in [(1, 1), (2, 2), (3, 4), (4, 8)] {
+            slot.on(Event::Standing(Standing::Leading(grant(term, now))), at(now));
+            slot.on(ended(term, Outcome::Panicked("it happens".to_owned())), at(now));
+            assert_eq!(slot.cooling_until(at(now)), Some(at(now + pause)), "after term {term}");
+            assert!(!slot.intent(at(now)).compete);
+            now += pause;
+            assert!(slot.intent(at(now)).compete);
+        }
+        slot.on(Event::Standing(Standing::Leading(grant(5, now))), at(now));
+        slot.on(ended(5, Outcome::Failed("it happens".to_owned())), at(now + 600));
+        assert_eq!(slot.cooling_until(at(now + 600)), Some(at(now + 601)));
+    }
+
+    #[test]
+    fn a_reconciler_that_returns_unasked_has_failed() {
+        let mut slot = running();
+        slot.on(ended(1, Outcome::Finished), at(1));
+        assert!(!slot.intent(at(1)).compete);
+    }
+
+    #[test]
+    fn a_write_that_may_still_land_leaves_the_lease_to_expire() {
+        let mut slot = running();
+        slot.on(Event::Stop, at(1));
+        slot.on(Event::Ended { term: 1, outcome: Outcome::Finished, unanswered: true }, at(2));
+        assert_eq!(slot.intent(at(2)), Intent { compete: false, ended: 1, abandoned: 1 });
+    }
+
+    #[test]
+    fn a_grant_that_comes_too_late_is_given_back_without_work() {
+        let mut slot = runnable();
+        slot.on(Event::Stop, at(0));
+        assert_eq!(slot.on(leading(1), at(1)), None);
+        assert_eq!(slot.intent(at(1)).ended, 1);
+        assert_eq!(slot.state(), State::Idle);
+    }
+
+    #[test]
+    fn a_kind_that_becomes_blocked_drains_and_competes_no_more() {
+        let mut slot = running();
+        assert_eq!(slot.on(Event::Runnable(false), at(1)), Some(Command::Drain));
+        slot.on(ended(1, Outcome::Finished), at(2));
+        assert!(!slot.intent(at(2)).compete);
+    }
+}

@@ -85,6 +85,7 @@ pub struct Access {
 /// What a kind implements: work from the start of a term to its end.
 ///
 /// `run` is called once a term, on a task of its own. It returns `Ok` after [`Term::draining`] resolved and its work is done.
+/// Tasks that it spawns itself are its own to end with it; whatever they do later, the term's client refuses their writes.
 /// Returning early, an error or a panic end this term only: the Lease is released and the kind cools down before it competes again.
 pub trait Reconciler: Send + Sync + 'static {
     /// Reconciles until the term drains.

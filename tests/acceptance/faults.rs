@@ -105,7 +105,8 @@ async fn a_deleted_lease_is_made_anew_and_led_again() -> Result<()> {
         let old = leases.get(&lease_of(kind)).await?.metadata.uid.context("uid")?;
         leases.delete(&lease_of(kind), &DeleteParams::default()).await?;
         let anew = || async { leases.get_opt(&lease_of(kind)).await };
-        let is_new = |lease: &Option<Lease>| lease.as_ref().is_some_and(|lease| lease.metadata.uid.as_ref() != Some(&old));
+        let is_new =
+            |lease: &Option<Lease>| lease.as_ref().is_some_and(|lease| lease.metadata.uid.as_ref() != Some(&old));
         eventually("the Lease is made anew", PATIENCE, anew, is_new).await?;
         let uid = || async {
             let stored = history(stage, kind)?;
@@ -114,7 +115,10 @@ async fn a_deleted_lease_is_made_anew_and_led_again() -> Result<()> {
                 What::Leased { .. } => None,
             }))
         };
-        eventually("work goes on under the new Lease", PATIENCE, uid, |uid| uid.as_ref().is_some_and(|uid| *uid != old)).await?;
+        eventually("work goes on under the new Lease", PATIENCE, uid, |uid| {
+            uid.as_ref().is_some_and(|uid| *uid != old)
+        })
+        .await?;
         Ok(())
     })
     .await;
@@ -185,7 +189,10 @@ async fn a_kind_without_permission_is_not_led_until_it_is_granted() -> Result<()
         stage.replicas(1).await?;
         let pod = stage.pods().await?.remove(0).metadata.name.context("name")?;
         let says = || async { anyhow::Ok(stage.kubelet.log(&stage.namespace, &pod)) };
-        let denied = format!("not allowed to list {0}.observer.leasehold.dev, watch {0}.observer", crate::stage::plural(&stage.kinds[0]));
+        let denied = format!(
+            "not allowed to list {0}.observer.leasehold.dev, watch {0}.observer",
+            crate::stage::plural(&stage.kinds[0])
+        );
         eventually("the log says what is missing", PATIENCE, says, |log| log.contains(&denied)).await?;
         ensure(stage.holders().await?.is_empty(), || "a denied kind is led".to_owned())?;
         stage.grant_kinds("[get, list, watch, patch]").await?;
@@ -219,8 +226,11 @@ async fn a_client_go_elector_and_ours_never_lead_one_lease_together() -> Result<
     play(Stage::set("clientgo", 1).await?, |stage| async {
         let kind = &stage.kinds[0];
         let kubeconfig = stage.cluster.kubeconfig().to_owned();
-        let mut theirs = tokio::process::Command::new(&stage.cluster.binaries().clientgo)
-            .arg("-kubeconfig").arg(&kubeconfig)
+        let binaries = stage.cluster.binaries().clone();
+        let program = tokio::task::spawn_blocking(move || binaries.client_go_elector()).await??;
+        let mut theirs = tokio::process::Command::new(program)
+            .arg("-kubeconfig")
+            .arg(&kubeconfig)
             .args(["-namespace", &stage.namespace, "-lease", &lease_of(kind), "-identity", "client-go"])
             .args(["-lease-duration", "5s", "-renew-deadline", "3s", "-retry-period", "500ms", "-release-on-cancel"])
             .stdout(std::process::Stdio::null())

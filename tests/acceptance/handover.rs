@@ -41,7 +41,9 @@ async fn a_stopped_holder_drains_then_releases_and_the_next_acquires_at_once() -
             .iter()
             .position(|stored| matches!(&stored.what, What::Leased { holder, .. } if holder.is_empty()))
             .context("the Lease was released")?;
-        let late = history[release..].iter().find(|stored| matches!(&stored.what, What::Worked { holder, .. } if *holder == old));
+        let late = history[release..]
+            .iter()
+            .find(|stored| matches!(&stored.what, What::Worked { holder, .. } if *holder == old));
         ensure(late.is_none(), || format!("work after the release: {late:?}"))?;
         let acquired = history[release..]
             .iter()
@@ -117,9 +119,16 @@ async fn a_holder_paused_for_longer_than_its_lease_writes_nothing_when_it_goes_o
             let stale = history(stage, kind)?;
             let taken = stale
                 .iter()
+                .rposition(|stored| matches!(&stored.what, What::Leased { holder, .. } if *holder == old))
+                .context("the Lease was held")?;
+            let taken = stale[taken + 1..]
+                .iter()
                 .position(|stored| matches!(&stored.what, What::Leased { holder, .. } if *holder == new))
+                .map(|after| taken + 1 + after)
                 .context("the Lease was taken")?;
-            let late = stale[taken..].iter().find(|stored| matches!(&stored.what, What::Worked { holder, .. } if *holder == old));
+            let late = stale[taken..]
+                .iter()
+                .find(|stored| matches!(&stored.what, What::Worked { holder, .. } if *holder == old));
             ensure(late.is_none(), || format!("a stale write was accepted: {late:?}"))?;
         }
         Ok(())

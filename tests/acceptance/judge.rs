@@ -95,7 +95,8 @@ pub fn judge(stage: &Stage) -> Result<()> {
                     owner = Some((holder, uid, transitions));
                 }
                 What::Worked { holder, uid, transitions } if !by_hand && owner != Some((holder, uid, transitions)) => {
-                    let lines: Vec<_> = history[index.saturating_sub(12)..=index].iter().map(ToString::to_string).collect();
+                    let lines: Vec<_> =
+                        history[index.saturating_sub(12)..=index].iter().map(ToString::to_string).collect();
                     bail!("{kind}: {holder} wrote under a token that the Lease did not carry:\n{}", lines.join("\n"));
                 }
                 What::Worked { .. } => {}

@@ -56,9 +56,11 @@ async fn a_hanging_reconciler_is_aborted_and_its_lease_released() -> Result<()> 
         let old = stage.held(kind, |_| true).await?;
         stage.order(kind, Some("hang")).await?;
         let quiet = || async {
-            let count = history(stage, kind)?.iter().filter(|stored| matches!(stored.what, What::Worked { .. })).count();
+            let count =
+                history(stage, kind)?.iter().filter(|stored| matches!(stored.what, What::Worked { .. })).count();
             tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-            let later = history(stage, kind)?.iter().filter(|stored| matches!(stored.what, What::Worked { .. })).count();
+            let later =
+                history(stage, kind)?.iter().filter(|stored| matches!(stored.what, What::Worked { .. })).count();
             anyhow::Ok(count == later)
         };
         eventually("the reconciler hangs", PATIENCE, quiet, |quiet| *quiet).await?;

@@ -176,7 +176,9 @@ subjects: [{{kind: ServiceAccount, name: observer, namespace: {namespace}}}]
             .kinds
             .iter()
             .map(|kind| {
-                format!("    - {{apiVersion: observer.leasehold.dev/v1, kind: {kind}, reconciler: {{builtin: observer}}}}\n")
+                format!(
+                    "    - {{apiVersion: observer.leasehold.dev/v1, kind: {kind}, reconciler: {{builtin: observer}}}}\n"
+                )
             })
             .collect();
         self.cluster
@@ -219,7 +221,9 @@ spec:
 "#
             ))
             .await?;
-        let running = |pods: &Vec<Pod>| pods.len() == count && pods.iter().all(|pod| !self.kubelet.pids(namespace, &pod.name_any()).is_empty());
+        let running = |pods: &Vec<Pod>| {
+            pods.len() == count && pods.iter().all(|pod| !self.kubelet.pids(namespace, &pod.name_any()).is_empty())
+        };
         eventually("the replicas run", PATIENCE, || self.pods(), running).await?;
         Ok(())
     }
@@ -269,15 +273,14 @@ spec:
             let holder = "jsonpath={.spec.holder}";
             self.cluster.kubectl(&["get", &resource, "it", "-n", &self.namespace, "-o", holder]).await
         };
-        eventually(&format!("{kind} is written as expected"), PATIENCE, look, |holder| !holder.is_empty() && by(holder)).await
+        eventually(&format!("{kind} is written as expected"), PATIENCE, look, |holder| !holder.is_empty() && by(holder))
+            .await
     }
 
     /// Orders a kind's reconciler to misbehave, or not to.
     pub async fn order(&self, kind: &str, order: Option<&str>) -> Result<()> {
         let order = order.map_or("order-".to_owned(), |order| format!("order={order}"));
-        self.cluster
-            .kubectl(&["annotate", "--overwrite", &plural(kind), "it", "-n", &self.namespace, &order])
-            .await?;
+        self.cluster.kubectl(&["annotate", "--overwrite", &plural(kind), "it", "-n", &self.namespace, &order]).await?;
         Ok(())
     }
 
@@ -289,7 +292,11 @@ spec:
     /// What the API server recorded of this stage.
     pub fn audit(&self) -> Result<Vec<AuditEvent>> {
         let all = self.cluster.audit()?;
-        Ok(all.into_iter().skip(self.started).filter(|event| event.namespace.as_deref() == Some(&self.namespace)).collect())
+        Ok(all
+            .into_iter()
+            .skip(self.started)
+            .filter(|event| event.namespace.as_deref() == Some(&self.namespace))
+            .collect())
     }
 
     /// All that is known of the replicas, for a failure.

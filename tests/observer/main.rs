@@ -34,7 +34,8 @@ fn main() -> Result<(), BoxError> {
 
 async fn run(work: tokio::runtime::Handle) -> Result<(), BoxError> {
     let file = std::env::args().nth(1).ok_or("usage: observer CONFIG")?;
-    let config = leasehold::config::load(&file, &std::fs::read_to_string(&file)?, &[Offer { name: "observer", only: None }])?;
+    let config =
+        leasehold::config::load(&file, &std::fs::read_to_string(&file)?, &[Offer { name: "observer", only: None }])?;
     let variable = |name: &str| std::env::var(name);
     let replica = Replica { pod_name: variable("POD_NAME")?, pod_namespace: variable("POD_NAMESPACE")? };
     Leasehold::new(config)
@@ -57,7 +58,12 @@ async fn observe(term: Term) -> Result<(), BoxError> {
         .for_each(|_| ready(()));
     tokio::select! {
         () = controller => Ok(()),
-        Some(failure) = failures.recv() => Err(failure),
+        Some(order) = failures.recv() => {
+            while order.to_string().ends_with("block") {
+                std::thread::park();
+            }
+            Err(order)
+        }
     }
 }
 
@@ -68,16 +74,14 @@ async fn beat(object: Arc<DynamicObject>, context: Arc<Context>) -> Result<Actio
     match object.annotations().get("order").map(String::as_str) {
         Some("panic") => panic!("ordered to panic"),
         Some("hang") => std::future::pending::<()>().await,
-        Some("block") => loop {
-            std::thread::park();
-        },
-        Some("fail") => {
-            let _receiver_gone = failed.send("ordered to fail".into());
+        Some(order @ ("block" | "fail")) => {
+            let _receiver_gone = failed.send(format!("ordered to {order}").into());
         }
         _ => {}
     }
     // No resourceVersion: the worst kind of writer, which only its fence can stop.
-    let seen = json!({"spec": {"holder": term.holder(), "uid": term.token().uid, "transitions": term.token().transitions}});
+    let seen =
+        json!({"spec": {"holder": term.holder(), "uid": term.token().uid, "transitions": term.token().transitions}});
     objects.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(seen)).await?;
     Ok(Action::requeue(BEAT))
 }

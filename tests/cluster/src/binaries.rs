@@ -206,9 +206,10 @@ fn cache() -> Result<PathBuf> {
 
 /// FNV-1a: the same name for the same pins, whatever compiled this.
 fn fnv(texts: &[&str]) -> u64 {
-    texts.iter().flat_map(|text| text.bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    texts
+        .iter()
+        .flat_map(|text| text.bytes())
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn elapsed(since: Instant) -> String {

@@ -2,11 +2,7 @@
 //!
 //! Everything listens on loopback. The data does not survive: etcd runs without fsync in a temporary directory.
 
-use crate::{
-    binaries::Binaries,
-    certificates::Authority,
-    children::Process,
-};
+use crate::{binaries::Binaries, certificates::Authority, children::Process};
 use anyhow::{Context, Result, bail};
 use rcgen::KeyPair;
 use rustix::process::Signal;

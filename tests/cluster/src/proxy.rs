@@ -168,9 +168,8 @@ impl Rule {
     }
 
     fn matches(&self, target: &Target) -> bool {
-        let resource = |wanted: &String| {
-            target.resource == *wanted || target.resource.split('/').next() == Some(wanted.as_str())
-        };
+        let resource =
+            |wanted: &String| target.resource == *wanted || target.resource.split('/').next() == Some(wanted.as_str());
         (self.verbs.is_empty() || self.verbs.contains(&target.verb))
             && self.resource.as_ref().is_none_or(resource)
             && self.path.as_ref().is_none_or(|part| target.path.contains(part.as_str()))

@@ -121,7 +121,10 @@ async fn rolls_over(stage: &Stage) -> Result<()> {
     let pod = stage.pods.list(&ListParams::default()).await?.items.remove(0);
     let conditions: Vec<_> = pod.status.iter().flat_map(|status| status.conditions.iter().flatten()).collect();
     for wanted in ["PodScheduled", "Initialized", "ContainersReady", "Ready"] {
-        assert!(conditions.iter().any(|found| found.type_ == wanted && found.status == "True"), "{wanted}: {conditions:?}");
+        assert!(
+            conditions.iter().any(|found| found.type_ == wanted && found.status == "True"),
+            "{wanted}: {conditions:?}"
+        );
     }
     Ok(())
 }
@@ -245,7 +248,9 @@ async fn restarted(stage: &Stage, pod: &str, times: i32) -> Result<ContainerStat
         status.and_then(|mut statuses| statuses.pop()).context("no container status")
     };
     eventually(&format!("{pod} has restarted {times} times and runs"), SOON, look, |status| {
-        status.restart_count == times && status.ready && status.state.as_ref().is_some_and(|state| state.running.is_some())
+        status.restart_count == times
+            && status.ready
+            && status.state.as_ref().is_some_and(|state| state.running.is_some())
     })
     .await
 }

@@ -80,7 +80,8 @@ impl Task {
             };
             let again = self.stop.borrow().is_none() && self.restarts(code);
             self.board.write(self.index, |status| {
-                status.state = Some(ContainerState { terminated: Some(terminated.clone()), ..ContainerState::default() });
+                status.state =
+                    Some(ContainerState { terminated: Some(terminated.clone()), ..ContainerState::default() });
                 status.ready = false;
                 status.started = Some(false);
             });
@@ -177,10 +178,8 @@ impl Task {
             .stderr(log)
             .process_group(0)
             .kill_on_drop(true);
-        let child = process
-            .spawn()
-            .with_context(|| format!("failed to start {}", program.display()))
-            .map_err(started)?;
+        let child =
+            process.spawn().with_context(|| format!("failed to start {}", program.display())).map_err(started)?;
         let id = child.id().unwrap_or_default();
         let now = Timestamp::now();
         self.record.started(name, pid(id).map_err(started)?, log_path, offset);

@@ -59,8 +59,9 @@ pub(crate) fn field(pod: &Pod, address: &str, path: &str) -> Option<String> {
         "spec.serviceAccountName" => spec.and_then(|spec| spec.service_account_name.clone()),
         "status.podIP" | "status.podIPs" => Some(address.to_owned()),
         "status.hostIP" | "status.hostIPs" => Some("127.0.0.1".to_owned()),
-        _ => keyed("metadata.labels", &metadata.labels)
-            .or_else(|| keyed("metadata.annotations", &metadata.annotations)),
+        _ => {
+            keyed("metadata.labels", &metadata.labels).or_else(|| keyed("metadata.annotations", &metadata.annotations))
+        }
     }
 }
 

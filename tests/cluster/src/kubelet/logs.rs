@@ -46,7 +46,8 @@ pub(crate) async fn serve(host: Arc<Host>) -> Result<(u16, impl Future<Output = 
                     let answer = answer(&host, &request);
                     async { Ok::<_, Infallible>(answer) }
                 });
-                let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                let connection =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
                 // A reader that goes away ends its follow this way.
                 let _ = connection.await;
             });
@@ -109,7 +110,9 @@ fn answer(host: &Arc<Host>, request: &Request<Incoming>) -> Response<Body> {
         let next = follow.next().await?;
         Some((Ok(Frame::data(Bytes::from(next))), follow))
     });
-    Response::new(BodyExt::boxed(StreamBody::new(Box::pin(frames) as std::pin::Pin<Box<dyn futures::Stream<Item = _> + Send + Sync>>)))
+    Response::new(BodyExt::boxed(StreamBody::new(
+        Box::pin(frames) as std::pin::Pin<Box<dyn futures::Stream<Item = _> + Send + Sync>>
+    )))
 }
 
 /// One reader of a run that goes on.
@@ -171,13 +174,9 @@ mod tests {
 
     #[test]
     fn tail_counts_lines() {
-        for (content, lines, expected) in [
-            ("a\nb\nc\n", 2, "b\nc\n"),
-            ("a\nb\nc", 1, "c"),
-            ("a\nb\n", 5, "a\nb\n"),
-            ("a\n", 0, ""),
-            ("", 3, ""),
-        ] {
+        for (content, lines, expected) in
+            [("a\nb\nc\n", 2, "b\nc\n"), ("a\nb\nc", 1, "c"), ("a\nb\n", 5, "a\nb\n"), ("a\n", 0, ""), ("", 3, "")]
+        {
             assert_eq!(tail(content.as_bytes(), lines), expected.as_bytes(), "{content:?} {lines}");
         }
     }

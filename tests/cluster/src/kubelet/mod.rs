@@ -148,10 +148,8 @@ impl Kubelet {
         for name in &names {
             register(&client, name, log_port).await.with_context(|| format!("failed to register {name}"))?;
         }
-        let tasks = vec![
-            tokio::spawn(log_server).abort_handle(),
-            tokio::spawn(run(host.clone(), names)).abort_handle(),
-        ];
+        let tasks =
+            vec![tokio::spawn(log_server).abort_handle(), tokio::spawn(run(host.clone(), names)).abort_handle()];
         Ok(Self { host, tasks, _cluster: cluster.clone() })
     }
 
@@ -367,9 +365,8 @@ async fn bind(client: Client, identity: Identity, node: String) {
     });
     let pods = Api::<Pod>::namespaced(client, namespace);
     for _ in 0..20 {
-        let bound = pods
-            .create_subresource::<_, serde_json::Value>("binding", name, &PostParams::default(), &binding)
-            .await;
+        let bound =
+            pods.create_subresource::<_, serde_json::Value>("binding", name, &PostParams::default(), &binding).await;
         match bound {
             Ok(_) => return,
             // Gone, or bound already.

@@ -28,7 +28,11 @@ pub(crate) enum Finding {
 
 /// Probes until a startup or liveness probe gives the container up, and returns which and why.
 /// Without either it never returns; the caller drops it when the process ends.
-pub(crate) async fn probe(container: &Container, address: &str, found: impl Fn(Finding) + Send + Sync) -> (String, Option<i64>) {
+pub(crate) async fn probe(
+    container: &Container,
+    address: &str,
+    found: impl Fn(Finding) + Send + Sync,
+) -> (String, Option<i64>) {
     if let Some(startup) = &container.startup_probe {
         let mut failures = 0;
         delay(startup).await;
@@ -63,11 +67,8 @@ pub(crate) async fn probe(container: &Container, address: &str, found: impl Fn(F
                 found(Finding::Failed { probe: "Readiness", message: format!("{error:#}") });
             }
             streak = if outcome.is_ok() == ready { 0 } else { streak + 1 };
-            let threshold = if ready {
-                readiness.failure_threshold.unwrap_or(3)
-            } else {
-                readiness.success_threshold.unwrap_or(1)
-            };
+            let threshold =
+                if ready { readiness.failure_threshold.unwrap_or(3) } else { readiness.success_threshold.unwrap_or(1) };
             if streak >= threshold {
                 ready = !ready;
                 streak = 0;
@@ -126,7 +127,8 @@ async fn http_get(action: &HTTPGetAction, container: &Container, address: &str) 
     let port = port(&action.port, container)?;
     let host = action.host.as_deref().unwrap_or(address);
     let path = action.path.as_deref().unwrap_or("/");
-    let stream = TcpStream::connect((host, port)).await.with_context(|| format!("Get \"http://{host}:{port}{path}\""))?;
+    let stream =
+        TcpStream::connect((host, port)).await.with_context(|| format!("Get \"http://{host}:{port}{path}\""))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let mut request = http::Request::get(path)
         .header(http::header::HOST, format!("{host}:{port}"))

@@ -43,7 +43,8 @@ pub(crate) fn of(
                 .iter()
                 .find(|condition| condition.type_ == type_ && condition.status == status)
                 .and_then(|condition| condition.last_transition_time.clone());
-            let (reason, message) = why.filter(|_| !holds).map_or((None, None), |(reason, message)| (Some(reason), message));
+            let (reason, message) =
+                why.filter(|_| !holds).map_or((None, None), |(reason, message)| (Some(reason), message));
             PodCondition {
                 type_: type_.into(),
                 status: status.into(),

@@ -192,13 +192,7 @@ fn folder(root: &Path, volume: &Volume) -> PathBuf {
     }
 }
 
-fn pick(
-    kind: &str,
-    name: &str,
-    found: Option<Files>,
-    optional: bool,
-    items: Option<&[KeyToPath]>,
-) -> Result<Files> {
+fn pick(kind: &str, name: &str, found: Option<Files>, optional: bool, items: Option<&[KeyToPath]>) -> Result<Files> {
     let Some(found) = found else {
         if optional {
             return Ok(Files::new());

@@ -1,0 +1,214 @@
+//! What is shipped, unchanged: `crds/`, `deploy/` and `config/samples/` on the real control plane, the replicas as Pods.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Pod},
+};
+use kube::{Api, Client, ResourceExt, api::ListParams};
+use leasehold_cluster::{Cluster, Kubelet, Signal, eventually};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::stage::{PATIENCE, ensure, kubelet, pod_of};
+
+const NAMESPACE: &str = "leasehold-system";
+
+struct Installation {
+    cluster: &'static Cluster,
+    kubelet: &'static Kubelet,
+    client: Client,
+}
+
+impl Installation {
+    async fn install() -> Result<Self> {
+        let cluster = Cluster::shared().await?;
+        let kubelet = kubelet().await?;
+        let folder = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(name).display().to_string();
+        cluster.kubectl(&["apply", "-f", &folder("crds")]).await?;
+        cluster.kubectl(&["apply", "-k", &folder("deploy")]).await?;
+        let installation = Self { cluster, kubelet, client: cluster.client()? };
+        installation.rolled_out().await?;
+        Ok(installation)
+    }
+
+    async fn rolled_out(&self) -> Result<()> {
+        self.kubectl(&["rollout", "status", "deployment/leasehold", "--timeout=120s"]).await?;
+        Ok(())
+    }
+
+    async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.cluster.kubectl(&[&["-n", NAMESPACE], arguments].concat()).await
+    }
+
+    async fn holders(&self) -> Result<BTreeMap<String, String>> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let all = leases.list(&ListParams::default()).await?.items;
+        let holder = |lease: Lease| {
+            let holder = lease.spec.as_ref()?.holder_identity.clone().filter(|holder| !holder.is_empty())?;
+            Some((lease.name_any(), holder))
+        };
+        Ok(all.into_iter().filter_map(holder).collect())
+    }
+
+    async fn led(&self, by: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>> {
+        let both = |holders: &BTreeMap<String, String>| holders.len() == 2 && holders.values().all(|holder| by(holder));
+        eventually("both kinds are led as expected", PATIENCE, || self.holders(), both).await
+    }
+
+    async fn pods(&self) -> Result<Vec<Pod>> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let all = pods.list(&ListParams::default()).await?.items;
+        Ok(all.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect())
+    }
+
+    /// A GET of one of a pod's endpoints: status and body.
+    async fn get(&self, pod: &Pod, path: &str) -> Result<(u16, String)> {
+        let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone()).context("the pod has an address")?;
+        let mut stream = TcpStream::connect((ip.as_str(), 8080)).await?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {ip}\r\n\r\n").as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("an HTTP answer")?;
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("an HTTP status")?;
+        Ok((status, body.to_owned()))
+    }
+
+    /// Applies a sample: its namespaces come with it.
+    async fn sample(&self, name: &str) -> Result<()> {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/samples").join(name);
+        self.cluster.kubectl(&["apply", "-f", &file.display().to_string()]).await?;
+        Ok(())
+    }
+
+    async fn object(&self, path: &[&str]) -> Result<Value> {
+        let text = self.cluster.kubectl(&[&["get", "-o", "json"], path].concat()).await?;
+        Ok(serde_json::from_str(&text)?)
+    }
+}
+
+/// One test and not several: there is one installation, and each act needs what the last one left.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_manifests_run_share_their_kinds_and_survive() -> Result<()> {
+    let installation = Installation::install().await?;
+    let shared = installation.led(|_| true).await?;
+    let replicas: std::collections::BTreeSet<_> = shared.values().collect();
+    ensure(replicas.len() == 2, || format!("two kinds on two replicas: {shared:?}"))?;
+
+    endpoints(&installation).await?;
+    propagates(&installation).await?;
+    expires(&installation).await?;
+    survives_a_crash(&installation).await?;
+    rolls(&installation).await?;
+    writes_nothing_when_nothing_changed(&installation).await?;
+    installation.cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]).await?;
+    Ok(())
+}
+
+async fn endpoints(installation: &Installation) -> Result<()> {
+    for pod in installation.pods().await? {
+        for path in ["/livez", "/readyz"] {
+            let (status, body) = installation.get(&pod, path).await?;
+            ensure(status == 200, || format!("{path} of {}: {status} {body}", pod.name_any()))?;
+        }
+        let (_, shards) = installation.get(&pod, "/shards").await?;
+        let shards: Value = serde_json::from_str(&shards)?;
+        let listed = shards.pointer("/shards").and_then(Value::as_array).context("a list of shards")?;
+        ensure(listed.len() == 2, || format!("{shards}"))?;
+        let (_, metrics) = installation.get(&pod, "/metrics").await?;
+        ensure(metrics.contains("leasehold_leading{kind=\"Propagation.leasehold.dev\"}"), || metrics.clone())?;
+    }
+    Ok(())
+}
+
+async fn propagates(installation: &Installation) -> Result<()> {
+    installation.sample("propagation.yaml").await?;
+    let ready = || installation.object(&["propagations"]);
+    let is_ready = |list: &Value| {
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        !items.is_empty() && items.iter().all(|item| condition(item, "Ready").as_deref() == Some("True"))
+    };
+    let list = eventually("the sample Propagations are ready", PATIENCE, ready, is_ready).await?;
+    let synced = list.pointer("/items/0/status/synced").and_then(Value::as_i64).unwrap_or_default();
+    ensure(synced > 0, || format!("{list}"))?;
+    // A copy that is deleted comes back.
+    let selector = ListParams::default().labels("leasehold.dev/owner-uid");
+    let copies: Api<ConfigMap> = Api::all(installation.client.clone());
+    let copy = copies.list(&selector).await?.items.into_iter().next();
+    if let Some(copy) = copy {
+        let namespace = copy.namespace().context("namespaced")?;
+        let api: Api<ConfigMap> = Api::namespaced(installation.client.clone(), &namespace);
+        api.delete(&copy.name_any(), &kube::api::DeleteParams::default()).await?;
+        let name = copy.name_any();
+        let again = || api.get_opt(&name);
+        eventually("the copy is back", PATIENCE, again, Option::is_some).await?;
+        let shard = copy.labels().get("leasehold.dev/shard").cloned();
+        ensure(shard.as_deref() == Some("propagation.leasehold.dev"), || format!("{copy:?}"))?;
+    }
+    Ok(())
+}
+
+async fn expires(installation: &Installation) -> Result<()> {
+    installation.sample("expirypolicy.yaml").await?;
+    let ready = || installation.object(&["expirypolicies", "-A"]);
+    let judged = |list: &Value| {
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        !items.is_empty() && items.iter().all(|item| condition(item, "Ready").is_some())
+    };
+    let list = eventually("the sample ExpiryPolicies are reconciled", PATIENCE, ready, judged).await?;
+    let stamped = list.pointer("/items/0/status/shard/lease").and_then(Value::as_str);
+    ensure(stamped == Some("expirypolicy.leasehold.dev"), || format!("{list}"))
+}
+
+async fn survives_a_crash(installation: &Installation) -> Result<()> {
+    let before = installation.led(|_| true).await?;
+    let (_, victim) = before.iter().next().context("a holder")?;
+    installation.kubelet.signal(NAMESPACE, pod_of(victim), Signal::KILL)?;
+    let victim = victim.clone();
+    installation.led(move |holder| holder != victim).await?;
+    Ok(())
+}
+
+async fn rolls(installation: &Installation) -> Result<()> {
+    let old: Vec<_> = installation.pods().await?.iter().map(ResourceExt::name_any).collect();
+    installation.kubectl(&["rollout", "restart", "deployment/leasehold"]).await?;
+    installation.rolled_out().await?;
+    installation.led(move |holder| !old.contains(&pod_of(holder).to_owned())).await?;
+    Ok(())
+}
+
+/// The take-over of the rollout, and half a minute more, left settled objects alone.
+async fn writes_nothing_when_nothing_changed(installation: &Installation) -> Result<()> {
+    let versions = || async {
+        let list = installation.object(&["propagations"]).await?;
+        let copies: Api<ConfigMap> = Api::all(installation.client.clone());
+        let selector = ListParams::default().labels("leasehold.dev/owner-uid");
+        let mut all: Vec<_> = copies.list(&selector).await?.items.iter().map(|copy| copy.resource_version()).collect();
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        all.extend(items.iter().map(|item| item["metadata"]["resourceVersion"].as_str().map(str::to_owned)));
+        anyhow::Ok(all)
+    };
+    let before = versions().await?;
+    let holders = installation.led(|_| true).await?;
+    let lease = "propagation.leasehold.dev";
+    installation.kubelet.signal(NAMESPACE, pod_of(&holders[lease]), Signal::TERM)?;
+    let old = holders[lease].clone();
+    installation.led(|holder| holder != old).await?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let after = versions().await?;
+    if before != after {
+        bail!("a take-over wrote although nothing had changed: {before:?} {after:?}");
+    }
+    Ok(())
+}
+
+fn condition(object: &Value, kind: &str) -> Option<String> {
+    let conditions = object.pointer("/status/conditions")?.as_array()?;
+    let found = conditions.iter().find(|condition| condition["type"] == kind)?;
+    Some(found["status"].as_str()?.to_owned())
+}
