@@ -5,7 +5,7 @@ mod crds;
 mod logging;
 mod run;
 
-use std::{fmt, path::Path, process::ExitCode};
+use std::{fmt, io, path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use leasehold::{
@@ -45,6 +45,14 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
+impl Failure {
+    /// Whoever read our output has seen enough.
+    fn is_broken_pipe(&self) -> bool {
+        let Self::Failed(error) = self else { return false };
+        error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -68,7 +76,9 @@ pub(crate) fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(failure) => {
-            complain(&failure);
+            if !failure.is_broken_pipe() {
+                complain(&failure);
+            }
             match failure {
                 Failure::Usage(_) => ExitCode::from(2),
                 Failure::Failed(_) => ExitCode::FAILURE,
@@ -87,8 +97,8 @@ fn load(file: &Path, builtin: &[Builtin]) -> Result<Configuration, Bad> {
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file).map_err(|error| {
         let help = match error.kind() {
-            std::io::ErrorKind::NotFound => "no such file; start from config/leasehold.yaml".to_owned(),
-            std::io::ErrorKind::InvalidData => "not UTF-8 text".to_owned(),
+            io::ErrorKind::NotFound => "no such file; start from config/leasehold.yaml".to_owned(),
+            io::ErrorKind::InvalidData => "not UTF-8 text".to_owned(),
             _ => error.to_string(),
         };
         Bad::Unreadable(format!("{name}: {help}"))

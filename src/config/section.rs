@@ -87,9 +87,9 @@ impl<'n> Section<'n> {
         }
     }
 
-    pub(super) fn section(&mut self, name: &'static str, errors: &mut Gathered<'_>) -> Option<Section<'n>> {
+    pub(super) fn section(&mut self, name: &'static str, errors: &mut Gathered<'_>) -> Option<Self> {
         let node = self.take(name)?;
-        Some(Section::open(node, &self.path_of(name), errors))
+        Some(Self::open(node, &self.path_of(name), errors))
     }
 
     pub(super) fn text(&mut self, name: &'static str, errors: &mut Gathered<'_>) -> Option<Located<&'n str>> {

@@ -102,7 +102,7 @@ fn what_is_no_configuration() {
     check("a: *b\n", "1:4 : not readable as YAML: ");
     check("? {a: b}\n: c\n", "1:1 : not readable as YAML: a key of a mapping must be plain text");
     check(&format!("{GOOD}---\n{GOOD}"), "8:1 : a second document starts here");
-    check(&"[".repeat(200), "1:33 : not readable as YAML: ");
+    check(&format!("{}{}", "[".repeat(200), "]".repeat(200)), "1:33 : not readable as YAML: ");
 }
 
 #[test]

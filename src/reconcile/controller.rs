@@ -222,6 +222,7 @@ fn words(panic: &(dyn Any + Send)) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the clock under test")]
 mod tests {
     use std::{future::pending, io, sync::Mutex};
 

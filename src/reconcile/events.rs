@@ -42,6 +42,7 @@ impl Events {
         self.publish(EventType::Warning, about, reason, note).await;
     }
 
+    #[expect(clippy::disallowed_methods, reason = "how often a thing is said decides nothing")]
     async fn publish(&self, type_: EventType, about: &ObjectReference, reason: &str, note: &str) {
         let uid = about.uid.as_deref().unwrap_or_default();
         if !self.said.may_say(uid, reason, Instant::now()) {
@@ -86,6 +87,7 @@ fn shorten(note: &str) -> &str {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the clock under test")]
 mod tests {
     use super::*;
 

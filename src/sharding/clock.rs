@@ -23,6 +23,7 @@ impl Clock {
     }
 
     /// Tokio's clock, which a test can pause.
+    #[expect(clippy::disallowed_methods, reason = "this is the clock that others are given")]
     pub fn tokio() -> Self {
         Self(Source::Tokio(tokio::time::Instant::now()))
     }

@@ -484,10 +484,12 @@ fn observation(lease: &Lease) -> Option<Observation> {
 }
 
 /// Wall time is written on the Lease for people to read, and decides nothing.
+#[expect(clippy::disallowed_methods, reason = "written for people, never read back to decide")]
 fn wall_clock() -> Timestamp {
     Timestamp::now()
 }
 
+#[expect(clippy::disallowed_methods, reason = "the one place where a moment becomes an instant to sleep until")]
 fn tokio_instant(clock: Clock, moment: Moment) -> tokio::time::Instant {
     let (now, instant) = (clock.now(), tokio::time::Instant::now());
     match moment >= now {

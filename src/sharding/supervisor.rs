@@ -331,6 +331,7 @@ impl Supervisor {
         shard.task = Some(Task { token: grant.token.clone(), draining, abort, drain_began: None });
     }
 
+    #[expect(clippy::disallowed_methods, reason = "measures the drain and decides nothing")]
     fn drain(&mut self, index: usize) {
         let shard = &mut self.shards[index];
         if let Some(task) = &mut shard.task {
@@ -441,8 +442,11 @@ impl Supervisor {
             });
             return Some(if left.is_empty() { Ok(()) } else { Err(Stopped::Unreleased(left)) });
         }
-        (self.clock().now() >= give_up)
-            .then(|| Err(if busy.is_empty() { Stopped::Unreleased(unreleased) } else { Stopped::Aborted(busy) }))
+        (self.clock().now() >= give_up).then_some(Err(if busy.is_empty() {
+            Stopped::Unreleased(unreleased)
+        } else {
+            Stopped::Aborted(busy)
+        }))
     }
 }
 

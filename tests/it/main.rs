@@ -1,3 +1,6 @@
 //! The one integration target: what needs no control plane. Acceptance on a real one is in `tests/acceptance`.
 
+#![expect(clippy::unwrap_used, reason = "a test says what went wrong by panicking, its tools too")]
+
+mod manifests;
 mod simulation;

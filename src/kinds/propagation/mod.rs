@@ -1,6 +1,6 @@
 //! `Propagation`: one ConfigMap or Secret, kept alike in many namespaces.
 //!
-//! [`types`] is the resource, [`plan`] decides, [`observe`] reads, [`write`] writes, [`report`] makes the status; the reconcile below is their table of contents.
+//! [`types`] is the resource, [`plan`] decides, [`observe`] reads, [`mod@write`] writes, [`report`] makes the status; the reconcile below is their table of contents.
 //!
 //! Memory: of namespaces their metadata is kept, of ConfigMaps and Secrets nothing. Their watches are metadata only and just say which
 //! Propagation to look at (a copy bears the name of its source, so the name tells); what a pass needs it reads from the API server.

@@ -1,6 +1,7 @@
 //! The `Propagation` resource.
 
 #![expect(clippy::duplicated_attributes, reason = "the columns of kube's attribute share types and priorities")]
+#![expect(unreachable_pub, reason = "the schema derive repeats each struct inside a function")]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::{CustomResource, KubeSchema};

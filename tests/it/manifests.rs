@@ -1,0 +1,89 @@
+//! What is deployed fits what was built: permissions, the drain, the configuration.
+
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+
+use leasehold::{config, kinds};
+use serde_json::Value;
+
+/// The documents of a file of this repository.
+fn documents(file: &str) -> Vec<Value> {
+    serde_yaml::from_multiple(&text(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+fn text(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn texts<'v>(value: &'v Value, field: &str) -> Vec<&'v str> {
+    value[field].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// Every (verb, group, resource) of the rules of a kind of role.
+fn granted(role: &str) -> BTreeSet<(String, String, String)> {
+    let mut granted = BTreeSet::new();
+    for document in documents("deploy/rbac.yaml").iter().filter(|document| document["kind"] == role) {
+        for rule in document["rules"].as_array().into_iter().flatten() {
+            for group in texts(rule, "apiGroups") {
+                for resource in texts(rule, "resources") {
+                    for verb in texts(rule, "verbs") {
+                        granted.insert((verb.to_owned(), group.to_owned(), resource.to_owned()));
+                    }
+                }
+            }
+        }
+    }
+    assert!(!granted.is_empty());
+    granted
+}
+
+fn configuration() -> config::Configuration {
+    let builtin = kinds::builtin();
+    let names: Vec<_> = builtin.iter().map(|builtin| builtin.name).collect();
+    config::load("config/leasehold.yaml", &text("config/leasehold.yaml"), &names).unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[test]
+fn every_permission_a_built_in_kind_needs_is_granted() {
+    let granted = granted("ClusterRole");
+    let definitions = kinds::crds();
+    for builtin in kinds::builtin() {
+        let definition = definitions.iter().find(|crd| crd.spec.names.kind == builtin.kind).unwrap();
+        let plural = definition.spec.names.plural.as_str();
+        let own = ["list", "watch"].map(|verb| (verb, builtin.group.as_str(), plural));
+        let needs = builtin.reconciler.needs();
+        let needs = needs.iter().map(|access| (access.verb, access.group, access.resource));
+        for (verb, group, resource) in own.into_iter().chain(needs) {
+            let entry = (verb.to_owned(), group.to_owned(), resource.to_owned());
+            assert!(granted.contains(&entry), "{}: deploy/rbac.yaml does not grant {entry:?}", builtin.name);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_granted_by_wildcard_and_leases_in_their_namespace_only() {
+    for role in ["Role", "ClusterRole"] {
+        for (verb, group, resource) in granted(role) {
+            let parts = [&verb, &group, &resource];
+            assert!(parts.iter().all(|part| !part.contains('*')), "{role}: {parts:?}");
+            assert_eq!(resource == "leases", role == "Role", "{role}: {parts:?}");
+            assert!(resource != "leases" || verb != "delete", "a deleted Lease begins its terms at zero again");
+        }
+    }
+}
+
+#[test]
+fn the_grace_period_covers_the_drain_and_the_release() {
+    let [deployment] = &documents("deploy/deployment.yaml")[..] else { panic!("one document") };
+    let grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap();
+    let config = configuration();
+    // The release is a read and a write.
+    let needed = config.drain_timeout + 2 * config.timings.request_timeout;
+    assert!(Duration::from_secs(grace) > needed, "{grace} s are too short for {needed:?}");
+}
+
+#[test]
+fn the_leases_live_where_they_may_be_written() {
+    let [kustomization] = &documents("deploy/kustomization.yaml")[..] else { panic!("one document") };
+    assert_eq!(configuration().lease_namespace.as_deref(), kustomization["namespace"].as_str());
+}
