@@ -91,9 +91,11 @@ kubectl get configmaps,secrets -A -l leasehold.dev/owner-uid
 say "A crash: SIGKILL for the process of the replica that leads Propagation"
 victim=$(kubectl get lease propagation.leasehold.dev -n $namespace -o jsonpath='{.spec.holderIdentity}')
 echo "its holder is $victim"
-pid=$(pgrep -f -- "^[^ ]*leasehold run .*" | while read -r pid; do
-  tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qx "POD_NAME=${victim%_*}" && echo "$pid"
-done | head -n 1)
+pid=$(for environment in /proc/[0-9]*/environ; do
+  if tr '\0' '\n' <"$environment" 2>/dev/null | grep -qx "POD_NAME=${victim%_*}"; then
+    basename "$(dirname "$environment")"
+  fi
+done | tail -n 1)
 kill -KILL "$pid"
 echo "process $pid is gone; nobody may take its Lease before 15 s have passed since its last renewal"
 start=$(date +%s%3N)

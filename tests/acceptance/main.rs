@@ -3,6 +3,8 @@
 //! One cluster serves all tests; each has its own namespace, its own kinds and its own Deployment. What is asserted is
 //! what the API server stored, by its audit log and resourceVersions, never a replica's word of itself.
 
+#![expect(unreachable_pub, reason = "a test has no public interface; `pub` says what other plays use")]
+
 mod faults;
 mod handover;
 mod judge;
