@@ -343,3 +343,130 @@ impl<I: Write + Unpin> Write for GatedIo<I> {
         Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, buffers)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use http::Response;
+    use hyper_util::rt::TokioIo;
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn fence(clock: Clock) -> (Fence, Arc<AtomicU32>) {
+        let refused = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&refused);
+        let fence = Fence::new("widget.example.com".to_owned(), clock, move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+        });
+        (fence, refused)
+    }
+
+    /// What the fence makes of one request, when the server takes this long to answer.
+    async fn send(fence: &Fence, method: Method, uri: &str, server: Duration) -> Result<(), BoxError> {
+        let service = service_fn(move |_: Request<()>| async move {
+            tokio::time::sleep(server).await;
+            Ok::<_, BoxError>(Response::new(()))
+        });
+        let request = Request::builder().method(method).uri(uri).body(())?;
+        fence.layer(service).oneshot(request).await.map(|_| ())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_starts_shut_opens_until_the_end_of_validity_and_stays_shut_once_closed() {
+        let clock = Clock::tokio();
+        let (fence, refused) = fence(clock);
+        let write = || send(&fence, Method::PATCH, "/x", Duration::ZERO);
+        assert!(write().await.unwrap_err().is::<Fenced>());
+        fence.extend(clock.now() + 2 * SECOND);
+        write().await.unwrap();
+        tokio::time::advance(2 * SECOND).await;
+        assert!(write().await.unwrap_err().is::<Fenced>(), "at valid_until, not after it");
+        fence.extend(clock.now() + 2 * SECOND);
+        write().await.unwrap();
+        fence.close();
+        fence.extend(clock.now() + 9 * SECOND);
+        assert!(write().await.unwrap_err().is::<Fenced>(), "nothing opens it again");
+        assert_eq!(refused.load(Ordering::SeqCst), 3);
+        assert!(!fence.may_still_land(SECOND), "nothing was sent");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_mutating_verb_is_refused_and_reads_are_not() {
+        let (fence, _) = fence(Clock::tokio());
+        for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
+            assert!(send(&fence, method, "/x", Duration::ZERO).await.unwrap_err().is::<Fenced>());
+        }
+        send(&fence, Method::GET, "/x", Duration::ZERO).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_gets_the_time_that_is_left_and_leaves_a_mark_when_it_is_not_answered() {
+        let clock = Clock::tokio();
+        let (fence, _) = fence(clock);
+        fence.extend(clock.now() + 2 * SECOND);
+        let began = tokio::time::Instant::now();
+        assert!(send(&fence, Method::PUT, "/x", 60 * SECOND).await.unwrap_err().is::<Unanswered>());
+        assert_eq!(began.elapsed(), 2 * SECOND);
+        assert!(fence.may_still_land(15 * SECOND));
+        tokio::time::advance(15 * SECOND).await;
+        assert!(!fence.may_still_land(15 * SECOND));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_is_dropped_in_flight_leaves_a_mark_and_an_answered_one_does_not() {
+        let clock = Clock::tokio();
+        let (fence, _) = fence(clock);
+        fence.extend(clock.now() + 60 * SECOND);
+        send(&fence, Method::PUT, "/x", SECOND).await.unwrap();
+        assert!(!fence.may_still_land(15 * SECOND));
+        let aborted = tokio::time::timeout(SECOND, send(&fence, Method::PUT, "/x", 30 * SECOND));
+        assert!(aborted.await.is_err());
+        assert!(fence.may_still_land(15 * SECOND));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn quiescing_waits_for_the_answer_of_what_was_sent_before_the_fence_closed() {
+        let clock = Clock::tokio();
+        let (fence, _) = fence(clock);
+        fence.extend(clock.now() + 60 * SECOND);
+        let began = tokio::time::Instant::now();
+        let both = async {
+            tokio::join!(send(&fence, Method::PUT, "/x", SECOND), async {
+                tokio::time::sleep(SECOND / 2).await;
+                fence.close();
+                fence.quiesce(5 * SECOND).await;
+                began.elapsed()
+            })
+        };
+        let (sent, waited) = both.await;
+        sent.unwrap();
+        assert_eq!(waited, SECOND);
+        assert!(!fence.may_still_land(15 * SECOND));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_that_are_no_watch_end_and_watches_go_on() {
+        let (fence, _) = fence(Clock::tokio());
+        send(&fence, Method::GET, "/x?watch=true&timeoutSeconds=290", 280 * SECOND).await.unwrap();
+        assert!(send(&fence, Method::GET, "/x", 280 * SECOND).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn not_one_byte_leaves_a_connection_past_the_end_of_validity() {
+        let clock = Clock::tokio();
+        let (fence, _) = fence(clock);
+        fence.extend(clock.now() + SECOND);
+        let (ours, _theirs) = tokio::io::duplex(64);
+        let mut io = GatedIo { inner: TokioIo::new(ours), fence: fence.clone() };
+        let mut write =
+            async |bytes: &'static [u8]| std::future::poll_fn(|cx| Pin::new(&mut io).poll_write(cx, bytes)).await;
+        assert_eq!(write(b"PATCH").await.unwrap(), 5);
+        tokio::time::advance(SECOND).await;
+        let refused = write(b"PATCH").await.unwrap_err();
+        assert!(refused.get_ref().is_some_and(|error| error.is::<Fenced>()));
+    }
+}
