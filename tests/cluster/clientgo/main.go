@@ -1,5 +1,6 @@
 // clientgo is a plain client-go leader elector, to run beside ours on one Lease.
 // It prints one JSON line per event: leading, stopped, new-leader.
+// client-go says stopped also to an elector that ends without having led.
 package main
 
 import (

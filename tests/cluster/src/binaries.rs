@@ -116,7 +116,8 @@ fn once(directory: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> 
     }
     let parent = directory.parent().context("the cache has no parent directory")?;
     fs::create_dir_all(parent).with_context(|| format!("failed to create {}", parent.display()))?;
-    let lock = File::create(directory.with_extension("lock"))?;
+    let name = directory.file_name().context("the cache directory has no name")?.to_string_lossy();
+    let lock = File::create(parent.join(format!("{name}.lock")))?;
     if lock.try_lock().is_err() {
         say("another process is building the same; waiting for it");
         lock.lock().context("failed to lock the cache")?;

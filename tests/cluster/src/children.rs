@@ -24,7 +24,8 @@ trap '' HUP INT TERM
 dir=$1 keep=$2
 while read -r _; do :; done
 for round in 1 2 3 4 5 6 7 8 9 10; do
-    found=$(grep -lszxF "LEASEHOLD_CLUSTER=$dir" /proc/[0-9]*/environ 2>/dev/null) || break
+    found=$(grep -lszxF "LEASEHOLD_CLUSTER=$dir" /proc/[0-9]*/environ 2>/dev/null)
+    [ -n "$found" ] || break
     for file in $found; do
         pid=${file#/proc/}
         kill -KILL "${pid%/environ}" 2>/dev/null
@@ -150,5 +151,33 @@ pub(crate) fn exit_code(status: ExitStatus) -> (i32, Option<i32>) {
         (Some(code), _) => (code, None),
         (None, Some(signal)) => (128 + signal, Some(signal)),
         (None, None) => (255, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reaper_kills_what_bears_the_mark_and_its_children_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap().keep();
+        let reaper = Reaper::start(&directory, false).unwrap();
+        // Beside it, a process of another cluster whose directory begins with the same letters.
+        let mut other = Command::new("sleep").arg("60").env(MARK, directory.join("other")).spawn().unwrap();
+        let mut marked =
+            Command::new("sh").args(["-c", "sleep 60 & wait"]).env(MARK, &directory).process_group(0).spawn().unwrap();
+        let group = pid(marked.id()).unwrap();
+        drop(reaper);
+        assert_eq!(marked.wait().unwrap().signal(), Some(9));
+        let started = Instant::now();
+        // The grandchild is gone once whoever inherited it has waited for it.
+        while rustix::process::test_kill_process_group(group).is_ok() && started.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        rustix::process::test_kill_process_group(group).unwrap_err();
+        assert!(!directory.exists());
+        assert!(other.try_wait().unwrap().is_none());
+        other.kill().unwrap();
+        other.wait().unwrap();
     }
 }

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
 #[derive(Parser)]
 #[command(about = "A real Kubernetes control plane on this machine, with processes for containers", version)]
@@ -56,10 +57,9 @@ enum Verb {
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
+    // While a server starts, refused connections are what kube's client calls errors.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,kube_client=off"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Arguments::parse().verb {
         Verb::Build => {
             let binaries = tokio::task::spawn_blocking(Binaries::find_or_build).await??;

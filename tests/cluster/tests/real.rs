@@ -4,6 +4,7 @@
 use anyhow::{Context, Result};
 use k8s_openapi::api::{
     apps::v1::Deployment,
+    coordination::v1::Lease,
     core::v1::{ContainerStatus, Pod},
 };
 use kube::{Api, Client, Config, api::ListParams, config::KubeConfigOptions};
@@ -97,6 +98,8 @@ async fn a_deployment_lives_on_processes() -> Result<()> {
     say("deleted pod replaced");
     checks_rights(&stage).await?;
     say("rights");
+    runs_a_client_go_elector(&stage).await?;
+    say("client-go elector");
     survives_an_api_server_restart(&stage).await?;
     say("API server restarted");
     Ok(())
@@ -223,6 +226,34 @@ async fn survives_an_api_server_restart(stage: &Stage) -> Result<()> {
     assert!(frozen.is_err(), "a frozen server answers nothing");
     stage.cluster.resume_api_server().await?;
     assert_eq!(running(&stage.pods).await?.len(), 4);
+    Ok(())
+}
+
+/// The plain client-go elector takes a Lease on this server and gives it back.
+async fn runs_a_client_go_elector(stage: &Stage) -> Result<()> {
+    let binaries = stage.cluster.binaries().clone();
+    let program = tokio::task::spawn_blocking(move || binaries.client_go_elector()).await??;
+    let child = tokio::process::Command::new(program)
+        .arg(format!("-kubeconfig={}", stage.cluster.kubeconfig().display()))
+        .args(["-namespace=real", "-lease=demo", "-identity=go", "-release-on-cancel"])
+        .args(["-lease-duration=3s", "-renew-deadline=2s", "-retry-period=500ms"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    let leases = Api::<Lease>::namespaced(stage.cluster.client()?, "real");
+    let holder = || async {
+        let lease = leases.get("demo").await?;
+        anyhow::Ok(lease.spec.and_then(|spec| spec.holder_identity))
+    };
+    eventually("the Go elector holds the Lease", SOON, holder, |holder| holder.as_deref() == Some("go")).await?;
+    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
+    rustix::process::kill_process(pid.context("no pid")?, Signal::TERM)?;
+    let output = String::from_utf8(child.wait_with_output().await?.stdout)?;
+    assert!(output.contains(r#""event":"leading","identity":"go""#), "{output}");
+    assert!(output.contains(r#""event":"stopped""#), "{output}");
+    let released = |holder: &Option<String>| holder.as_deref().unwrap_or_default().is_empty();
+    eventually("the Lease is released", SOON, holder, released).await?;
     Ok(())
 }
 
