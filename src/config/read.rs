@@ -300,9 +300,9 @@ fn kind(node: &Node, path: &str, defaults: Load, reconcilers: &[Offer<'_>], erro
     } else {
         format!("{}.{group}", kind.value.to_ascii_lowercase())
     };
-    if lease.is_none() && default_lease.len() > SUBDOMAIN_MAX {
+    if lease.is_none() && default_lease.len() > LABEL_MAX {
         let message = format!(
-            "the default Lease name `{default_lease}` is longer than {SUBDOMAIN_MAX} characters; set lease.name"
+            "the default Lease name `{default_lease}` is longer than {LABEL_MAX} characters, and objects bear it as a label; set lease.name"
         );
         errors.add(kind.at, &kind.path, message);
     }
@@ -377,10 +377,13 @@ fn lease_name<'n>(section: &mut Section<'n>, errors: &mut Gathered<'_>) -> Optio
     let mut lease = section.section("lease", errors)?;
     let found = lease.text("name", errors);
     lease.finish(errors);
-    if let Some(found) = &found
-        && !is_subdomain(found.value)
-    {
-        errors.add(found.at, &found.path, format!("`{}` is no Lease name: {}", found.value, subdomain_rule()));
+    if let Some(found) = &found {
+        if !is_subdomain(found.value) {
+            errors.add(found.at, &found.path, format!("`{}` is no Lease name: {}", found.value, subdomain_rule()));
+        } else if found.value.len() > LABEL_MAX {
+            let message = format!("longer than {LABEL_MAX} characters: objects bear the Lease's name as a label");
+            errors.add(found.at, &found.path, message);
+        }
     }
     found
 }

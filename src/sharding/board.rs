@@ -103,8 +103,8 @@ impl Board {
     }
 
     fn blind(&self, why: &str) {
-        let changed = self.blindness.send_replace(Some(why.to_owned())).as_deref() != Some(why);
-        if changed {
+        let blindness = Some(format!("the Lease watch is down: {why}"));
+        if self.blindness.send_replace(blindness.clone()) != blindness {
             warn!(error = why, "the Lease watch is down, electors read each Lease instead");
         }
         for post in self.posts.values() {

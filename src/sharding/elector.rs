@@ -37,8 +37,8 @@ use crate::{
 
 /// Label that tells what a Lease of ours is about.
 pub const ROLE_LABEL: &str = "leasehold.dev/role";
-/// Label with the kind of a shard's Lease, `<Kind>.<group>`.
-pub const KIND_LABEL: &str = "leasehold.dev/kind";
+/// Annotation with the kind of a shard's Lease, `<Kind>.<group>`, which may be too long for a label.
+pub const KIND_ANNOTATION: &str = "leasehold.dev/kind";
 
 /// The weight this replica holds or is bidding for: what makes it patient.
 #[derive(Debug)]
@@ -326,7 +326,8 @@ impl Elector {
         let labels = lease.metadata.labels.get_or_insert_with(BTreeMap::new);
         labels.insert(INSTANCE_LABEL.to_owned(), self.shared.instance.clone());
         labels.insert(ROLE_LABEL.to_owned(), "shard".to_owned());
-        labels.insert(KIND_LABEL.to_owned(), self.name());
+        let annotations = lease.metadata.annotations.get_or_insert_with(BTreeMap::new);
+        annotations.insert(KIND_ANNOTATION.to_owned(), self.name());
         let now = Some(MicroTime(wall_clock()));
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
         let whole_seconds = |duration: Duration| i32::try_from(duration.as_secs()).ok();

@@ -99,7 +99,8 @@ struct Shard {
     settled: (bool, Intent),
     fence: Option<Fence>,
     task: Option<Task>,
-    blocked: Option<String>,
+    /// The last that the preflight learnt.
+    verdict: Verdict,
     /// How the last failed term ended.
     failure: Option<String>,
 }
@@ -159,7 +160,7 @@ impl Supervisor {
                 settled: (true, Intent::default()),
                 fence: None,
                 task: None,
-                blocked: None,
+                verdict: Verdict::Unknown("the API server was not asked yet".to_owned()),
                 failure: None,
             });
         }
@@ -250,21 +251,18 @@ impl Supervisor {
     fn on_verdict(&mut self, index: usize, verdict: Verdict) {
         let shard = &mut self.shards[index];
         let (kind, lease) = (shard.kind.name(), &shard.kind.lease_name);
-        let blocked = match verdict {
-            Verdict::Runnable => None,
-            Verdict::Blocked(why) => Some(why),
+        if matches!(verdict, Verdict::Unknown(_)) && !matches!(shard.verdict, Verdict::Unknown(_)) {
             // What was known stays true until the API server says otherwise.
-            Verdict::Unknown(_) if shard.slot.state() != State::Idle || shard.intent.borrow().compete => return,
-            Verdict::Unknown(why) => Some(why),
-        };
-        if blocked != shard.blocked {
-            match &blocked {
-                Some(why) => warn!(kind, lease, "not led here: {why}"),
-                None => info!(kind, lease, "can be led here"),
+            return;
+        }
+        if verdict != shard.verdict {
+            match &verdict {
+                Verdict::Runnable => info!(kind, lease, "can be led here"),
+                Verdict::Blocked(why) | Verdict::Unknown(why) => warn!(kind, lease, "not led here: {why}"),
             }
         }
-        let runnable = blocked.is_none();
-        shard.blocked = blocked;
+        let runnable = verdict == Verdict::Runnable;
+        shard.verdict = verdict;
         self.surroundings.shared.metrics.blocked(&kind, !runnable);
         self.tell(index, slot::Event::Runnable(runnable));
     }
@@ -399,21 +397,21 @@ impl Supervisor {
 
     fn publish(&self, index: usize, now: Moment) {
         let shard = &self.shards[index];
-        let state = match (shard.slot.state(), &shard.blocked) {
-            (State::Running, _) => ShardState::Leading,
-            (State::Draining | State::Aborting, _) => ShardState::Draining,
-            (State::Idle, Some(_)) => ShardState::Blocked,
-            (State::Idle, None) if shard.slot.cooling_until(now).is_some() => ShardState::CoolingDown,
-            (State::Idle, None) if shard.slot.intent(now).compete => ShardState::Standby,
-            (State::Idle, None) => ShardState::Starting,
+        let (state, reason) = match (shard.slot.state(), &shard.verdict) {
+            (State::Running, _) => (ShardState::Leading, None),
+            (State::Draining | State::Aborting, _) => (ShardState::Draining, None),
+            (State::Idle, Verdict::Blocked(why)) => (ShardState::Blocked, Some(why.clone())),
+            (State::Idle, Verdict::Unknown(why)) => (ShardState::Starting, Some(why.clone())),
+            (State::Idle, Verdict::Runnable) if shard.slot.cooling_until(now).is_some() => {
+                (ShardState::CoolingDown, shard.failure.clone())
+            }
+            (State::Idle, Verdict::Runnable) => (ShardState::Standby, None),
         };
         let token = shard.task.as_ref().map(|task| task.token.clone());
         let leading = state == ShardState::Leading;
         let leadership = Leadership { token: token.clone().filter(|_| leading) };
         shard.leadership.send_if_modified(|old| std::mem::replace(old, leadership.clone()) != leadership);
         self.surroundings.shared.metrics.set_leading(&shard.kind.name(), leading);
-        let reason =
-            shard.blocked.clone().or_else(|| shard.failure.clone().filter(|_| state == ShardState::CoolingDown));
         self.surroundings.shared.status.update(&shard.kind.lease_name, |status| {
             status.state = state;
             status.reason = reason;

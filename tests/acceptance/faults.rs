@@ -1,5 +1,7 @@
 //! The API server, the network and people misbehave.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
@@ -11,7 +13,7 @@ use serde_json::json;
 
 use crate::{
     judge::{What, history},
-    stage::{PATIENCE, Stage, ensure, lease_of, not, play, pod_of},
+    stage::{LEASE, PATIENCE, Stage, ensure, lease_of, not, play, pod_of},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,7 +81,7 @@ async fn errors_from_the_api_server_shorter_than_the_renew_deadline_cost_no_term
         let holder = stage.held(kind, |_| true).await?;
         let proxy = stage.proxy_of(&holder)?;
         for code in [409, 429, 500, 503] {
-            let retry_after = Some(std::time::Duration::from_secs(60));
+            let retry_after = Some(Duration::from_secs(60));
             proxy.add(Rule::new(Fault::Status { code, retry_after }).verbs(&["PUT"]).resource("leases").times(1));
             let puts = proxy.count("PUT", "leases");
             let renewed = || async { anyhow::Ok(proxy.count("PUT", "leases")) };
@@ -255,5 +257,39 @@ async fn a_client_go_elector_and_ours_never_lead_one_lease_together() -> Result<
         Ok(())
     })
     .await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kinds_survive_the_api_server() -> Result<()> {
+    play(Stage::set_apart("restart", 2).await?, |stage| async {
+        stage.replicas(2).await?;
+        stage.all_led().await?;
+        // Back before the renew deadline, as a restart is: terms may go on or end, never overlap.
+        stage.cluster.kill_api_server().await?;
+        stage.cluster.start_api_server().await?;
+        write_again(stage).await?;
+        // Away for longer than a lease: every term ends by its own clock, with nobody to tell it so.
+        stage.cluster.pause_api_server().await?;
+        tokio::time::sleep(LEASE + Duration::from_secs(2)).await;
+        stage.cluster.resume_api_server().await?;
+        write_again(stage).await?;
+        stage.all_led().await?;
+        Ok(())
+    })
+    .await;
+    Ok(())
+}
+
+/// Waits until every kind is worked on again, by more writes than can have been on their way.
+async fn write_again(stage: &Stage) -> Result<()> {
+    for kind in &stage.kinds {
+        let count = || async {
+            let worked = history(stage, kind)?.into_iter().filter(|stored| matches!(stored.what, What::Worked { .. }));
+            anyhow::Ok(worked.count())
+        };
+        let before = count().await?;
+        eventually(&format!("{kind} is worked on again"), PATIENCE, count, |now| *now > before + 3).await?;
+    }
     Ok(())
 }

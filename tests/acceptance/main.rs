@@ -9,5 +9,6 @@ mod faults;
 mod handover;
 mod judge;
 mod misbehaviour;
+mod process;
 mod shipped;
 mod stage;

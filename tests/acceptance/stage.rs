@@ -23,22 +23,25 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 static KUBELET: OnceCell<Kubelet> = OnceCell::const_new();
 static STAGES: AtomicUsize = AtomicUsize::new(0);
 
-/// The shared cluster's kubelet, with a fault proxy for each pod.
+/// The shared cluster's kubelet.
 pub async fn kubelet() -> Result<&'static Kubelet> {
-    let start = || async {
-        let programs = PathBuf::from(env!("CARGO_BIN_EXE_leasehold"));
-        let observer = programs.parent().context("target folder")?.join("examples/observer");
-        let images = [("leasehold".to_owned(), programs), ("observer".to_owned(), observer)].into();
-        let options = KubeletOptions {
-            nodes: 3,
-            images,
-            proxy_per_pod: true,
-            restart_backoff: Duration::from_millis(500),
-            ..KubeletOptions::default()
-        };
-        Cluster::shared().await?.start_kubelet(options).await
-    };
+    let start = || async { start_kubelet(Cluster::shared().await?).await };
     KUBELET.get_or_try_init(start).await
+}
+
+/// A kubelet with our programs for images, and a fault proxy for each pod.
+async fn start_kubelet(cluster: &Cluster) -> Result<Kubelet> {
+    let programs = PathBuf::from(env!("CARGO_BIN_EXE_leasehold"));
+    let observer = programs.parent().context("target folder")?.join("examples/observer");
+    let images = [("leasehold".to_owned(), programs), ("observer".to_owned(), observer)].into();
+    let options = KubeletOptions {
+        nodes: 3,
+        images,
+        proxy_per_pod: true,
+        restart_backoff: Duration::from_millis(500),
+        ..KubeletOptions::default()
+    };
+    cluster.start_kubelet(options).await
 }
 
 /// One test's namespace, kinds and replicas.
@@ -55,8 +58,17 @@ pub struct Stage {
 impl Stage {
     /// A namespace with the CRDs and objects of this many kinds, and all rights granted; no replicas yet.
     pub async fn set(name: &str, kinds: usize) -> Result<Self> {
-        let cluster = Cluster::shared().await?;
-        let kubelet = kubelet().await?;
+        Self::set_on(Cluster::shared().await?, kubelet().await?, name, kinds).await
+    }
+
+    /// As [`Self::set`], on a cluster of its own: for plays that would spoil others'. It lasts as long as the process.
+    pub async fn set_apart(name: &str, kinds: usize) -> Result<Self> {
+        let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start().await?));
+        let kubelet: &'static Kubelet = Box::leak(Box::new(start_kubelet(cluster).await?));
+        Self::set_on(cluster, kubelet, name, kinds).await
+    }
+
+    async fn set_on(cluster: &'static Cluster, kubelet: &'static Kubelet, name: &str, kinds: usize) -> Result<Self> {
         let number = STAGES.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("{name}-{number}");
         let kinds: Vec<_> = (0..kinds).map(|kind| format!("Probe{number}x{kind}")).collect();
