@@ -4,3 +4,4 @@
 
 mod manifests;
 mod simulation;
+mod tidy;

@@ -540,7 +540,7 @@ fn play(seed: u64, replicas: usize, faults: Faults) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn never_two_valid_terms_whatever_crashes_pauses_and_gets_lost(seed: u64, replicas in 2usize..5) {

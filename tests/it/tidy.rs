@@ -1,0 +1,62 @@
+//! The rules of the house that the compiler does not know.
+
+use std::path::{Path, PathBuf};
+
+fn sources(folder: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files
+}
+
+/// The code of a file: without comments, and without what follows `#[cfg(test)]`.
+fn code(file: &Path) -> String {
+    let text = std::fs::read_to_string(file).unwrap();
+    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn pure_files_know_no_runtime_no_cluster_and_no_clock() {
+    let sharding = ["election", "slot", "bid", "moment"].map(|name| format!("src/sharding/{name}.rs"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tests = |path: &PathBuf| !path.ends_with("tests.rs");
+    for file in sharding.iter().map(|name| root.join(name)).chain(sources("src/config").into_iter().filter(tests)) {
+        let code = code(&file);
+        for word in ["tokio", "kube::", "k8s_openapi", "Instant", "SystemTime", "Timestamp", "fastrand", "std::fs"] {
+            assert!(!code.contains(word), "{} mentions {word}", file.display());
+        }
+    }
+}
+
+#[test]
+fn only_the_supervisor_spawns() {
+    for file in sources("src").into_iter().filter(|file| !file.ends_with("sharding/supervisor.rs")) {
+        assert!(!code(&file).contains("spawn"), "{} spawns", file.display());
+    }
+}
+
+#[test]
+fn arrows_go_one_way() {
+    for (folder, others) in [
+        ("src/config", vec!["sharding", "reconcile", "kinds", "ops", "app"]),
+        ("src/sharding", vec!["reconcile", "kinds", "app"]),
+        ("src/reconcile", vec!["kinds", "app"]),
+        ("src/kinds", vec!["app"]),
+    ] {
+        for file in sources(folder) {
+            for other in &others {
+                assert!(!code(&file).contains(&format!("crate::{other}")), "{} uses {other}", file.display());
+            }
+        }
+    }
+}
