@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::Stream;
-use kube::{Api, Client, client::ClientBuilder};
+use kube::{Client, client::ClientBuilder};
 use tokio::{runtime::Handle, sync::watch};
 use tracing::info;
 
@@ -14,6 +14,7 @@ use crate::{
         board::{Board, WATCH_TIMEOUT},
         clock::Clock,
         elector::{Load, Shared},
+        record,
         supervisor::{Assignment, Leadership, Stopped, Supervisor, Surroundings},
         term::Reconciler,
     },
@@ -146,14 +147,14 @@ impl Leasehold {
         // A read timeout beyond the server's own: it ends a watch whose connection has died, and no other.
         let patience = Duration::from_secs(u64::from(WATCH_TIMEOUT) + 5);
         let watch_client = client(&config, timings.request_timeout, Some(patience))?;
-        let board = Board::new(Api::namespaced(watch_client.clone(), &namespace), self.config.instance.clone());
+        let board = Board::new(record::leases(watch_client.clone(), &namespace), self.config.instance.clone());
         info!(holder = identity, namespace, kinds = assignments.len(), "replica starts");
         self.status.update_replica(|status| {
             status.identity.clone_from(&identity);
             status.unready = Some("the Lease watch has not listed yet".to_owned());
         });
         let shared = Shared {
-            leases: Api::namespaced(lease_client, &namespace),
+            leases: record::leases(lease_client, &namespace),
             namespace,
             instance: self.config.instance,
             identity,

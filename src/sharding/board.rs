@@ -6,12 +6,11 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, pin_mut};
-use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, ResourceExt, runtime::watcher};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::problem::describe;
+use super::{problem::describe, record::Lease};
 
 /// Label whose value is the installation's `instance`; the board watches by it.
 pub const INSTANCE_LABEL: &str = "leasehold.dev/instance";

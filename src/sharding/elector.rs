@@ -12,11 +12,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::{
-    api::coordination::v1::{Lease, LeaseSpec},
-    apimachinery::pkg::apis::meta::v1::MicroTime,
-    jiff::Timestamp,
-};
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use kube::{Api, ResourceExt, api::PostParams};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
@@ -29,6 +25,7 @@ use super::{
     fence::Fence,
     moment::Moment,
     problem,
+    record::{self, Lease},
 };
 use crate::{
     config::{Kind, Timings},
@@ -315,38 +312,15 @@ impl Elector {
                 let stored = self.objects.iter().flatten().find(|lease| version(lease).as_ref() == Some(basis))?;
                 Lease::clone(stored)
             }
-            None => {
-                let mut lease = Lease::default();
-                lease.metadata.name = Some(self.kind.lease_name.clone());
-                lease.metadata.namespace = Some(self.shared.namespace.clone());
-                lease
-            }
+            None => record::new(&self.kind.lease_name, &self.shared.namespace),
         };
-        lease.metadata.managed_fields = None;
-        let labels = lease.metadata.labels.get_or_insert_with(BTreeMap::new);
-        labels.insert(INSTANCE_LABEL.to_owned(), self.shared.instance.clone());
-        labels.insert(ROLE_LABEL.to_owned(), "shard".to_owned());
-        let annotations = lease.metadata.annotations.get_or_insert_with(BTreeMap::new);
-        annotations.insert(KIND_ANNOTATION.to_owned(), self.name());
-        let now = Some(MicroTime(wall_clock()));
-        let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
-        let whole_seconds = |duration: Duration| i32::try_from(duration.as_secs()).ok();
-        spec.lease_transitions = Some(proposal.transitions);
-        spec.renew_time.clone_from(&now);
-        match proposal.purpose {
-            Purpose::Release => {
-                spec.holder_identity = Some(String::new());
-                spec.lease_duration_seconds = whole_seconds(RELEASED);
-                spec.acquire_time = now;
-            }
-            Purpose::Renew | Purpose::Create | Purpose::Acquire => {
-                spec.holder_identity = Some(self.shared.identity.clone());
-                spec.lease_duration_seconds = whole_seconds(self.shared.timings.lease_duration);
-                if proposal.purpose != Purpose::Renew {
-                    spec.acquire_time = now;
-                }
-            }
-        }
+        let author = Author {
+            instance: &self.shared.instance,
+            kind: &self.name(),
+            identity: &self.shared.identity,
+            duration: self.shared.timings.lease_duration,
+        };
+        author.sign(&mut lease, proposal, wall_clock());
         Some(lease)
     }
 
@@ -454,6 +428,39 @@ impl Elector {
     }
 }
 
+/// Who writes a Lease, and what for.
+struct Author<'a> {
+    instance: &'a str,
+    kind: &'a str,
+    identity: &'a str,
+    duration: Duration,
+}
+
+impl Author<'_> {
+    /// Changes what we own, and leaves all else as it is (rule 13).
+    fn sign(&self, lease: &mut Lease, proposal: &Proposal, wall_clock: Timestamp) {
+        lease.metadata.managed_fields = None;
+        let labels = lease.metadata.labels.get_or_insert_with(BTreeMap::new);
+        labels.insert(INSTANCE_LABEL.to_owned(), self.instance.to_owned());
+        labels.insert(ROLE_LABEL.to_owned(), "shard".to_owned());
+        let annotations = lease.metadata.annotations.get_or_insert_with(BTreeMap::new);
+        annotations.insert(KIND_ANNOTATION.to_owned(), self.kind.to_owned());
+        let now = Some(MicroTime(wall_clock));
+        let (holder, duration) = match proposal.purpose {
+            Purpose::Release => ("", RELEASED),
+            Purpose::Create | Purpose::Acquire | Purpose::Renew => (self.identity, self.duration),
+        };
+        let spec = &mut lease.spec;
+        spec.holder_identity = Some(holder.to_owned());
+        spec.lease_duration_seconds = i32::try_from(duration.as_secs()).ok();
+        spec.lease_transitions = Some(proposal.transitions);
+        spec.renew_time.clone_from(&now);
+        if proposal.purpose != Purpose::Renew {
+            spec.acquire_time = now;
+        }
+    }
+}
+
 /// What makes a report worth sending.
 type Phase = ((u8, u64), bool, Intent);
 
@@ -473,14 +480,13 @@ fn version(lease: &Lease) -> Option<Version> {
 
 /// What an election needs of a Lease; `None` for one without uid or resourceVersion, which no API server stores.
 fn observation(lease: &Lease) -> Option<Observation> {
-    let spec = lease.spec.as_ref();
-    let seconds =
-        spec.and_then(|spec| spec.lease_duration_seconds).and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
+    let spec = &lease.spec;
+    let seconds = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
     Some(Observation {
         version: version(lease)?,
-        holder: spec.and_then(|spec| spec.holder_identity.clone()).filter(|holder| !holder.is_empty()),
+        holder: spec.holder_identity.clone().filter(|holder| !holder.is_empty()),
         duration: seconds.map(Duration::from_secs),
-        transitions: spec.and_then(|spec| spec.lease_transitions).unwrap_or(0),
+        transitions: spec.lease_transitions.unwrap_or(0),
     })
 }
 
@@ -496,5 +502,86 @@ fn tokio_instant(clock: Clock, moment: Moment) -> tokio::time::Instant {
     match moment >= now {
         true => instant + moment.since(now),
         false => instant.checked_sub(now.since(moment)).unwrap_or(instant),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const AUTHOR: Author<'_> =
+        Author { instance: "prod", kind: "Widget.example.com", identity: "pod_1", duration: Duration::from_secs(15) };
+
+    fn stored() -> serde_json::Value {
+        json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {
+                "name": "widget.example.com", "namespace": "ns", "uid": "u", "resourceVersion": "7",
+                "labels": {"theirs": "stays"}, "annotations": {"theirs": "stays"},
+                "ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "y"}],
+            },
+            "spec": {
+                "holderIdentity": "pod_0", "leaseDurationSeconds": 30, "leaseTransitions": 4,
+                "acquireTime": "2026-01-01T00:00:00.000000Z", "renewTime": "2026-01-01T00:00:05.000000Z",
+                "preferredHolder": "somebody", "strategy": "OldestEmulationVersion", "ofTheFuture": {"a": [1]},
+            },
+        })
+    }
+
+    fn signed(purpose: Purpose, transitions: i32) -> serde_json::Value {
+        let mut lease: Lease = serde_json::from_value(stored()).unwrap();
+        let basis = version(&lease);
+        AUTHOR.sign(
+            &mut lease,
+            &Proposal { purpose, basis, transitions },
+            "2026-02-02T02:02:02.123456Z".parse().unwrap(),
+        );
+        serde_json::to_value(lease).unwrap()
+    }
+
+    #[test]
+    fn a_write_changes_what_is_ours_and_carries_over_all_else() {
+        let mut expected = stored();
+        expected["metadata"]["labels"][INSTANCE_LABEL] = json!("prod");
+        expected["metadata"]["labels"][ROLE_LABEL] = json!("shard");
+        expected["metadata"]["annotations"][KIND_ANNOTATION] = json!("Widget.example.com");
+        expected["spec"]["renewTime"] = json!("2026-02-02T02:02:02.123456Z");
+        expected["spec"]["holderIdentity"] = json!("pod_1");
+        expected["spec"]["leaseDurationSeconds"] = json!(15);
+        assert_eq!(signed(Purpose::Renew, 4), expected);
+
+        expected["spec"]["acquireTime"] = json!("2026-02-02T02:02:02.123456Z");
+        expected["spec"]["leaseTransitions"] = json!(5);
+        assert_eq!(signed(Purpose::Acquire, 5), expected);
+
+        expected["spec"]["holderIdentity"] = json!("");
+        expected["spec"]["leaseDurationSeconds"] = json!(1);
+        assert_eq!(signed(Purpose::Release, 5), expected);
+    }
+
+    #[test]
+    fn what_a_record_says_of_the_time_of_day_is_not_even_read() {
+        let read = |renewed: &str| {
+            let mut lease = stored();
+            lease["spec"]["renewTime"] = json!(renewed);
+            lease["spec"]["acquireTime"] = json!(renewed);
+            observation(&serde_json::from_value(lease).unwrap())
+        };
+        let (past, future) = (read("1996-01-01T00:00:00.000000Z"), read("2096-01-01T00:00:00.000000Z"));
+        assert!(past.is_some());
+        assert_eq!(past, future);
+    }
+
+    #[test]
+    fn empty_and_null_fields_are_free_and_unknown() {
+        for spec in [json!({}), json!({"holderIdentity": "", "leaseDurationSeconds": null, "leaseTransitions": null})] {
+            let mut lease = stored();
+            lease["spec"] = spec;
+            let seen = observation(&serde_json::from_value(lease).unwrap()).unwrap();
+            assert_eq!((seen.holder, seen.duration, seen.transitions), (None, None, 0));
+        }
     }
 }

@@ -13,6 +13,7 @@ pub mod fence;
 pub mod moment;
 pub mod preflight;
 pub mod problem;
+pub mod record;
 pub mod slot;
 pub mod supervisor;
 pub mod term;
