@@ -1,5 +1,7 @@
 //! Reconcilers panic, fail, hang and block: each ends its own term only.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use leasehold_cluster::{Signal, eventually};
 
@@ -55,15 +57,7 @@ async fn a_hanging_reconciler_is_aborted_and_its_lease_released() -> Result<()> 
         let kind = &stage.kinds[0];
         let old = stage.held(kind, |_| true).await?;
         stage.order(kind, Some("hang")).await?;
-        let quiet = || async {
-            let count =
-                history(stage, kind)?.iter().filter(|stored| matches!(stored.what, What::Worked { .. })).count();
-            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-            let later =
-                history(stage, kind)?.iter().filter(|stored| matches!(stored.what, What::Worked { .. })).count();
-            anyhow::Ok(count == later)
-        };
-        eventually("the reconciler hangs", PATIENCE, quiet, |quiet| *quiet).await?;
+        falls_silent(stage, kind).await?;
         stage.kubelet.signal(&stage.namespace, pod_of(&old), Signal::TERM)?;
         stage.held(kind, |holder| holder != old).await?;
         let released = history(stage, kind)?
@@ -83,6 +77,7 @@ async fn work_that_nothing_can_stop_leaves_its_lease_to_expire() -> Result<()> {
         let kind = &stage.kinds[0];
         let old = stage.held(kind, |_| true).await?;
         stage.order(kind, Some("block")).await?;
+        falls_silent(stage, kind).await?;
         let pod = pod_of(&old);
         stage.kubelet.signal(&stage.namespace, pod, Signal::TERM)?;
         stage.held(kind, |holder| holder != old).await?;
@@ -96,5 +91,17 @@ async fn work_that_nothing_can_stop_leaves_its_lease_to_expire() -> Result<()> {
         ensure(log.exists(), || "the log is kept".to_owned())
     })
     .await;
+    Ok(())
+}
+
+/// Waits until a kind's reconciler, which writes every few milliseconds, has stopped doing so.
+async fn falls_silent(stage: &Stage, kind: &str) -> Result<()> {
+    let count = || history(stage, kind).map(|all| all.iter().filter(|s| matches!(s.what, What::Worked { .. })).count());
+    let silent = || async {
+        let before = count()?;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        anyhow::Ok(before == count()?)
+    };
+    eventually("the reconciler falls silent", PATIENCE, silent, |silent| *silent).await?;
     Ok(())
 }
