@@ -78,6 +78,8 @@ async fn work_that_nothing_can_stop_leaves_its_lease_to_expire() -> Result<()> {
         let old = stage.held(kind, |_| true).await?;
         stage.order(kind, Some("block")).await?;
         falls_silent(stage, kind).await?;
+        // Its successor shall work; the thread that is held already is not let go.
+        stage.order(kind, None).await?;
         let pod = pod_of(&old);
         stage.kubelet.signal(&stage.namespace, pod, Signal::TERM)?;
         stage.held(kind, |holder| holder != old).await?;
@@ -85,7 +87,6 @@ async fn work_that_nothing_can_stop_leaves_its_lease_to_expire() -> Result<()> {
             .iter()
             .any(|stored| matches!(&stored.what, What::Leased { holder, .. } if holder.is_empty()));
         ensure(!released, || "a Lease was released while its work could still run".to_owned())?;
-        stage.order(kind, None).await?;
         stage.written_by(kind, |holder| holder != old).await?;
         let log = stage.kubelet.log_path(&stage.namespace, pod).context("log")?;
         ensure(log.exists(), || "the log is kept".to_owned())
