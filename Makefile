@@ -14,7 +14,8 @@ lint: ## Check formatting, lints and documentation
 	@.ci/run fmt clippy doc
 
 bench: ## Measure handover, failover and idle load on a real control plane
-	@tests/bench.sh
+	@cargo build --locked --release --example observer
+	@cargo bench --locked --bench figures -- $(ARGS)
 
 cluster: ## Start a control plane on this machine and keep it until Ctrl-C
 	@cargo run --locked --quiet --package leasehold-cluster -- up
