@@ -270,9 +270,9 @@ async fn kinds_survive_the_api_server() -> Result<()> {
         stage.cluster.start_api_server().await?;
         write_again(stage).await?;
         // Away for longer than a lease: every term ends by its own clock, with nobody to tell it so.
-        stage.cluster.pause_api_server().await?;
+        stage.cluster.kill_api_server().await?;
         tokio::time::sleep(LEASE + Duration::from_secs(2)).await;
-        stage.cluster.resume_api_server().await?;
+        stage.cluster.start_api_server().await?;
         write_again(stage).await?;
         stage.all_led().await?;
         Ok(())

@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use leasehold_cluster::{Signal, eventually};
 
 use crate::{
-    judge::{What, history},
+    judge::{Stored, What, history},
     stage::{LEASE, PATIENCE, Stage, ensure, lease_of, not, play, pod_of},
 };
 
@@ -99,37 +99,41 @@ async fn a_killed_holder_is_succeeded_after_its_lease_and_comes_back_under_a_new
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_holder_paused_for_longer_than_its_lease_writes_nothing_when_it_goes_on() -> Result<()> {
-    play(Stage::set("sigstop", 1).await?, |stage| async {
-        stage.replicas(2).await?;
+    // One replica leads them all: each kind is one more chance for a stale write to slip out at the moment of resuming.
+    play(Stage::set("sigstop", 8).await?, |stage| async {
+        stage.replicas(1).await?;
         stage.all_led().await?;
-        let kind = &stage.kinds[0];
+        stage.replicas(2).await?;
         for _ in 0..2 {
-            let old = stage.held(kind, |_| true).await?;
-            stage.written_by(kind, |holder| holder == old).await?;
+            let old = stage.held(&stage.kinds[0], |_| true).await?;
             stage.kubelet.signal(&stage.namespace, pod_of(&old), Signal::STOP)?;
-            let new = stage.held(kind, not(pod_of(&old))).await?;
-            stage.written_by(kind, |holder| holder == new).await?;
-            stage.kubelet.signal(&stage.namespace, pod_of(&old), Signal::CONT)?;
-            // It is back when it reads its Leases again; whatever it had prepared to write came before that, or never.
+            for kind in &stage.kinds {
+                let new = stage.held(kind, not(pod_of(&old))).await?;
+                stage.written_by(kind, |holder| holder == new).await?;
+            }
             let proxy = stage.proxy_of(&old)?;
             let before: u64 = proxy.requests().values().sum();
+            stage.kubelet.signal(&stage.namespace, pod_of(&old), Signal::CONT)?;
+            // It is back when it asks for anything again; whatever it had prepared to write went out by then, or never.
             let again = || async { anyhow::Ok(proxy.requests().values().sum::<u64>()) };
             eventually("the paused replica goes on", PATIENCE, again, |requests| *requests > before).await?;
-            stage.written_by(kind, |holder| holder == new).await?;
-            let stale = history(stage, kind)?;
-            let taken = stale
-                .iter()
-                .rposition(|stored| matches!(&stored.what, What::Leased { holder, .. } if *holder == old))
-                .context("the Lease was held")?;
-            let taken = stale[taken + 1..]
-                .iter()
-                .position(|stored| matches!(&stored.what, What::Leased { holder, .. } if *holder == new))
-                .map(|after| taken + 1 + after)
-                .context("the Lease was taken")?;
-            let late = stale[taken..]
-                .iter()
-                .find(|stored| matches!(&stored.what, What::Worked { holder, .. } if *holder == old));
-            ensure(late.is_none(), || format!("a stale write was accepted: {late:?}"))?;
+            for kind in &stage.kinds {
+                stage.written_by(kind, not(pod_of(&old))).await?;
+                let history = history(stage, kind)?;
+                let held = |by: &str| {
+                    let by = by.to_owned();
+                    move |stored: &Stored| matches!(&stored.what, What::Leased { holder, .. } if *holder == by)
+                };
+                let last = history.iter().rposition(held(&old)).context("the Lease was held")?;
+                let taken = history[last + 1..]
+                    .iter()
+                    .position(|stored| matches!(stored.what, What::Leased { .. }))
+                    .context("the Lease was taken")?;
+                let late = history[last + 1 + taken..]
+                    .iter()
+                    .find(|stored| matches!(&stored.what, What::Worked { holder, .. } if *holder == old));
+                ensure(late.is_none(), || format!("a stale write was accepted: {late:?}"))?;
+            }
         }
         Ok(())
     })

@@ -51,7 +51,9 @@ async fn ends_its_own_term(order: &'static str) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hanging_reconciler_is_aborted_and_its_lease_released() -> Result<()> {
-    play(Stage::set("hang", 1).await?, |stage| async {
+    let mut stage = Stage::set("hang", 1).await?;
+    stage.stubborn = false;
+    play(stage, |stage| async {
         stage.replicas(2).await?;
         stage.all_led().await?;
         let kind = &stage.kinds[0];
@@ -71,7 +73,9 @@ async fn a_hanging_reconciler_is_aborted_and_its_lease_released() -> Result<()> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn work_that_nothing_can_stop_leaves_its_lease_to_expire() -> Result<()> {
-    play(Stage::set("block", 1).await?, |stage| async {
+    let mut stage = Stage::set("block", 1).await?;
+    stage.stubborn = false;
+    play(stage, |stage| async {
         stage.replicas(2).await?;
         stage.all_led().await?;
         let kind = &stage.kinds[0];

@@ -52,6 +52,8 @@ pub struct Stage {
     pub namespace: String,
     /// CamelCase kinds, one object each.
     pub kinds: Vec<String>,
+    /// Whether a writer outlives each term, for the fence to stop; on unless a play wants silence.
+    pub stubborn: bool,
     started: usize,
 }
 
@@ -73,7 +75,7 @@ impl Stage {
         let namespace = format!("{name}-{number}");
         let kinds: Vec<_> = (0..kinds).map(|kind| format!("Probe{number}x{kind}")).collect();
         let client = cluster.client()?;
-        let mut stage = Self { cluster, kubelet, client, namespace, kinds, started: 0 };
+        let mut stage = Self { cluster, kubelet, client, namespace, kinds, stubborn: true, started: 0 };
         stage.started = cluster.audit()?.len();
         let namespace = &stage.namespace;
         cluster.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}")).await?;
@@ -184,6 +186,7 @@ subjects: [{{kind: ServiceAccount, name: observer, namespace: {namespace}}}]
     /// Starts the replicas as a Deployment.
     pub async fn replicas(&self, count: usize) -> Result<()> {
         let namespace = &self.namespace;
+        let stubborn = if self.stubborn { "- {name: STUBBORN, value: \"true\"}" } else { "" };
         let kinds: String = self
             .kinds
             .iter()
@@ -226,6 +229,7 @@ spec:
         image: observer
         args: [/etc/observer/leasehold.yaml]
         env:
+        {stubborn}
         - {{name: POD_NAME, valueFrom: {{fieldRef: {{fieldPath: metadata.name}}}}}}
         - {{name: POD_NAMESPACE, valueFrom: {{fieldRef: {{fieldPath: metadata.namespace}}}}}}
         volumeMounts: [{{name: config, mountPath: /etc/observer}}]

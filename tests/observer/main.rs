@@ -18,6 +18,9 @@ use leasehold::{BoxError, Leasehold, Replica, Term, config::Offer, shutdown_sign
 use serde_json::json;
 use tokio::sync::mpsc;
 
+/// The one object of each kind.
+const OBJECT: &str = "it";
+
 /// Between two writes of one kind.
 const BEAT: Duration = Duration::from_millis(20);
 
@@ -51,6 +54,10 @@ async fn observe(term: Term) -> Result<(), BoxError> {
     let resource = ApiResource::from_gvk(&kind);
     let objects: Api<DynamicObject> = Api::default_namespaced_with(term.client(), &resource);
     let (failed, mut failures) = mpsc::unbounded_channel();
+    if std::env::var_os("STUBBORN").is_some() {
+        #[expect(clippy::disallowed_methods, reason = "a task nobody owns is what the fence is tested with")]
+        tokio::spawn(write_stubbornly(term.clone(), objects.clone()));
+    }
     let context = Arc::new((term.clone(), objects.clone(), failed));
     let controller = Controller::new_with(objects, watcher::Config::default(), resource)
         .graceful_shutdown_on(term.draining())
@@ -67,6 +74,20 @@ async fn observe(term: Term) -> Result<(), BoxError> {
     }
 }
 
+/// Writes through the term's client for as long as the process lives, whatever becomes of the term: what only a fence stops.
+async fn write_stubbornly(term: Term, objects: Api<DynamicObject>) {
+    loop {
+        // Refused after the term; that is what the tests are about.
+        let _refused = objects.patch(OBJECT, &PatchParams::default(), &seen_by(&term)).await;
+        tokio::time::sleep(BEAT).await;
+    }
+}
+
+fn seen_by(term: &Term) -> Patch<serde_json::Value> {
+    let token = term.token();
+    Patch::Merge(json!({"spec": {"holder": term.holder(), "uid": token.uid, "transitions": token.transitions}}))
+}
+
 type Context = (Term, Api<DynamicObject>, mpsc::UnboundedSender<BoxError>);
 
 async fn beat(object: Arc<DynamicObject>, context: Arc<Context>) -> Result<Action, kube::Error> {
@@ -80,8 +101,6 @@ async fn beat(object: Arc<DynamicObject>, context: Arc<Context>) -> Result<Actio
         _ => {}
     }
     // No resourceVersion: the worst kind of writer, which only its fence can stop.
-    let seen =
-        json!({"spec": {"holder": term.holder(), "uid": term.token().uid, "transitions": term.token().transitions}});
-    objects.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(seen)).await?;
+    objects.patch(&object.name_any(), &PatchParams::default(), &seen_by(term)).await?;
     Ok(Action::requeue(BEAT))
 }
