@@ -92,7 +92,7 @@ impl Field {
         self.cluster
             .kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd/probes.observer.leasehold.dev"])
             .await?;
-        self.cluster.apply(&OBSERVERS.replace("NAMESPACE", namespace)).await?;
+        self.cluster.apply(&OBSERVERS.replace("STAGE", namespace)).await?;
         let object = format!(
             "{{apiVersion: observer.leasehold.dev/v1, kind: Probe, metadata: {{name: it, namespace: {namespace}}}}}"
         );
@@ -177,28 +177,28 @@ spec:
 const OBSERVERS: &str = "
 apiVersion: v1
 kind: Namespace
-metadata: {name: NAMESPACE}
+metadata: {name: STAGE}
 ---
 apiVersion: v1
 kind: ServiceAccount
-metadata: {name: observer, namespace: NAMESPACE}
+metadata: {name: observer, namespace: STAGE}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
-metadata: {name: observer, namespace: NAMESPACE}
+metadata: {name: observer, namespace: STAGE}
 rules:
 - {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, watch, create, update]}
 - {apiGroups: [observer.leasehold.dev], resources: [probes], verbs: [get, list, watch, patch]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
-metadata: {name: observer, namespace: NAMESPACE}
+metadata: {name: observer, namespace: STAGE}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: observer}
-subjects: [{kind: ServiceAccount, name: observer, namespace: NAMESPACE}]
+subjects: [{kind: ServiceAccount, name: observer, namespace: STAGE}]
 ---
 apiVersion: v1
 kind: ConfigMap
-metadata: {name: config, namespace: NAMESPACE}
+metadata: {name: config, namespace: STAGE}
 data:
   leasehold.yaml: |
     apiVersion: leasehold.dev/v1alpha1
@@ -208,7 +208,7 @@ data:
 ---
 apiVersion: apps/v1
 kind: Deployment
-metadata: {name: observer, namespace: NAMESPACE}
+metadata: {name: observer, namespace: STAGE}
 spec:
   replicas: 2
   selector: {matchLabels: {app: observer}}
