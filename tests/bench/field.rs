@@ -188,12 +188,22 @@ kind: Role
 metadata: {name: observer, namespace: STAGE}
 rules:
 - {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, watch, create, update]}
-- {apiGroups: [observer.leasehold.dev], resources: [probes], verbs: [get, list, watch, patch]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata: {name: observer, namespace: STAGE}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: observer}
+subjects: [{kind: ServiceAccount, name: observer, namespace: STAGE}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: STAGE}
+rules: [{apiGroups: [observer.leasehold.dev], resources: [probes], verbs: [get, list, watch, patch]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: STAGE}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: STAGE}
 subjects: [{kind: ServiceAccount, name: observer, namespace: STAGE}]
 ---
 apiVersion: v1
