@@ -14,7 +14,10 @@ use crate::stage::{Stage, lease_of, plural};
 pub struct Stored {
     pub version: u64,
     pub what: What,
+    /// When the API server had answered.
     pub at: k8s_openapi::jiff::Timestamp,
+    /// When the API server had received the request: before it was stored.
+    pub received: k8s_openapi::jiff::Timestamp,
 }
 
 #[derive(Clone, Debug)]
@@ -60,7 +63,7 @@ fn worked(event: &AuditEvent) -> Option<Stored> {
         uid: spec.get("uid")?.as_str()?.to_owned(),
         transitions: spec.get("transitions")?.as_i64()?,
     };
-    Some(Stored { version: version(object)?, what, at: event.stage })
+    Some(Stored { version: version(object)?, what, at: event.stage, received: event.request_received })
 }
 
 fn leased(event: &AuditEvent, lease: &str) -> Option<Stored> {
@@ -74,7 +77,7 @@ fn leased(event: &AuditEvent, lease: &str) -> Option<Stored> {
         transitions: object.pointer("/spec/leaseTransitions").and_then(Value::as_i64).unwrap_or(0),
         by: event.pod.clone().unwrap_or_else(|| event.user.clone()),
     };
-    Some(Stored { version: version(object)?, what, at: event.stage })
+    Some(Stored { version: version(object)?, what, at: event.stage, received: event.request_received })
 }
 
 fn version(object: &Value) -> Option<u64> {
