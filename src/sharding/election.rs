@@ -314,11 +314,13 @@ impl Election {
             Seen::Present { what, .. } => what.version.newer_than(&stored.version),
             _ => false,
         };
-        if !overtaken {
-            self.seen = Seen::Present { what: stored, since: now };
-        }
         // A grant that ran out while the reply was on its way is gone: its term was told so.
         let running = self.grant.take().filter(|grant| now < grant.valid_until && grant.token == token);
+        if !overtaken {
+            // Only a creation can follow on something else than what was seen last: it rests on no version.
+            self.mind_disorder(now, running.is_some(), Some(&stored));
+            self.seen = Seen::Present { what: stored, since: now };
+        }
         let valid_until = sent_at + self.timings.lease_duration - self.margin();
         let ours = self.holds_on_paper() && proposal.purpose != Purpose::Release;
         let too_soon = running.is_none() && now < self.barrier;
@@ -455,13 +457,7 @@ impl Election {
                 self.grant = None;
             }
         }
-        // Somebody whom we did not see, or not lately, may have held what is gone, and renewed it just before.
-        if let Seen::Present { what: before, .. } = &self.seen
-            && !held
-            && !what.as_ref().is_some_and(|what| before.goes_on_as(what))
-        {
-            self.barrier = now + self.duration_of(before).max(self.timings.lease_duration);
-        }
+        self.mind_disorder(now, held, what.as_ref());
         self.seen = match what {
             // A read that finds the same version again must not restart the count of its holder's time (rule 2).
             Some(what) => match std::mem::replace(&mut self.seen, Seen::Nothing) {
@@ -475,6 +471,16 @@ impl Election {
                 _ => Seen::Absent { since: now },
             },
         };
+    }
+
+    /// Somebody whom we did not see, or not lately, may have held what is gone, and renewed it just before.
+    fn mind_disorder(&mut self, now: Moment, held: bool, next: Option<&Observation>) {
+        if let Seen::Present { what: before, .. } = &self.seen
+            && !held
+            && !next.is_some_and(|next| before.goes_on_as(next))
+        {
+            self.barrier = now + self.duration_of(before).max(self.timings.lease_duration);
+        }
     }
 
     /// The first conflict or silence in a row is followed up at once, further failures wait: a Lease must not be hammered.
@@ -865,6 +871,32 @@ mod tests {
         assert_eq!(election.step(at(1.1), IN_TURN), write(Purpose::Renew, Some(7), 0));
         election.written(at(1.2), stored(8, Some("baz"), 0));
         assert!(leads(&election, 1.2));
+    }
+
+    #[test]
+    fn a_creation_that_lands_after_anothers_lease_came_and_went_waits_for_its_holder() {
+        let mut election = after_reading(None);
+        assert_eq!(election.step(at(0.0), IN_TURN), write(Purpose::Create, None, 0));
+        let others = Version { uid: "other".to_owned(), resource_version: "8".to_owned() };
+        election.sighted(at(0.5), Some(Observation { version: others, ..stored(8, Some("bing"), 0) }));
+        election.sighted(at(0.6), None);
+        election.written(at(0.7), stored(9, Some("baz"), 0));
+        assert_eq!(election.standing(at(0.7)), Standing::Standby, "bing may not have heard of the deletion");
+        assert_eq!(election.step(at(0.7), IN_TURN), Step::Read);
+        election.read(at(0.7), Some(stored(9, Some("baz"), 0)));
+        assert_eq!(election.step(at(0.7), IN_TURN), Step::Wait(at(10.7)));
+        assert_eq!(election.step(at(10.7), IN_TURN), write(Purpose::Renew, Some(9), 0));
+        election.written(at(10.8), stored(10, Some("baz"), 0));
+        assert!(leads(&election, 10.8));
+    }
+
+    #[test]
+    fn a_grant_that_ran_out_while_its_renewal_was_on_the_way_does_not_come_back() {
+        let mut election = leader();
+        assert_eq!(election.step(at(9.0), IN_TURN), write(Purpose::Renew, Some(7), 0));
+        election.written(at(10.5), stored(8, Some("baz"), 0));
+        assert_eq!(election.standing(at(10.5)), Standing::Standby, "its term was told that it is over");
+        assert_eq!(election.step(at(10.5), IN_TURN), Step::Wait(Moment::NEVER), "and has not ended yet");
     }
 
     #[test]
