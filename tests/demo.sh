@@ -91,11 +91,14 @@ kubectl get configmaps,secrets -A -l leasehold.dev/owner-uid
 say "A crash: SIGKILL for the process of the replica that leads Propagation"
 victim=$(kubectl get lease propagation.leasehold.dev -n $namespace -o jsonpath='{.spec.holderIdentity}')
 echo "its holder is $victim"
+# Of this demo's own pods only: their kubeconfig lies in its folder.
 pid=$(for environment in /proc/[0-9]*/environ; do
-  if tr '\0' '\n' <"$environment" 2>/dev/null | grep -qx "POD_NAME=${victim%_*}"; then
+  variables=$({ tr '\0' '\n' <"$environment"; } 2>/dev/null) || continue
+  if grep -qx "POD_NAME=${victim%_*}" <<<"$variables" && grep -q "^KUBECONFIG=$directory/" <<<"$variables"; then
     basename "$(dirname "$environment")"
   fi
 done | tail -n 1)
+[ -n "$pid" ] || { echo "no process of ${victim%_*} was found" >&2; exit 1; }
 kill -KILL "$pid"
 echo "process $pid is gone; nobody may take its Lease before 15 s have passed since its last renewal"
 start=$(date +%s%3N)
