@@ -103,6 +103,7 @@ async fn the_shipped_manifests_run_share_their_kinds_and_survive() -> Result<()>
     endpoints(&installation).await?;
     propagates(&installation).await?;
     expires(&installation).await?;
+    says_what_is_wrong_with_an_object(&installation).await?;
     survives_a_crash(&installation).await?;
     rolls(&installation).await?;
     writes_nothing_when_nothing_changed(&installation).await?;
@@ -163,6 +164,37 @@ async fn expires(installation: &Installation) -> Result<()> {
     let list = eventually("the sample ExpiryPolicies are reconciled", PATIENCE, ready, judged).await?;
     let stamped = list.pointer("/items/0/status/shard/lease").and_then(Value::as_str);
     ensure(stamped == Some("expirypolicy.leasehold.dev"), || format!("{list}"))
+}
+
+async fn says_what_is_wrong_with_an_object(installation: &Installation) -> Result<()> {
+    // What the schema can tell is refused before it is stored.
+    let nowhere = "{apiVersion: leasehold.dev/v1alpha1, kind: Propagation, metadata: {name: nowhere}, spec: {source: {kind: ConfigMap, namespace: default, name: x}, targets: {}}}";
+    ensure(installation.cluster.apply(nowhere).await.is_err(), || {
+        "a Propagation without targets was stored".to_owned()
+    })?;
+    // What only the cluster can tell is a condition and an event.
+    let unknown = "{apiVersion: leasehold.dev/v1alpha1, kind: ExpiryPolicy, metadata: {name: unknown, namespace: default}, spec: {target: {apiVersion: example.com/v1, kind: NoSuchKind}, ttl: 24h}}";
+    installation.cluster.apply(unknown).await?;
+    let policy = || installation.object(&["expirypolicy", "unknown", "-n", "default"]);
+    let said = |policy: &Value| {
+        let not_ready = condition(policy, "Ready").as_deref() == Some("False");
+        not_ready && condition(policy, "SpecValid").as_deref() == Some("False")
+    };
+    eventually("the policy says that its target is unknown", PATIENCE, policy, said).await?;
+    let events = || installation.cluster.kubectl(&["get", "events", "-n", "default", "-o", "wide"]);
+    let told = |events: &String| events.lines().any(|line| line.contains("TargetUnknown") && line.contains("unknown"));
+    eventually("an event says so too", PATIENCE, events, told).await?;
+    // The others of its kind go on: the one that was made after it is judged as well.
+    let after = "{apiVersion: leasehold.dev/v1alpha1, kind: ExpiryPolicy, metadata: {name: after, namespace: default}, spec: {target: {apiVersion: batch/v1, kind: Job}, ttl: 24h}}";
+    installation.cluster.apply(after).await?;
+    let policies = || installation.object(&["expirypolicies", "-A"]);
+    let others_ready = |list: &Value| {
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        let others = items.iter().filter(|item| item["metadata"]["name"] != "unknown");
+        items.len() > 2 && others.into_iter().all(|item| condition(item, "Ready").as_deref() == Some("True"))
+    };
+    eventually("the other policies are ready", PATIENCE, policies, others_ready).await?;
+    Ok(())
 }
 
 async fn survives_a_crash(installation: &Installation) -> Result<()> {
