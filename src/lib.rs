@@ -55,5 +55,5 @@ pub use app::{Error, Leasehold, Replica, shutdown_signals};
 pub use config::Configuration;
 pub use sharding::{
     supervisor::Leadership,
-    term::{Access, BoxError, FencingToken, Reconciler, Term},
+    term::{Access, BoxError, FencingToken, Reconciler, Standby, Term},
 };

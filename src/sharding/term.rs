@@ -1,10 +1,11 @@
-//! A term: the time from winning a kind's Lease to losing it, as its reconciler sees it.
+//! A term: the time from winning a kind's Lease to losing it, as its reconciler sees it; and the standby before it.
 
 use std::{error::Error, future::Future, sync::Arc};
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, pending};
 use kube::Client;
 use serde::Serialize;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 pub use super::election::FencingToken;
@@ -68,6 +69,66 @@ impl Term {
     }
 }
 
+/// The time before a term, on a replica that may be next: a cache is filled, so that the term begins with it.
+///
+/// The task that fills it is dropped when the cache is no longer wanted here; it holds nothing then that anybody waits for.
+pub struct Standby {
+    kind: Arc<Kind>,
+    client: Client,
+    filled: CancellationToken,
+    promotion: oneshot::Receiver<Term>,
+}
+
+/// The other end of a [`Standby`].
+pub(crate) struct Promotion {
+    /// The standby has said that it is prepared.
+    pub(crate) filled: CancellationToken,
+    /// Where its term goes.
+    pub(crate) term: oneshot::Sender<Term>,
+}
+
+impl Standby {
+    /// A standby for a kind. `client` is the one that the term will have.
+    pub(crate) fn new(kind: Arc<Kind>, client: Client) -> (Self, Promotion) {
+        let (term, promotion) = oneshot::channel();
+        let filled = CancellationToken::new();
+        (Self { kind, client, filled: filled.clone(), promotion }, Promotion { filled, term })
+    }
+
+    /// The standby of a term that has begun: [`lead`](Self::lead) resolves at once.
+    /// So a reconciler that can stand by needs one path only.
+    pub fn of(term: &Term) -> Self {
+        let (standby, promotion) = Self::new(Arc::clone(&term.inner.kind), term.client());
+        // Cannot fail: the receiver is in our hand.
+        let _ = promotion.term.send(term.clone());
+        standby
+    }
+
+    /// The kind this is about.
+    pub fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// The client of the term to come. It reads; until the term begins it refuses to write, as [`Term::client`] does after it.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Says that the cache is filled: a leader that waits to hand the kind over to this replica may stop its work now.
+    pub fn prepared(&self) {
+        self.filled.cancel();
+    }
+
+    /// Resolves when this replica leads the kind. Cancel safe; not to be awaited again once it has resolved.
+    pub async fn lead(&mut self) -> Term {
+        match (&mut self.promotion).await {
+            Ok(term) => term,
+            // Whoever could promote us is gone, and aborts this task.
+            Err(_closed) => pending().await,
+        }
+    }
+}
+
 /// Why a reconciler ended by itself.
 pub type BoxError = Box<dyn Error + Send + Sync + 'static>;
 
@@ -90,6 +151,14 @@ pub struct Access {
 pub trait Reconciler: Send + Sync + 'static {
     /// Reconciles until the term drains.
     fn run(&self, term: Term) -> BoxFuture<'static, Result<(), BoxError>>;
+
+    /// Fills a cache by reading only, calls [`Standby::prepared`], awaits [`Standby::lead`], and goes on as
+    /// [`run`](Self::run) does with the term it gets. Called on replicas that may be next; `run` is called where the term
+    /// begins without a standby. `None`, the default: there is nothing to fill, and `run` starts cold.
+    fn stand_by(&self, standby: Standby) -> Option<BoxFuture<'static, Result<(), BoxError>>> {
+        drop(standby);
+        None
+    }
 
     /// Permissions beyond `list` and `watch` of the kind itself, checked before this replica competes for the Lease.
     fn needs(&self) -> Vec<Access> {
