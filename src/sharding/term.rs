@@ -121,6 +121,10 @@ impl Standby {
 
     /// Resolves when this replica leads the kind. Cancel safe; not to be awaited again once it has resolved.
     pub async fn lead(&mut self) -> Term {
+        // A select loop asks again after the other end has gone, and a receiver that has ended must not be asked.
+        if self.promotion.is_terminated() {
+            return pending().await;
+        }
         match (&mut self.promotion).await {
             Ok(term) => term,
             // Whoever could promote us is gone, and aborts this task.
