@@ -68,9 +68,15 @@ fn access(group: &'static str, resource: &'static str, verbs: &[&'static str]) -
 
 #[cfg(test)]
 mod tests {
-    use std::{env, fs, path::Path};
+    use std::{collections::BTreeSet, env, fs, path::Path, sync::Mutex, time::Duration};
+
+    use futures::future::join;
+    use http::Method;
+    use serde_json::{Value, json};
+    use tokio::time::{sleep, timeout};
 
     use super::*;
+    use crate::reconcile::fake::Fake;
 
     #[test]
     fn committed_crds_are_those_of_the_types() {
@@ -101,5 +107,87 @@ mod tests {
         let kinds: Vec<_> = builtin().into_iter().map(|builtin| (builtin.group, builtin.kind)).collect();
         let defined: Vec<_> = crds().into_iter().rev().map(|crd| (crd.spec.group, crd.spec.names.kind)).collect();
         assert_eq!(kinds, defined);
+    }
+
+    const ENOUGH: Duration = Duration::from_secs(100);
+
+    /// One object of each built-in kind, with an empty spec; of others there are none.
+    fn list(path: &str) -> Value {
+        let of_ours = path.starts_with("/apis/leasehold.dev/");
+        let metadata = json!({"name": "x", "namespace": "ns", "uid": "u", "generation": 1, "resourceVersion": "1"});
+        let spec = match path.ends_with("/propagations") {
+            true => json!({"source": {"kind": "ConfigMap", "namespace": "ns", "name": "x"}, "targets": {}}),
+            false => json!({"target": {"apiVersion": "v1", "kind": "ConfigMap"}}),
+        };
+        let items: Vec<_> = of_ours.then(|| json!({"metadata": metadata, "spec": spec})).into_iter().collect();
+        json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items})
+    }
+
+    /// A standby of that kind, to which the list at one path never comes: whether it was prepared, and what it listed.
+    async fn stands_by(builtin: &Builtin, held: Option<String>) -> (bool, BTreeSet<String>) {
+        let listed = Arc::new(Mutex::new(BTreeSet::new()));
+        let fake = {
+            let listed = Arc::clone(&listed);
+            Fake::new(1, move |asked| {
+                let path = asked.uri.split('?').next().unwrap().to_owned();
+                if asked.uri.contains("watch=true") {
+                    return None;
+                }
+                listed.lock().unwrap().insert(path.clone());
+                (held.as_ref() != Some(&path)).then(|| (200, list(&path)))
+            })
+        };
+        let (standby, promotion) = fake.standby();
+        let work = builtin.reconciler.stand_by(standby).expect("it can stand by");
+        timeout(ENOUGH, work).await.expect_err("it waits for its term");
+        assert!(fake.asked().iter().all(|asked| asked.method == Method::GET), "{:?}", fake.asked());
+        let listed = listed.lock().unwrap().clone();
+        (promotion.filled.is_cancelled(), listed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_standby_only_reads_and_is_prepared_when_every_list_is_complete() {
+        for builtin in builtin() {
+            let (prepared, listed) = stands_by(&builtin, None).await;
+            assert!(prepared, "{}", builtin.name);
+            let expected = if builtin.name == "propagation" { 4 } else { 1 };
+            assert_eq!(listed.len(), expected, "{listed:?}");
+            for path in listed {
+                assert!(!stands_by(&builtin, Some(path.clone())).await.0, "{} without {path}", builtin.name);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_term_begins_its_work_the_same_with_a_standby_and_without() {
+        for builtin in builtin() {
+            for warm in [true, false] {
+                let fake = Fake::new(1, |asked| {
+                    let path = asked.uri.split('?').next().unwrap();
+                    match asked.method {
+                        Method::GET => (!asked.uri.contains("watch=true")).then(|| (200, list(path))),
+                        _ => Some((200, asked.body.clone())),
+                    }
+                });
+                let (standby, promotion) = fake.standby();
+                let work = match warm {
+                    true => builtin.reconciler.stand_by(standby).unwrap(),
+                    false => {
+                        drop(standby);
+                        builtin.reconciler.run(fake.term.clone())
+                    }
+                };
+                let drain = async {
+                    sleep(ENOUGH / 2).await;
+                    assert_eq!(promotion.term.send(fake.term.clone()).is_ok(), warm);
+                    sleep(ENOUGH / 2).await;
+                    fake.drain.cancel();
+                };
+                let (ended, ()) = timeout(2 * ENOUGH, join(work, drain)).await.expect("it ends");
+                ended.unwrap();
+                let put = |status: &str| fake.asked().iter().any(|asked| asked.uri.contains(status));
+                assert!(put("/x/status"), "{}: the bad spec is told: {:?}", builtin.name, fake.asked());
+            }
+        }
     }
 }

@@ -1,14 +1,16 @@
-//! Reconciles the objects of one kind from the start of a term to its end.
+//! Reconciles the objects of one kind from the start of a term to its end, and fills their cache before it.
 //!
-//! kube's `Controller` puts one back-off over all its watches, so that one denied watch slows down every other one, and
-//! does not end when its cache never fills. This is the same engine, `applier`, with a back-off for each watch and an end in every case.
+//! kube's `Controller` and the `applier` under it take whatever is due in no order, so that a change waits behind the sweep of
+//! a take-over; they put one back-off over all watches, so that one denied watch slows down every other one; and they do not end
+//! when the cache never fills. Here the watches are kube's, and the order is that of [`Queue`].
 //! Reconciliations run on the task of the term and nowhere else: when that is dropped, nothing goes on.
 
 use std::{
     any::Any,
-    convert::Infallible,
+    collections::HashMap,
     error::Error as StdError,
-    fmt::{self, Debug},
+    fmt::Debug,
+    future::{Future, pending},
     hash::Hash,
     panic::AssertUnwindSafe,
     pin::pin,
@@ -17,29 +19,38 @@ use std::{
 };
 
 use futures::{
-    FutureExt, Stream, StreamExt, TryFutureExt, future,
-    stream::{self, BoxStream},
+    FutureExt, Stream, StreamExt, future,
+    future::BoxFuture,
+    stream::{self, BoxStream, FuturesUnordered, SelectAll},
 };
 use kube::{
-    Api, Resource, ResourceExt,
+    Api, Resource,
     runtime::{
-        WatchStreamExt, applier,
-        controller::{Action, Config, Error as ControllerError, ReconcileRequest},
-        predicates,
+        WatchStreamExt,
         reflector::{ObjectRef, Store, store::Writer},
-        watcher::{self, watcher},
+        watcher::{self, Event, watcher},
     },
 };
 use serde::de::DeserializeOwned;
-use tracing::{error, warn};
+use tokio::{select, task::consume_budget};
+use tokio_util::time::{DelayQueue, delay_queue};
+use tracing::{Instrument, error, info_span, warn};
 
-use crate::{reconcile::backoff::Backoff, sharding::term::Term};
+pub use super::queue::Lane;
+use super::queue::{Queue, Recent};
+use crate::{
+    reconcile::backoff::Backoff,
+    sharding::term::{Standby, Term},
+};
 
 /// The share of a resync that is left to chance, so that objects listed together are not reconciled together for ever.
 const JITTER: f64 = 0.1;
 
 /// When to look at an object again if nothing happens before; `None` leaves it to the resync.
 pub type Again = Option<Duration>;
+
+/// What an event makes due, and how urgently.
+pub type Due<K> = (Lane, Vec<ObjectRef<K>>);
 
 /// The objects of a kind, and all that makes one of them due.
 #[must_use = "does nothing until it runs"]
@@ -48,9 +59,24 @@ where
     K: Resource + 'static,
     K::DynamicType: Eq + Hash,
 {
-    term: Term,
+    dyntype: K::DynamicType,
     objects: Store<K>,
-    triggers: Vec<BoxStream<'static, ObjectRef<K>>>,
+    sources: Sources<K>,
+    /// Watches whose first list is not complete.
+    unlisted: usize,
+}
+
+type Sources<K> = SelectAll<BoxStream<'static, News<K>>>;
+
+/// What a source has to say.
+struct News<K>
+where
+    K: Resource + 'static,
+    K::DynamicType: Eq + Hash,
+{
+    due: Due<K>,
+    /// The first list of this source is complete.
+    listed: bool,
 }
 
 impl<K> Controller<K>
@@ -58,19 +84,39 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     K::DynamicType: Clone + Debug + Eq + Hash + Unpin + Send + Sync,
 {
-    /// The objects of `api`. Each is due when it appears and when its generation changes, which a write of its status does not.
-    pub fn new(term: &Term, api: Api<K>, dyntype: K::DynamicType) -> Self {
-        let writer = Writer::new(dyntype.clone());
+    /// The objects of `api`, whose client is that of the [`Standby`]. Each is due when it appears and when its generation changes,
+    /// which a write of its status does not.
+    pub fn new(api: Api<K>, dyntype: K::DynamicType) -> Self {
+        let mut writer = Writer::new(dyntype.clone());
         let objects = writer.as_reader();
-        let changes = watcher(api, watcher::Config::default())
-            .default_backoff()
-            .modify(|object| object.meta_mut().managed_fields = None)
-            .reflect(writer)
-            .applied_objects()
-            .predicate_filter(predicates::generation, Default::default());
-        let changes = logged(K::kind(&dyntype).into_owned(), changes)
-            .map(move |object| ObjectRef::from_obj_with(&object, dyntype.clone()));
-        Self { term: term.clone(), objects, triggers: vec![changes.boxed()] }
+        let changes = {
+            let (objects, dyntype) = (objects.clone(), dyntype.clone());
+            let (mut listed, mut missed) = (false, Vec::new());
+            move |event: &Event<K>| {
+                let due = match event {
+                    Event::Apply(object) => changed(&objects, object, &dyntype).into_iter().collect(),
+                    Event::Delete(_) => Vec::new(),
+                    Event::Init => {
+                        missed.clear();
+                        Vec::new()
+                    }
+                    // The cache takes a list over when it is complete, so what has changed is not due before.
+                    // The first list is that of the sweep.
+                    Event::InitApply(object) => {
+                        missed.extend(changed(&objects, object, &dyntype).filter(|_| listed));
+                        Vec::new()
+                    }
+                    Event::InitDone => {
+                        listed = true;
+                        std::mem::take(&mut missed)
+                    }
+                };
+                writer.apply_watcher_event(event);
+                (Lane::Changed, due)
+            }
+        };
+        let watch = source(K::kind(&dyntype).into_owned(), api, changes);
+        Self { dyntype, objects, sources: stream::select_all([watch]), unlisted: 1 }
     }
 
     /// The objects as last seen; empty until the first list is complete.
@@ -78,82 +124,281 @@ where
         self.objects.clone()
     }
 
-    /// Makes the objects that the stream names due.
-    pub fn trigger(mut self, due: impl Stream<Item = ObjectRef<K>> + Send + 'static) -> Self {
-        self.triggers.push(due.boxed());
+    /// Makes the objects due that `due` names for an event of `api`, whose client is that of the [`Standby`].
+    /// A standby is not prepared before this list is complete; a term does not wait for it.
+    pub fn watch<W>(mut self, api: Api<W>, due: impl FnMut(&Event<W>) -> Due<K> + Send + 'static) -> Self
+    where
+        W: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+    {
+        self.sources.push(source(W::kind(&()).into_owned(), api, due));
+        self.unlisted += 1;
         self
     }
 
-    /// Calls `reconcile` for each object that is due, never twice at a time for the same one, until the term drains and what runs is done.
+    /// Makes the objects that the stream names due.
+    pub fn trigger(mut self, due: impl Stream<Item = ObjectRef<K>> + Send + 'static) -> Self {
+        self.sources.push(due.map(|object| News { due: (Lane::Changed, vec![object]), listed: false }).boxed());
+        self
+    }
+
+    /// Fills the cache and says when it is filled; from the beginning of the term on, calls the function that `begin` makes of it
+    /// for each object that is due, never twice at a time for the same one, until the term drains and what runs is done.
+    ///
+    /// Every object is due once when the term begins: first those that changed lately, then all others, and each change goes before them.
+    /// Before the first list of the kind is complete nothing is reconciled.
     /// A failure or a panic costs that object its turn and makes it wait; the others do not notice.
-    pub async fn run<F, Fut, E>(self, reconcile: F)
+    ///
+    /// Dropped, it stops at once and leaves nothing behind, in the standby as in the term.
+    pub async fn run<B, F, Fut, E>(mut self, mut standby: Standby, begin: B)
+    where
+        B: FnOnce(Term) -> F,
+        F: Fn(Arc<K>) -> Fut,
+        Fut: Future<Output = Result<Again, E>> + Send + 'static,
+        E: StdError + Send + Sync + 'static,
+    {
+        let mut recent = Recent::default();
+        let term = loop {
+            select! {
+                biased;
+                term = standby.lead() => break term,
+                Some(news) = self.sources.next() => {
+                    // What is due in its turn anyway is due by the sweep.
+                    if let (Lane::Changed, objects) = news.due {
+                        objects.into_iter().for_each(|object| recent.note(object));
+                    }
+                    self.unlisted -= usize::from(news.listed);
+                    if self.unlisted == 0 {
+                        standby.prepared();
+                    }
+                }
+            }
+            consume_budget().await;
+        };
+
+        let mut queue = Queue::default();
+        recent.newest_first().for_each(|object| queue.add(Lane::Soon, object));
+        let reconcile = begin(term.clone());
+        let work = Work { controller: self, queue, term, backoff: Backoff::default(), timers: Timers::default() };
+        work.run(reconcile).await;
+    }
+}
+
+/// A watch as a source. Its errors are logged and end here, for it tries again by itself.
+fn source<K, W>(
+    what: String,
+    api: Api<W>,
+    mut due: impl FnMut(&Event<W>) -> Due<K> + Send + 'static,
+) -> BoxStream<'static, News<K>>
+where
+    K: Resource + 'static,
+    K::DynamicType: Eq + Hash + Send,
+    W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let watch = watcher(api, watcher::Config::default())
+        .default_backoff()
+        .modify(|object| object.meta_mut().managed_fields = None);
+    let mut unlisted = true;
+    logged(what, watch)
+        .filter_map(move |event| {
+            let listed = unlisted && matches!(event, Event::InitDone);
+            unlisted &= !listed;
+            let due = due(&event);
+            future::ready((listed || !due.1.is_empty()).then_some(News { due, listed }))
+        })
+        .boxed()
+}
+
+/// The object, if it is not as `before` knows it but for its status. Without a generation any change counts.
+fn changed<K>(before: &Store<K>, object: &K, dyntype: &K::DynamicType) -> Option<ObjectRef<K>>
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Clone + Eq + Hash,
+{
+    let key = ObjectRef::from_obj_with(object, dyntype.clone());
+    let same = before.get(&key).is_some_and(|known| {
+        let (known, now) = (known.meta(), object.meta());
+        let unchanged = match now.generation {
+            Some(_) => known.generation == now.generation,
+            None => known.resource_version == now.resource_version,
+        };
+        known.uid == now.uid && unchanged
+    });
+    (!same).then_some(key)
+}
+
+/// A term's work.
+struct Work<K>
+where
+    K: Resource + 'static,
+    K::DynamicType: Eq + Hash,
+{
+    controller: Controller<K>,
+    queue: Queue<ObjectRef<K>>,
+    term: Term,
+    backoff: Backoff,
+    timers: Timers<ObjectRef<K>>,
+}
+
+/// What is next in a term.
+enum Step<K, E>
+where
+    K: Resource + 'static,
+    K::DynamicType: Eq + Hash,
+{
+    News(News<K>),
+    Time(Lane, ObjectRef<K>),
+    Done(ObjectRef<K>, Outcome<E>),
+}
+
+impl<K> Work<K>
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Clone + Debug + Eq + Hash + Unpin + Send,
+{
+    async fn run<F, Fut, E>(mut self, reconcile: F)
     where
         F: Fn(Arc<K>) -> Fut,
         Fut: Future<Output = Result<Again, E>> + Send + 'static,
         E: StdError + Send + Sync + 'static,
     {
-        let Self { term, objects, triggers } = self;
-        let backoff = Arc::new(Backoff::default());
-        let resync = term.kind().resync;
-        let settings = Config::default().concurrency(term.kind().concurrency);
-        let queue = stream::select_all(triggers)
-            .take_until(term.draining())
-            .map(|object| Ok::<_, Infallible>(ReconcileRequest::from(object)));
-
-        let one = {
-            let backoff = Arc::clone(&backoff);
-            move |object: Arc<K>, _: Arc<()>| {
-                let backoff = Arc::clone(&backoff);
-                let reconciled = reconcile(Arc::clone(&object)).map_err(Failure::Failed);
-                AssertUnwindSafe(reconciled)
-                    .catch_unwind()
-                    .map(|outcome| outcome.unwrap_or_else(|panic| Err(Failure::Panicked(words(&*panic)))))
-                    .map_ok(move |again| {
-                        backoff.reset(object.namespace().as_deref(), &object.name_any());
-                        Action::requeue(due_in(again, resync, fastrand::f64()))
-                    })
-                    .boxed()
+        let concurrency = usize::from(self.term.kind().concurrency);
+        let mut running = FuturesUnordered::new();
+        let mut draining = pin!(self.term.draining());
+        let mut swept = self.sweep();
+        while draining.as_mut().now_or_never().is_none() {
+            while swept
+                && running.len() < concurrency
+                && let Some((key, object)) = self.start()
+            {
+                running.push(one(&reconcile, key, object));
             }
-        };
-        let failed = {
-            let backoff = Arc::clone(&backoff);
-            move |object: Arc<K>, failure: &Failure<E>, _: Arc<()>| {
-                let (namespace, name) = (object.namespace(), object.name_any());
-                let wait = backoff.failed(namespace.as_deref(), &name, fastrand::f64());
+            let step = select! {
+                biased;
+                () = &mut draining => break,
+                // None of these may keep another one waiting for ever, so they are asked in no order.
+                step = async {
+                    select! {
+                        Some(news) = self.controller.sources.next() => Step::News(news),
+                        Some((lane, key)) = self.timers.next() => Step::Time(lane, key),
+                        Some((key, outcome)) = running.next() => Step::Done(key, outcome),
+                        else => pending().await,
+                    }
+                } => step,
+            };
+            match step {
+                Step::News(News { due: (lane, keys), listed }) => {
+                    keys.into_iter().for_each(|key| self.queue.add(lane, key));
+                    swept = swept || (listed && self.sweep());
+                }
+                Step::Time(lane, key) => self.queue.add(lane, key),
+                Step::Done(key, outcome) => self.done(key, outcome),
+            }
+            consume_budget().await;
+        }
+        while let Some((key, outcome)) = running.next().await {
+            self.done(key, outcome);
+        }
+    }
+
+    /// Makes every object due, if the first list of the kind is complete. Returns whether it is.
+    fn sweep(&mut self) -> bool {
+        let Controller { dyntype, objects, .. } = &self.controller;
+        let filled = objects.wait_until_ready().now_or_never().is_some();
+        for object in objects.state() {
+            self.queue.add(Lane::Sweep, ObjectRef::from_obj_with(&*object, dyntype.clone()));
+        }
+        filled
+    }
+
+    /// The next object that is due and still there.
+    fn start(&mut self) -> Option<(ObjectRef<K>, Arc<K>)> {
+        while let Some(key) = self.queue.start() {
+            self.timers.cancel(&key);
+            if let Some(object) = self.controller.objects.get(&key) {
+                return Some((key, object));
+            }
+            self.backoff.reset(key.namespace.as_deref(), &key.name);
+            self.queue.done(key);
+        }
+        None
+    }
+
+    fn done<E: StdError + 'static>(&mut self, key: ObjectRef<K>, outcome: Outcome<E>) {
+        let (namespace, name) = (key.namespace.as_deref(), &key.name);
+        let (lane, wait) = match outcome {
+            Ok(again) => {
+                self.backoff.reset(namespace, name);
+                due_in(again, self.term.kind().resync, fastrand::f64())
+            }
+            Err(failure) => {
+                let wait = self.backoff.failed(namespace, name, fastrand::f64());
                 let namespace = namespace.unwrap_or_default();
                 match failure {
                     Failure::Failed(cause) => {
-                        warn!(namespace, name, error = %chain(cause), retry_in = ?wait, "reconcile failed");
+                        warn!(namespace, name, error = %chain(&cause), retry_in = ?wait, "reconcile failed");
                     }
                     Failure::Panicked(words) => {
                         error!(namespace, name, panic = words, retry_in = ?wait, "reconcile panicked");
                     }
                 }
-                Action::requeue(wait)
+                (Lane::Soon, wait)
             }
         };
+        if !self.queue.done(key.clone()) {
+            self.timers.set(lane, key, wait);
+        }
+    }
+}
 
-        // `applier` holds everything until the first list is complete, and would wait for that even when it drains.
-        // Nothing has run then, so there is nothing to wait for.
-        let drained_empty = {
-            let (objects, draining) = (objects.clone(), term.draining());
-            async move {
-                draining.await;
-                if objects.wait_until_ready().now_or_never().is_some() {
-                    future::pending::<()>().await;
-                }
-            }
-        };
-        let reconciled = applier(one, failed, Arc::new(()), objects, queue, settings).for_each(|result| {
-            match result {
-                // Its failures were logged above.
-                Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {}
-                Err(ControllerError::ObjectNotFound(gone)) => backoff.reset(gone.namespace.as_deref(), &gone.name),
-                Err(error) => warn!(%error, "controller"),
-            }
-            future::ready(())
-        });
-        future::select(pin!(reconciled), pin!(drained_empty)).await;
+/// One reconciliation.
+fn one<K, F, Fut, E>(reconcile: &F, key: ObjectRef<K>, object: Arc<K>) -> BoxFuture<'static, (ObjectRef<K>, Outcome<E>)>
+where
+    K: Resource + 'static,
+    K::DynamicType: Debug + Eq + Hash + Send,
+    F: Fn(Arc<K>) -> Fut,
+    Fut: Future<Output = Result<Again, E>> + Send + 'static,
+{
+    let span = info_span!("reconciling object", object.ref = %key);
+    AssertUnwindSafe(span.in_scope(|| reconcile(object)))
+        .catch_unwind()
+        .map(|outcome| match outcome {
+            Ok(outcome) => (key, outcome.map_err(Failure::Failed)),
+            Err(panic) => (key, Err(Failure::Panicked(words(&*panic)))),
+        })
+        .instrument(span)
+        .boxed()
+}
+
+/// When objects are due again by themselves: one time an object.
+struct Timers<R> {
+    queue: DelayQueue<(Lane, R)>,
+    keys: HashMap<R, delay_queue::Key>,
+}
+
+impl<R> Default for Timers<R> {
+    fn default() -> Self {
+        Self { queue: DelayQueue::new(), keys: HashMap::new() }
+    }
+}
+
+impl<R: Clone + Eq + Hash> Timers<R> {
+    fn set(&mut self, lane: Lane, object: R, wait: Duration) {
+        self.cancel(&object);
+        let key = self.queue.insert((lane, object.clone()), wait);
+        self.keys.insert(object, key);
+    }
+
+    fn cancel(&mut self, object: &R) {
+        if let Some(key) = self.keys.remove(object) {
+            self.queue.remove(&key);
+        }
+    }
+
+    /// The next one whose time has come; `None` if there is none to wait for. Cancel safe.
+    async fn next(&mut self) -> Option<(Lane, R)> {
+        let due = self.queue.next().await?.into_inner();
+        self.keys.remove(&due.1);
+        Some(due)
     }
 }
 
@@ -187,33 +432,20 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
 }
 
 /// When an object is due again. `chance` is in `0.0..1.0`.
-fn due_in(again: Again, resync: Duration, chance: f64) -> Duration {
+fn due_in(again: Again, resync: Duration, chance: f64) -> (Lane, Duration) {
     let resync = resync.mul_f64(1.0 - JITTER * chance);
-    again.map_or(resync, |again| again.min(resync))
+    match again {
+        Some(again) if again < resync => (Lane::Soon, again),
+        _ => (Lane::Sweep, resync),
+    }
 }
 
-#[derive(Debug)]
+/// What became of a reconciliation.
+type Outcome<E> = Result<Again, Failure<E>>;
+
 enum Failure<E> {
     Failed(E),
     Panicked(String),
-}
-
-impl<E: StdError> fmt::Display for Failure<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Failed(_) => f.write_str("reconcile failed"),
-            Self::Panicked(words) => write!(f, "reconcile panicked: {words}"),
-        }
-    }
-}
-
-impl<E: StdError + 'static> StdError for Failure<E> {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        match self {
-            Self::Failed(cause) => Some(cause),
-            Self::Panicked(_) => None,
-        }
-    }
 }
 
 fn words(panic: &(dyn Any + Send)) -> String {
@@ -227,6 +459,7 @@ mod tests {
     use std::{future::pending, io, sync::Mutex};
 
     use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::ResourceExt;
     use serde_json::json;
     use tokio::time::{Instant, sleep, timeout};
 
@@ -245,7 +478,7 @@ mod tests {
     }
 
     fn controller(fake: &Fake) -> Controller<ConfigMap> {
-        Controller::new(&fake.term, Api::all(fake.term.client()), ())
+        Controller::new(Api::all(fake.term.client()), ())
     }
 
     #[derive(Clone, Default)]
@@ -265,7 +498,7 @@ mod tests {
     async fn a_drain_ends_although_the_first_list_never_came() {
         for answer in [refusal(404, "NotFound"), refusal(403, "Forbidden"), None] {
             let fake = Fake::new(1, move |_| answer.clone());
-            let run = controller(&fake).run(|_| async { Ok::<_, io::Error>(None) });
+            let run = controller(&fake).run(Standby::of(&fake.term), |_| |_| async { Ok::<_, io::Error>(None) });
             let drain = fake.drain.clone();
             let stop = async {
                 sleep(Duration::from_secs(100)).await;
@@ -285,13 +518,15 @@ mod tests {
         let finished = Arc::new(Mutex::new(0));
         let run = {
             let (log, finished) = (log.clone(), Arc::clone(&finished));
-            controller(&fake).run(move |object| {
-                log.add(&object, start);
-                let finished = Arc::clone(&finished);
-                async move {
-                    sleep(Duration::from_secs(60)).await;
-                    *finished.lock().unwrap() += 1;
-                    Ok::<_, io::Error>(None)
+            controller(&fake).run(Standby::of(&fake.term), |_| {
+                move |object| {
+                    log.add(&object, start);
+                    let finished = Arc::clone(&finished);
+                    async move {
+                        sleep(Duration::from_secs(60)).await;
+                        *finished.lock().unwrap() += 1;
+                        Ok::<_, io::Error>(None)
+                    }
                 }
             })
         };
@@ -312,13 +547,15 @@ mod tests {
         let (log, start) = (Log::default(), Instant::now());
         let run = {
             let log = log.clone();
-            controller(&fake).run(move |object| {
-                log.add(&object, start);
-                async move {
-                    match object.name_any().as_str() {
-                        "bad" => Err(io::Error::other("bad")),
-                        "ugly" => panic!("ugly"),
-                        _ => Ok(None),
+            controller(&fake).run(Standby::of(&fake.term), |_| {
+                move |object| {
+                    log.add(&object, start);
+                    async move {
+                        match object.name_any().as_str() {
+                            "bad" => Err(io::Error::other("bad")),
+                            "ugly" => panic!("ugly"),
+                            _ => Ok(None),
+                        }
                     }
                 }
             })
@@ -339,10 +576,12 @@ mod tests {
         let (log, start) = (Log::default(), Instant::now());
         let run = {
             let log = log.clone();
-            controller(&fake).run(move |object| {
-                log.add(&object, start);
-                let again = (object.name_any() == "asks").then_some(Duration::from_secs(100));
-                async move { Ok::<_, io::Error>(again) }
+            controller(&fake).run(Standby::of(&fake.term), |_| {
+                move |object| {
+                    log.add(&object, start);
+                    let again = (object.name_any() == "asks").then_some(Duration::from_secs(100));
+                    async move { Ok::<_, io::Error>(again) }
+                }
             })
         };
         timeout(Duration::from_secs(650), run).await.expect_err("it runs until it drains");
@@ -365,9 +604,11 @@ mod tests {
             controller(&fake)
                 .trigger(later)
                 .trigger(logged("Broken".to_owned(), errors.chain(stream::once(pending()))))
-                .run(move |object| {
-                    log.add(&object, start);
-                    async { Ok::<_, io::Error>(None) }
+                .run(Standby::of(&fake.term), |_| {
+                    move |object| {
+                        log.add(&object, start);
+                        async { Ok::<_, io::Error>(None) }
+                    }
                 })
         };
         timeout(Duration::from_secs(100), run).await.expect_err("it runs until it drains");
@@ -388,9 +629,9 @@ mod tests {
     #[test]
     fn the_resync_is_the_longest_wait() {
         let resync = Duration::from_secs(600);
-        assert_eq!(due_in(None, resync, 0.0), resync);
-        assert_eq!(due_in(None, resync, 1.0), Duration::from_secs(540));
-        assert_eq!(due_in(Some(Duration::from_secs(7)), resync, 0.5), Duration::from_secs(7));
-        assert_eq!(due_in(Some(Duration::from_secs(7000)), resync, 0.0), resync);
+        assert_eq!(due_in(None, resync, 0.0), (Lane::Sweep, resync));
+        assert_eq!(due_in(None, resync, 1.0), (Lane::Sweep, Duration::from_secs(540)));
+        assert_eq!(due_in(Some(Duration::from_secs(7)), resync, 0.5), (Lane::Soon, Duration::from_secs(7)));
+        assert_eq!(due_in(Some(Duration::from_secs(7000)), resync, 0.0), (Lane::Sweep, resync));
     }
 }

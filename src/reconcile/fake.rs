@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    future::{pending, ready},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Kind,
-    sharding::term::{FencingToken, Term},
+    sharding::term::{FencingToken, Promotion, Standby, Term},
 };
 
 /// One request, with its body.
@@ -24,7 +25,7 @@ pub(crate) struct Asked {
     pub(crate) body: Value,
 }
 
-/// What the API server answers: `None` is no answer, as of a watch on which nothing happens.
+/// What the API server answers: `None` is no answer, as of a watch on which nothing happens. An array is the events of a watch.
 pub(crate) type Answer = Option<(u16, Value)>;
 
 /// A term, what was asked during it, and its end.
@@ -37,6 +38,18 @@ pub(crate) struct Fake {
 impl Fake {
     /// A term of a kind, whose API server answers so.
     pub(crate) fn new(transitions: i32, answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
+        Self::slow(transitions, 2, move |asked| ready(answer(&asked)))
+    }
+
+    /// A term of a kind with that concurrency, whose API server takes its time.
+    pub(crate) fn slow<Fut>(
+        transitions: i32,
+        concurrency: u16,
+        answer: impl Fn(Asked) -> Fut + Send + Sync + 'static,
+    ) -> Self
+    where
+        Fut: Future<Output = Answer> + Send + 'static,
+    {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (log, answer) = (Arc::clone(&asked), Arc::new(answer));
         let service = tower::service_fn(move |request: Request<Body>| {
@@ -47,13 +60,15 @@ impl Fake {
                 let body = serde_json::from_slice(&body).unwrap_or_default();
                 let asked = Asked { method: head.method, uri: head.uri.to_string(), body };
                 log.lock().unwrap().push(asked.clone());
-                match answer(&asked) {
-                    None => std::future::pending().await,
-                    Some((code, body)) => {
-                        let body = Body::from(serde_json::to_vec(&body).unwrap());
-                        Ok::<_, Infallible>(Response::builder().status(code).body(body).unwrap())
+                let (code, body) = match answer(asked).await {
+                    None => pending().await,
+                    Some((code, Value::Array(events))) => {
+                        let lines: Vec<_> = events.iter().map(|event| format!("{event}\n")).collect();
+                        (code, lines.concat().into_bytes())
                     }
-                }
+                    Some((code, body)) => (code, serde_json::to_vec(&body).unwrap()),
+                };
+                Ok::<_, Infallible>(Response::builder().status(code).body(Body::from(body)).unwrap())
             }
         });
         let kind = Kind {
@@ -62,7 +77,7 @@ impl Fake {
             kind: "Propagation".to_owned(),
             lease_name: "propagation.leasehold.dev".to_owned(),
             weight: 1,
-            concurrency: 2,
+            concurrency,
             resync: Duration::from_secs(600),
             reconciler: "propagation".to_owned(),
         };
@@ -71,6 +86,11 @@ impl Fake {
         let client = kube::Client::new(service, "default");
         let term = Term::new(Arc::new(kind), "replica_1".to_owned(), token, client, drain.clone());
         Self { term, asked, drain }
+    }
+
+    /// A standby for this term.
+    pub(crate) fn standby(&self) -> (Standby, Promotion) {
+        Standby::new(Arc::new(self.term.kind().clone()), self.term.client())
     }
 
     /// What was asked so far.

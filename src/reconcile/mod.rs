@@ -9,7 +9,10 @@ pub mod clock;
 pub mod conditions;
 pub mod controller;
 pub mod events;
+mod queue;
 pub mod status;
 
 #[cfg(test)]
 pub(crate) mod fake;
+#[cfg(test)]
+mod handover;

@@ -29,7 +29,7 @@ use crate::{
         events::Events,
         status,
     },
-    sharding::term::{Access, BoxError, Reconciler, Term},
+    sharding::term::{Access, BoxError, Reconciler, Standby, Term},
 };
 
 /// How soon a target kind that is not served is looked for again.
@@ -54,16 +54,25 @@ impl Default for ExpiryReconciler {
     }
 }
 
+impl ExpiryReconciler {
+    fn work(&self, standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
+        let clock = Arc::clone(&self.clock);
+        let controller = Controller::new(Api::<ExpiryPolicy>::all(standby.client()), ());
+        let begin = |term: Term| {
+            let pass = Pass { events: Arc::new(Events::new(&term)), clock, term };
+            move |policy| pass.clone().reconcile(policy)
+        };
+        controller.run(standby, begin).map(Ok).boxed()
+    }
+}
+
 impl Reconciler for ExpiryReconciler {
     fn run(&self, term: Term) -> BoxFuture<'static, Result<(), BoxError>> {
-        let clock = Arc::clone(&self.clock);
-        async move {
-            let controller = Controller::new(&term, Api::<ExpiryPolicy>::all(term.client()), ());
-            let pass = Pass { events: Arc::new(Events::new(&term)), clock, term };
-            controller.run(move |policy| pass.clone().reconcile(policy)).await;
-            Ok(())
-        }
-        .boxed()
+        self.work(Standby::of(&term))
+    }
+
+    fn stand_by(&self, standby: Standby) -> Option<BoxFuture<'static, Result<(), BoxError>>> {
+        Some(self.work(standby))
     }
 
     /// Of the policies only: what may be deleted is between whoever installs this and whoever writes policies,

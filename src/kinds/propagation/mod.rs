@@ -35,7 +35,7 @@ use crate::{
         events::Events,
         status,
     },
-    sharding::term::{Access, BoxError, Reconciler, Term},
+    sharding::term::{Access, BoxError, Reconciler, Standby, Term},
 };
 
 /// Reconciles Propagations.
@@ -57,24 +57,34 @@ impl Default for PropagationReconciler {
     }
 }
 
+impl PropagationReconciler {
+    fn work(&self, standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
+        let clock = Arc::clone(&self.clock);
+        let client = standby.client();
+        let controller = Controller::new(Api::<Propagation>::all(client.clone()), ());
+        let propagations = controller.objects();
+        let (namespaces, namespace_changes) = watches::namespaces(propagations.clone());
+        let config_maps = watches::by_name::<ConfigMap>(SourceKind::ConfigMap, propagations.clone());
+        let secrets = watches::by_name::<Secret>(SourceKind::Secret, propagations);
+        let controller = controller
+            .watch(Api::all(client.clone()), namespace_changes)
+            .watch(Api::all(client.clone()), config_maps)
+            .watch(Api::all(client), secrets);
+        let begin = |term: Term| {
+            let pass = Pass { events: Arc::new(Events::new(&term)), clock, namespaces, term };
+            move |propagation| pass.clone().reconcile(propagation)
+        };
+        controller.run(standby, begin).map(Ok).boxed()
+    }
+}
+
 impl Reconciler for PropagationReconciler {
     fn run(&self, term: Term) -> BoxFuture<'static, Result<(), BoxError>> {
-        let clock = Arc::clone(&self.clock);
-        async move {
-            let client = term.client();
-            let controller = Controller::new(&term, Api::<Propagation>::all(client.clone()), ());
-            let propagations = controller.objects();
-            let (namespaces, namespace_changes) = watches::namespaces(client.clone(), propagations.clone());
-            let pass = Pass { events: Arc::new(Events::new(&term)), clock, namespaces, term: term.clone() };
-            controller
-                .trigger(namespace_changes)
-                .trigger(watches::by_name::<ConfigMap>(client.clone(), SourceKind::ConfigMap, propagations.clone()))
-                .trigger(watches::by_name::<Secret>(client, SourceKind::Secret, propagations))
-                .run(move |propagation| pass.clone().reconcile(propagation))
-                .await;
-            Ok(())
-        }
-        .boxed()
+        self.work(Standby::of(&term))
+    }
+
+    fn stand_by(&self, standby: Standby) -> Option<BoxFuture<'static, Result<(), BoxError>>> {
+        Some(self.work(standby))
     }
 
     fn needs(&self) -> Vec<Access> {

@@ -1,0 +1,237 @@
+//! Which object is next: changes first, what may wait behind them. Pure: no clock, no request.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+};
+
+/// How urgent it is to look at an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// Somebody changed it, or what it depends on.
+    Changed,
+    /// It changed shortly before the term, or asked to be looked at by now.
+    Soon,
+    /// It has to be looked at some time: the sweep after a take-over, the resync.
+    Sweep,
+}
+
+const LANES: [Lane; 3] = [Lane::Changed, Lane::Soon, Lane::Sweep];
+
+/// One start of so many is of whoever has waited longest, so that changes without end do not keep the sweep from its own.
+const FAIR: u32 = 8;
+
+/// The order of what waits: by lane, and in a lane who came first.
+type Ticket = (Lane, u64);
+
+/// The objects that are due, each once, and those in hand.
+#[derive(Debug)]
+pub(super) struct Queue<R> {
+    waiting: BTreeMap<Ticket, R>,
+    tickets: HashMap<R, Ticket>,
+    /// The lane of those that became due again while they were in hand.
+    running: HashMap<R, Option<Lane>>,
+    issued: u64,
+    overtaken: u32,
+}
+
+impl<R> Default for Queue<R> {
+    fn default() -> Self {
+        Self { waiting: BTreeMap::new(), tickets: HashMap::new(), running: HashMap::new(), issued: 0, overtaken: 0 }
+    }
+}
+
+impl<R: Clone + Eq + Hash> Queue<R> {
+    /// Makes an object due. One that waits already moves if this lane is faster; one in hand will be due when it is done.
+    pub(super) fn add(&mut self, lane: Lane, object: R) {
+        if let Some(again) = self.running.get_mut(&object) {
+            *again = Some(again.map_or(lane, |before| before.min(lane)));
+            return;
+        }
+        if let Some(before) = self.tickets.get(&object) {
+            if before.0 <= lane {
+                return;
+            }
+            self.waiting.remove(before);
+        }
+        let ticket = (lane, self.issued);
+        self.issued += 1;
+        self.tickets.insert(object.clone(), ticket);
+        self.waiting.insert(ticket, object);
+    }
+
+    /// The next object, in hand from now on.
+    pub(super) fn start(&mut self) -> Option<R> {
+        let (first, oldest) = (*self.waiting.keys().next()?, self.oldest()?);
+        let ticket = if self.overtaken + 1 >= FAIR { oldest } else { first };
+        self.overtaken = if ticket == oldest { 0 } else { self.overtaken + 1 };
+        let object = self.waiting.remove(&ticket)?;
+        self.tickets.remove(&object);
+        self.running.insert(object.clone(), None);
+        Some(object)
+    }
+
+    /// Puts an object out of hand. Returns whether it waits again.
+    pub(super) fn done(&mut self, object: R) -> bool {
+        let again = self.running.remove(&object).flatten();
+        if let Some(lane) = again {
+            self.add(lane, object);
+        }
+        again.is_some()
+    }
+
+    fn oldest(&self) -> Option<Ticket> {
+        let heads = LANES.iter().filter_map(|lane| self.waiting.range((*lane, 0)..=(*lane, u64::MAX)).next());
+        heads.map(|(ticket, _)| *ticket).min_by_key(|(_, issued)| *issued)
+    }
+}
+
+/// The most objects that a [`Recent`] remembers: what a kind changes in the time of a handover, with room to spare.
+const MEMORY: usize = 1000;
+
+/// The objects that changed last, each once. Forgets the oldest, so it stays small however long it goes on.
+#[derive(Debug)]
+pub(super) struct Recent<R> {
+    order: BTreeMap<u64, R>,
+    places: HashMap<R, u64>,
+    noted: u64,
+}
+
+impl<R> Default for Recent<R> {
+    fn default() -> Self {
+        Self { order: BTreeMap::new(), places: HashMap::new(), noted: 0 }
+    }
+}
+
+impl<R: Clone + Eq + Hash> Recent<R> {
+    /// Notes that an object changed now.
+    pub(super) fn note(&mut self, object: R) {
+        if let Some(before) = self.places.insert(object.clone(), self.noted) {
+            self.order.remove(&before);
+        }
+        self.order.insert(self.noted, object);
+        self.noted += 1;
+        if self.order.len() > MEMORY
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.places.remove(&oldest);
+        }
+    }
+
+    /// All of them, the last one first: it is the likeliest that nobody has looked at yet.
+    pub(super) fn newest_first(self) -> impl Iterator<Item = R> {
+        self.order.into_values().rev()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::iter::from_fn;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn all<R: Clone + Eq + Hash>(queue: &mut Queue<R>) -> Vec<R> {
+        from_fn(|| queue.start()).collect()
+    }
+
+    #[test]
+    fn faster_lanes_go_first_and_in_a_lane_who_came_first() {
+        let mut queue = Queue::default();
+        for (lane, object) in [(Lane::Sweep, "e"), (Lane::Soon, "c"), (Lane::Changed, "a"), (Lane::Soon, "d")] {
+            queue.add(lane, object);
+        }
+        queue.add(Lane::Changed, "b");
+        assert_eq!(all(&mut queue), ["a", "b", "c", "d", "e"]);
+    }
+
+    #[test]
+    fn an_object_waits_once_in_its_fastest_lane() {
+        let mut queue = Queue::default();
+        for lane in [Lane::Sweep, Lane::Changed, Lane::Soon, Lane::Changed] {
+            queue.add(lane, "a");
+            queue.add(Lane::Soon, "b");
+        }
+        assert_eq!(all(&mut queue), ["a", "b"]);
+    }
+
+    #[test]
+    fn an_object_in_hand_is_due_again_only_when_it_is_done() {
+        let mut queue = Queue::default();
+        queue.add(Lane::Sweep, "a");
+        assert_eq!(queue.start(), Some("a"));
+        queue.add(Lane::Sweep, "a");
+        queue.add(Lane::Changed, "a");
+        queue.add(Lane::Soon, "b");
+        assert_eq!(all(&mut queue), ["b"]);
+        assert!(queue.done("a") && !queue.done("b"));
+        assert_eq!(queue.start(), Some("a"));
+        assert!(!queue.done("a"));
+        assert_eq!(queue.start(), None);
+    }
+
+    #[test]
+    fn changes_without_end_do_not_stop_the_sweep() {
+        let mut queue = Queue::default();
+        (0..10).for_each(|object| queue.add(Lane::Sweep, object));
+        let starts = (100..300).map(|change| {
+            queue.add(Lane::Changed, change);
+            queue.start().unwrap()
+        });
+        let swept: Vec<_> = starts.enumerate().filter(|(_, object)| *object < 10).collect();
+        let expected: Vec<_> = (0..10).map(|object| (object * FAIR as usize + 7, object as i32)).collect();
+        assert_eq!(swept, expected);
+    }
+
+    #[test]
+    fn the_last_change_is_remembered_first_and_the_oldest_forgotten() {
+        let mut recent = Recent::default();
+        for object in (0..MEMORY * 3).chain([MEMORY * 3 - 2]) {
+            recent.note(object);
+            assert!(recent.order.len() <= MEMORY && recent.places.len() == recent.order.len());
+        }
+        let remembered: Vec<_> = recent.newest_first().collect();
+        assert_eq!(remembered[..3], [MEMORY * 3 - 2, MEMORY * 3 - 1, MEMORY * 3 - 3]);
+        assert_eq!((remembered.len(), remembered.last()), (MEMORY, Some(&(MEMORY * 2))));
+    }
+
+    proptest! {
+        /// Whatever is added comes out, never while it is in hand, and nothing else is left.
+        #[test]
+        fn nothing_is_lost_doubled_or_kept(steps in prop::collection::vec((0_usize..5, 0_u8..6), 0..200)) {
+            let (mut queue, mut owed, mut hand) = (Queue::default(), Vec::new(), Vec::new());
+            for (what, object) in steps {
+                match what {
+                    0..3 => {
+                        queue.add(LANES[what], object);
+                        owed.push(object);
+                    }
+                    3 => {
+                        if let Some(started) = queue.start() {
+                            prop_assert!(!hand.contains(&started) && owed.contains(&started));
+                            owed.retain(|due| *due != started);
+                            hand.push(started);
+                        } else {
+                            prop_assert!(owed.iter().all(|due| hand.contains(due)));
+                        }
+                    }
+                    _ => {
+                        if let Some(done) = hand.pop() {
+                            prop_assert_eq!(queue.done(done), owed.contains(&done));
+                        }
+                    }
+                }
+            }
+            for done in hand {
+                queue.done(done);
+            }
+            let mut rest = all(&mut queue);
+            rest.sort_unstable();
+            owed.sort_unstable();
+            owed.dedup();
+            prop_assert_eq!(rest, owed);
+            prop_assert!(queue.waiting.is_empty() && queue.tickets.is_empty());
+        }
+    }
+}
