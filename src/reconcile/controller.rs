@@ -266,8 +266,7 @@ where
         let mut draining = pin!(self.term.draining());
         let mut swept = self.sweep();
         while draining.as_mut().now_or_never().is_none() {
-            while swept
-                && running.len() < concurrency
+            while running.len() < concurrency
                 && let Some((key, object)) = self.start()
             {
                 running.push(one(&reconcile, key, object));
@@ -588,6 +587,30 @@ mod tests {
         assert_eq!(log.of("asks"), [0, 100, 200, 300, 400, 500, 600]);
         let rests = log.of("rests");
         assert!(rests.len() == 2 && (540..=600).contains(&rests[1]), "{rests:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_object_that_is_looked_at_early_does_not_come_back_at_its_old_time() {
+        let fake = Fake::new(1, lists(&["a"]));
+        let (log, start) = (Log::default(), Instant::now());
+        let early = stream::once(async {
+            sleep(Duration::from_secs(105)).await;
+            ObjectRef::new("a").within("ns")
+        });
+        let run = {
+            let log = log.clone();
+            controller(&fake).trigger(early).run(Standby::of(&fake.term), |_| {
+                move |object| {
+                    log.add(&object, start);
+                    async {
+                        sleep(Duration::from_secs(10)).await;
+                        Ok::<_, io::Error>(Some(Duration::from_secs(100)))
+                    }
+                }
+            })
+        };
+        timeout(Duration::from_secs(300), run).await.expect_err("it runs until it drains");
+        assert_eq!(log.of("a"), [0, 105, 215]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,13 +2,17 @@
 #![expect(clippy::disallowed_methods, reason = "the clock under test")]
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use futures::future::{BoxFuture, Either, join, pending, select};
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, Either, join, pending, ready, select},
+    stream,
+};
 use http::Method;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, ResourceExt, runtime::reflector::ObjectRef};
@@ -27,6 +31,7 @@ use super::{
 use crate::sharding::term::{Standby, Term};
 
 const MANY: usize = 10_000;
+const FLOOD: usize = 10_000;
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// ConfigMaps as an API server has them, by name. Of other kinds it has none.
@@ -330,22 +335,64 @@ async fn what_appears_in_a_list_is_due_when_the_whole_list_is_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_is_promoted_early_begins_when_its_list_is_complete() {
+async fn one_that_is_promoted_early_begins_when_its_list_is_complete_and_waits_for_no_other() {
     let cluster = Arc::new(Cluster { lists: Default::default(), ..Cluster::paged(names(10), usize::MAX) });
-    cluster.lists[1].cancel();
     let fake = cluster.fake(4);
     let (standby, promotion) = fake.standby();
     let log = Log::new();
+    let controller = controller(&fake).watch(Api::<Secret>::all(fake.term.client()), |_| (Lane::Changed, Vec::new()));
     let script = async {
         promotion.term.send(fake.term.clone()).ok().unwrap();
         seconds(10).await;
         assert!(log.names().is_empty());
         cluster.lists[0].cancel();
         seconds(10).await;
+        assert_eq!(log.names().len(), 10);
+        cluster.lists[1].cancel();
+        seconds(10).await;
     };
-    meanwhile(controller(&fake).run(standby, log.clone().taking(MILLISECOND)), script).await;
+    meanwhile(controller.run(standby, log.clone().taking(MILLISECOND)), script).await;
     let counts = log.counts();
     assert!(counts.len() == 10 && counts.values().all(|count| *count == 1), "each once: {counts:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_never_rests_stops_no_work() {
+    let cluster = Cluster::of(names(100));
+    let fake = cluster.fake(4);
+    let (standby, promotion) = fake.standby();
+    let (begun, told, left) = (CancellationToken::new(), Arc::new(Mutex::new(0)), Arc::new(Mutex::new(None)));
+    let flood = {
+        let told = Arc::clone(&told);
+        let one = move || {
+            *told.lock().unwrap() += 1;
+            ObjectRef::new("0").within("ns")
+        };
+        let calm = begun.clone().cancelled_owned().into_stream().filter_map(|()| ready(None));
+        calm.chain(stream::repeat_with(one).take(FLOOD)).chain(stream::pending())
+    };
+    let begin = {
+        let left = Arc::clone(&left);
+        move |_: Term| {
+            begun.cancel();
+            let seen = Mutex::new(HashSet::new());
+            move |object: Arc<ConfigMap>| {
+                seen.lock().unwrap().insert(object.name_any());
+                if seen.lock().unwrap().len() == 100 {
+                    left.lock().unwrap().get_or_insert(FLOOD - *told.lock().unwrap());
+                }
+                async { Ok::<_, io::Error>(None) }
+            }
+        }
+    };
+    let script = async {
+        seconds(10).await;
+        promotion.term.send(fake.term.clone()).ok().unwrap();
+        seconds(10).await;
+    };
+    meanwhile(controller(&fake).trigger(flood).run(standby, begin), script).await;
+    let left = left.lock().unwrap().expect("all are swept");
+    assert!(left > FLOOD / 2, "{left} are left of the flood when all are swept");
 }
 
 #[tokio::test(start_paused = true)]
@@ -397,7 +444,7 @@ async fn a_standby_that_is_dropped_leaves_nothing() {
                 let _ = &held;
                 (Lane::Changed, Vec::new())
             })
-            .trigger(futures::stream::once(pending()));
+            .trigger(stream::once(pending()));
         controller.run(standby, move |term| {
             let _ = &also;
             Log::new().taking(MILLISECOND)(term)
@@ -432,7 +479,7 @@ async fn a_standby_that_nobody_can_promote_any_more_waits_to_be_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_object_deleted_during_standby_is_not_reconciled() {
+async fn an_object_deleted_during_standby_is_not_reconciled_until_it_is_back() {
     let cluster = Cluster::of(names(5));
     let fake = cluster.fake(1);
     let (standby, promotion) = fake.standby();
@@ -446,11 +493,16 @@ async fn an_object_deleted_during_standby_is_not_reconciled() {
         seconds(10).await;
         promotion.term.send(fake.term.clone()).ok().unwrap();
         seconds(1000).await;
+        let swept = log.counts();
+        cluster.apply("3", 1, 4);
+        seconds(10).await;
+        swept
     };
-    meanwhile(controller(&fake).run(standby, log.clone().taking(MILLISECOND)), script).await;
-    let mut names: Vec<_> = log.counts().into_keys().collect();
+    let swept = meanwhile(controller(&fake).run(standby, log.clone().taking(MILLISECOND)), script).await;
+    let mut names: Vec<_> = swept.into_keys().collect();
     names.sort();
     assert_eq!((names.join(" "), log.names()[0].as_str()), ("0 1 2".to_owned(), "2"));
+    assert_eq!(log.counts().get("3"), Some(&1));
 }
 
 #[tokio::test(start_paused = true)]
