@@ -94,6 +94,8 @@ async fn a_deployment_lives_on_processes() -> Result<()> {
     say("logs");
     restarts_a_killed_process(&stage).await?;
     say("killed process restarted");
+    tells_the_last_words(&stage).await?;
+    say("last words");
     restores_a_deleted_pod(&stage).await?;
     say("deleted pod replaced");
     checks_rights(&stage).await?;
@@ -109,7 +111,7 @@ async fn rolls_over(stage: &Stage) -> Result<()> {
     let before = running(&stage.pods).await?;
     stage.cluster.kubectl(&["rollout", "restart", "-n", "real", "deployment/ticker"]).await?;
     stage.cluster.kubectl(&["rollout", "status", "-n", "real", "deployment/ticker", "--timeout=60s"]).await?;
-    eventually(
+    let (names, _) = eventually(
         "three new pods, and the old processes gone",
         SOON,
         || async {
@@ -122,7 +124,8 @@ async fn rolls_over(stage: &Stage) -> Result<()> {
     .await?;
     let log = stage.kubelet.log("real", &before[0]);
     assert!(log.ends_with("stopping\n"), "an old pod gets SIGTERM: {log:?}");
-    let pod = stage.pods.list(&ListParams::default()).await?.items.remove(0);
+    // An old pod may be listed still.
+    let pod = stage.pods.get(&names[0]).await?;
     let conditions: Vec<_> = pod.status.iter().flat_map(|status| status.conditions.iter().flatten()).collect();
     for wanted in ["PodScheduled", "Initialized", "ContainersReady", "Ready"] {
         assert!(
@@ -154,6 +157,103 @@ async fn restarts_a_killed_process(stage: &Stage) -> Result<()> {
     restarted(stage, &pod, 2).await?;
     let previous = stage.cluster.kubectl(&["logs", "-n", "real", &pod, "--previous"]).await?;
     assert_eq!(previous.lines().count(), 1, "one run's log: {previous:?}");
+    Ok(())
+}
+
+// `$$` is an escaped `$` in arguments.
+const LAST_WORDS: &str = r#"
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: speaker, namespace: words}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: again, namespace: words}
+spec:
+  serviceAccountName: speaker
+  containers:
+  - name: default
+    image: shell:dev
+    args: [-c, 'echo "$$$$ $0" >> "$TERMINATION_LOG"; while :; do sleep 0.1; done', "--log=/dev/termination-log"]
+  - name: own-path
+    image: shell:dev
+    terminationMessagePath: /tmp/words
+    args: [-c, 'echo "$$$$" >> /tmp/words; while :; do sleep 0.1; done']
+  - name: own-variable
+    image: shell:dev
+    env: [{name: TERMINATION_LOG, value: mine}]
+    args: [-c, 'echo "$$$$ $TERMINATION_LOG" >> /dev/termination-log; while :; do sleep 0.1; done']
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: once, namespace: words}
+spec:
+  serviceAccountName: speaker
+  restartPolicy: Never
+  containers:
+  - {name: once, image: "shell:dev", args: [-c, 'echo $$$$ >> /dev/termination-log; while :; do sleep 0.1; done']}
+"#;
+
+/// What a run wrote to its termination log is in its status after SIGKILL, and in no later run's.
+async fn tells_the_last_words(stage: &Stage) -> Result<()> {
+    stage.cluster.kubectl(&["create", "namespace", "words"]).await?;
+    stage.cluster.apply(LAST_WORDS).await?;
+    let pods = Api::<Pod>::namespaced(stage.cluster.client()?, "words");
+    let look = |pod: &'static str| {
+        let pods = pods.clone();
+        async move {
+            let statuses = pods.get(pod).await?.status.and_then(|status| status.container_statuses);
+            statuses.context("no container statuses")
+        }
+    };
+    // A process that is killed before it has spoken says nothing.
+    let spoken = |pod: &'static str, run: usize, containers: usize| async move {
+        let folder = || stage.kubelet.log_path("words", pod).map(|path| path.with_file_name("termination-logs"));
+        let count = || async {
+            let mut count = 0;
+            for file in std::fs::read_dir(folder().context("not started")?)? {
+                let file = file?;
+                let of_run = file.file_name().to_string_lossy().ends_with(&format!(".{run}"));
+                count += usize::from(of_run && file.metadata()?.len() > 0);
+            }
+            anyhow::Ok(count)
+        };
+        eventually("all have spoken", SOON, count, |count| *count == containers).await?;
+        anyhow::Ok((stage.kubelet.pids("words", pod), folder().context("no folder")?))
+    };
+
+    for run in 0..2 {
+        let (pids, folder) = spoken("again", run, 3).await?;
+        stage.kubelet.signal("words", "again", Signal::KILL)?;
+        let restarted = |statuses: &Vec<ContainerStatus>| {
+            statuses.iter().all(|status| {
+                usize::try_from(status.restart_count) == Ok(run + 1)
+                    && status.state.as_ref().is_some_and(|state| state.running.is_some())
+            })
+        };
+        let statuses = eventually("all run again", SOON, || look("again"), restarted).await?;
+        let [default, own_path, own_variable] = pids[..] else { panic!("three processes: {pids:?}") };
+        let stand_in = folder.join(format!("default.{run}"));
+        for (name, words) in [
+            ("default", format!("{default} --log={}\n", stand_in.display())),
+            ("own-path", format!("{own_path}\n")),
+            ("own-variable", format!("{own_variable} mine\n")),
+        ] {
+            let status = statuses.iter().find(|status| status.name == name).context("no status")?;
+            let last =
+                status.last_state.as_ref().and_then(|state| state.terminated.as_ref()).context("no last state")?;
+            assert_eq!((last.signal, last.message.as_ref()), (Some(9), Some(&words)), "{name}, run {run}");
+        }
+    }
+
+    let (pids, _) = spoken("once", 0, 1).await?;
+    stage.kubelet.signal("words", "once", Signal::KILL)?;
+    let said = |statuses: &Vec<ContainerStatus>| {
+        let ended = statuses[0].state.as_ref().and_then(|state| state.terminated.as_ref());
+        ended.and_then(|ended| ended.message.as_deref()) == Some(format!("{}\n", pids[0]).as_str())
+    };
+    eventually("the end of a pod that does not restart has its words", SOON, || look("once"), said).await?;
+    stage.cluster.kubectl(&["delete", "namespace", "words", "--wait=false"]).await?;
     Ok(())
 }
 

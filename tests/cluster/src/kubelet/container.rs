@@ -24,6 +24,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::{
     collections::BTreeMap,
     fs,
+    io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
@@ -35,6 +36,10 @@ use tokio::{process::Child, sync::watch, time::Instant};
 const BACKOFF_RESET: Duration = Duration::from_secs(600);
 /// The longest back-off, in units of the shortest: ten seconds grow to five minutes.
 const BACKOFF_LIMIT: u32 = 30;
+/// Where a container writes its last words unless it says otherwise.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+/// How much of them the status takes.
+const MESSAGE_LIMIT: u64 = 4096;
 
 /// One container of a running pod.
 pub(crate) struct Task {
@@ -74,7 +79,7 @@ impl Task {
                 exit_code: code,
                 signal,
                 reason: Some(if code == 0 { "Completed" } else { "Error" }.into()),
-                message: None,
+                message: message(&self.termination_log()),
                 started_at: Some(Time(run.started)),
                 finished_at: Some(Time(finished)),
             };
@@ -148,7 +153,11 @@ impl Task {
             cause: anyhow::anyhow!("image {image:?} is not mapped to a program"),
         })?;
         let configured = |cause| StartError { reason: "CreateContainerConfigError", cause };
-        let mounts = volumes::mounts(&self.root, &self.pod, &self.container);
+        let mut mounts = volumes::mounts(&self.root, &self.pod, &self.container);
+        let termination_log = self.termination_log();
+        fresh(&termination_log).map_err(configured)?;
+        let inside = self.container.termination_message_path.as_deref().unwrap_or(TERMINATION_LOG);
+        mounts.push((inside.to_owned(), termination_log));
         let variables = self.variables(&mounts).await.map_err(configured)?;
         let local = |text: &String| localise(&expand(text, &variables), &mounts, &self.address);
         let entrypoint: Vec<_> = self.container.command.iter().flatten().map(local).collect();
@@ -269,6 +278,12 @@ impl Task {
         tokio::time::sleep(from_seconds(sleep))
     }
 
+    /// The file behind `terminationMessagePath`: another one for each run, so that no run speaks for another.
+    fn termination_log(&self) -> PathBuf {
+        let restarts = self.board.read(self.index, |status| status.restart_count);
+        self.root.join("termination-logs").join(format!("{}.{restarts}", self.container.name))
+    }
+
     fn grace(&self) -> Duration {
         from_seconds(self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30))
     }
@@ -302,6 +317,8 @@ impl Task {
             write_private(&path, &content)?;
             variables.insert("KUBECONFIG".into(), path.display().to_string());
         }
+        // Where a mount would have put it; a program that is told nothing looks there.
+        variables.insert("TERMINATION_LOG".into(), self.termination_log().display().to_string());
         variables.extend(self.host.options.env.clone());
         for source in self.container.env_from.iter().flatten() {
             let prefix = source.prefix.clone().unwrap_or_default();
@@ -382,6 +399,28 @@ pub(crate) fn waiting(reason: &str, message: &str) -> ContainerState {
     }
 }
 
+/// An empty file in place of whatever is there.
+fn fresh(path: &Path) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("failed to create {}", folder.display()))?;
+    }
+    fs::write(path, "").with_context(|| format!("failed to create {}", path.display()))
+}
+
+/// The end of a termination log; nothing when nothing was written.
+fn message(path: &Path) -> Option<String> {
+    let read = || {
+        let mut file = fs::File::open(path)?;
+        let skipped = file.metadata()?.len().saturating_sub(MESSAGE_LIMIT);
+        file.seek(SeekFrom::Start(skipped))?;
+        let mut content = Vec::new();
+        file.take(MESSAGE_LIMIT).read_to_end(&mut content)?;
+        std::io::Result::Ok(content)
+    };
+    let content = read().unwrap_or_default();
+    (!content.is_empty()).then(|| String::from_utf8_lossy(&content).into_owned())
+}
+
 /// To the process itself, as to a container's process 1. It has ended already when this fails.
 fn signal(process: Option<Pid>, signal: Signal) {
     if let Some(process) = process {
@@ -391,4 +430,25 @@ fn signal(process: Option<Pid>, signal: Signal) {
 
 fn from_seconds(seconds: i64) -> Duration {
     Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_the_end_of_the_file_and_each_run_begins_without() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("logs/c.0");
+        assert_eq!(message(&path), None);
+        fresh(&path).unwrap();
+        assert_eq!(message(&path), None);
+        fs::write(&path, format!("begin{}end\n", "-".repeat(4092))).unwrap();
+        let last = message(&path).unwrap();
+        assert_eq!((last.len(), last.ends_with("-end\n"), last.contains("begin")), (4096, true, false));
+        fs::write(&path, [b'a', 0xff]).unwrap();
+        assert_eq!(message(&path).as_deref(), Some("a\u{fffd}"));
+        fresh(&path).unwrap();
+        assert_eq!(message(&path), None);
+    }
 }

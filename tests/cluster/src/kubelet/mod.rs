@@ -6,6 +6,8 @@
 //! - An image's name is mapped to a program. An entrypoint with that program's file name means that program; any other is looked up on this machine.
 //! - A mount cannot be mounted: where an argument or a variable names a path at or below a mount path, the path is replaced by the folder that holds the volume.
 //!   Paths inside files are not replaced, so a configuration should name its files relative to itself.
+//! - The same goes for `terminationMessagePath`: its stand-in is a fresh file for each run, which `TERMINATION_LOG` names too, because a program that
+//!   looks there by itself is told by no argument. `terminationMessagePolicy` is `File` always.
 //! - All pods share one host, so each has its own loopback address (`127.x.y.z`, its `podIP`), and `0.0.0.0` in arguments and variables becomes that address.
 //! - With a ServiceAccount token mounted, `KUBECONFIG` names a kubeconfig that uses it; `KUBERNETES_SERVICE_HOST` is not set.
 //! - `PATH`, `HOME`, `RUST_LOG` and `RUST_BACKTRACE` come from whoever runs the cluster, nothing else does.
