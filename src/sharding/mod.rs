@@ -11,6 +11,7 @@ pub mod election;
 pub mod elector;
 pub mod fence;
 pub mod moment;
+pub mod placement;
 pub mod preflight;
 pub mod problem;
 pub mod record;

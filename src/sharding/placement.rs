@@ -1,0 +1,453 @@
+//! Who should hold what: every replica computes it from what all of them publish, and comes to the same answer.
+//!
+//! Pure. It is advice, the Lease is the lock: a stale or wrong view costs balance, never safety.
+//!
+//! Shards and replicas are brought into one order by name first, so that how they were listed decides nothing.
+
+use std::{
+    cmp::{Ordering, Reverse},
+    ops::Range,
+};
+
+/// One shard, as far as placing it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shard<'a> {
+    /// Name of its Lease.
+    pub lease: &'a str,
+    /// How much work it is; 0 counts as 1.
+    pub weight: u32,
+    /// Index of the replica that holds it (or is named to get it), if that is a live one.
+    pub holder: Option<usize>,
+    /// Somebody asked for it to be there by hand: it is not moved for balance.
+    pub pinned: bool,
+    /// Held by somebody who is none of the replicas (a stranger's live claim): nobody is its target.
+    pub taken: bool,
+}
+
+/// One live replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replica<'a> {
+    /// Its holder identity.
+    pub identity: &'a str,
+    /// How much it takes compared with the others; at least 1.
+    pub capacity: u32,
+    /// Takes shards; a draining one does not.
+    pub active: bool,
+    /// Of the newest generation.
+    pub newest: bool,
+    /// Which shards it can run.
+    pub able: Able,
+}
+
+/// Which shards a replica can run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Able {
+    /// Every one.
+    All,
+    /// By index of the shard; one that is missing cannot be run.
+    Only(Vec<bool>),
+}
+
+/// Whether held shards may be moved for balance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moves {
+    /// They may, towards the newest generation.
+    Planned,
+    /// They stay with their holder as long as it can run them.
+    None,
+}
+
+/// The whole decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// By shard: index of the replica that should hold it.
+    pub targets: Vec<Option<usize>>,
+    /// By shard: index of the replica that gets it if its target goes.
+    pub successors: Vec<Option<usize>>,
+}
+
+/// Decides who should hold what.
+///
+/// A live holder that can run its shard keeps it. Every other shard goes to the eligible replica that has the least
+/// load per capacity with it, of the newest generation if one of that is eligible. Then, if `moves` allows it, shards
+/// move to the newest generation until no single move would lower the higher load of the two replicas concerned.
+/// Deciding again with the targets as holders changes nothing.
+pub fn placement(shards: &[Shard<'_>], replicas: &[Replica<'_>], moves: Moves) -> Placement {
+    let mut plan = Plan::new(shards, replicas);
+    plan.place_unheld();
+    if moves == Moves::Planned {
+        Balance::new(&mut plan).run();
+    }
+    let successors = plan.successors();
+    Placement {
+        targets: plan.by_shard(plan.items.iter().map(|item| item.at)),
+        successors: plan.by_shard(successors.into_iter()),
+    }
+}
+
+/// The place of `replica` in the line for `shard`, if it is eligible.
+///
+/// 0 is its target's alone, 1 the successor's, whose cache is the warm one. The others follow, those of the newest
+/// generation first, by load per capacity.
+pub fn rank(
+    shard: usize,
+    replica: usize,
+    shards: &[Shard<'_>],
+    replicas: &[Replica<'_>],
+    placement: &Placement,
+) -> Option<usize> {
+    let (wanted, me) = (shards.get(shard)?, replicas.get(replica)?);
+    let eligible = |replica: &Replica<'_>| replica.active && replica.able.can(shard);
+    if !eligible(me) {
+        return None;
+    }
+    let named = [&placement.targets, &placement.successors].map(|line| line.get(shard).copied().flatten());
+    if let Some(place) = named.iter().position(|named| *named == Some(replica)) {
+        return Some(place);
+    }
+
+    let mut loads = vec![0_u64; replicas.len()];
+    for (shard, target) in shards.iter().zip(&placement.targets) {
+        if let Some(load) = target.and_then(|target| loads.get_mut(target)) {
+            *load += weight(shard);
+        }
+    }
+    let shard_hash = shard_hash(wanted.lease);
+    let cmp = |(a_load, a): (u64, &Replica<'_>), (b_load, b): (u64, &Replica<'_>)| {
+        let ratio = |load: u64, replica: &Replica<'_>| Ratio(load + weight(wanted), capacity(replica));
+        let affinity = |replica: &Replica<'_>| affinity(name_hash(replica.identity), shard_hash);
+        (b.newest.cmp(&a.newest))
+            .then_with(|| ratio(a_load, a).cmp(&ratio(b_load, b)))
+            .then_with(|| affinity(b).cmp(&affinity(a)))
+            .then_with(|| a.identity.cmp(b.identity))
+    };
+    let goes_first = |&(other, candidate): &(usize, &Replica<'_>)| {
+        eligible(candidate)
+            && !named.contains(&Some(other))
+            && cmp((loads[other], candidate), (loads[replica], me)).is_lt()
+    };
+    // The target's place stays its own when there is no target: then nobody is to be quick.
+    let named_places = 1 + usize::from(named[1].is_some());
+    Some(named_places + replicas.iter().enumerate().filter(goes_first).count())
+}
+
+/// A shard that may have a target.
+struct Item {
+    /// Index in what was given.
+    index: usize,
+    weight: u64,
+    hash: u64,
+    pinned: bool,
+    /// The candidate that holds it and can go on.
+    home: Option<usize>,
+    /// The candidate that is to have it.
+    at: Option<usize>,
+}
+
+/// A replica that takes shards.
+struct Candidate<'a> {
+    /// Index in what was given.
+    index: usize,
+    capacity: u64,
+    hash: u64,
+    able: &'a Able,
+}
+
+/// A decision on its way.
+struct Plan<'a> {
+    /// How many shards were given.
+    shards: usize,
+    /// In the order in which they are placed: heavier first, then by name.
+    items: Vec<Item>,
+    /// Those of the newest generation first, then by identity.
+    candidates: Vec<Candidate<'a>>,
+    /// How many of the candidates are of the newest generation.
+    newest: usize,
+    /// By candidate.
+    loads: Vec<u64>,
+}
+
+impl<'a> Plan<'a> {
+    /// Everything that can stay where it is, and nothing else placed.
+    fn new(shards: &[Shard<'_>], replicas: &'a [Replica<'_>]) -> Self {
+        let mut active: Vec<_> = replicas.iter().enumerate().filter(|(_, replica)| replica.active).collect();
+        active.sort_by_key(|(_, replica)| (Reverse(replica.newest), replica.identity));
+        let mut candidate_of = vec![None; replicas.len()];
+        for (candidate, &(index, _)) in active.iter().enumerate() {
+            candidate_of[index] = Some(candidate);
+        }
+        let newest = active.partition_point(|(_, replica)| replica.newest);
+        let candidates: Vec<_> = active
+            .into_iter()
+            .map(|(index, replica)| Candidate {
+                index,
+                capacity: capacity(replica),
+                hash: name_hash(replica.identity),
+                able: &replica.able,
+            })
+            .collect();
+
+        let mut placeable: Vec<_> = shards.iter().enumerate().filter(|(_, shard)| !shard.taken).collect();
+        placeable.sort_by_key(|(_, shard)| (Reverse(weight(shard)), shard.lease));
+        let mut loads = vec![0; candidates.len()];
+        let items = placeable
+            .into_iter()
+            .map(|(index, shard)| {
+                let holder = shard.holder.and_then(|holder| candidate_of.get(holder).copied().flatten());
+                let home = holder.filter(|&holder| candidates[holder].able.can(index));
+                if let Some(home) = home {
+                    loads[home] += weight(shard);
+                }
+                let (weight, hash) = (weight(shard), shard_hash(shard.lease));
+                Item { index, weight, hash, pinned: shard.pinned, home, at: home }
+            })
+            .collect();
+        Self { shards: shards.len(), items, candidates, newest, loads }
+    }
+
+    /// Gives every shard that nobody can keep to a candidate.
+    fn place_unheld(&mut self) {
+        for item in 0..self.items.len() {
+            if self.items[item].at.is_none() {
+                self.items[item].at = self.take(item, None);
+            }
+        }
+    }
+
+    /// Chooses the candidate for a shard, `without` one of them, and counts the shard as its load.
+    fn take(&mut self, item: usize, without: Option<usize>) -> Option<usize> {
+        let item = &self.items[item];
+        let least = |among: Range<usize>| {
+            among.filter(|&c| Some(c) != without && self.candidates[c].able.can(item.index)).min_by(|&a, &b| {
+                let loaded = |c| self.ratio(c, self.loads[c] + item.weight);
+                loaded(a).cmp(&loaded(b)).then_with(|| self.affinity(b, item).cmp(&self.affinity(a, item)))
+            })
+        };
+        let chosen = least(0..self.newest).or_else(|| least(self.newest..self.candidates.len()))?;
+        self.loads[chosen] += item.weight;
+        Some(chosen)
+    }
+
+    /// By item: who gets it if its target goes, and with it everything that it has.
+    fn successors(&mut self) -> Vec<Option<usize>> {
+        let mut successors = vec![None; self.items.len()];
+        let loads = self.loads.clone();
+        for (candidate, items) in self.items_of(|_| true).into_iter().enumerate() {
+            for item in items {
+                successors[item] = self.take(item, Some(candidate));
+            }
+            self.loads.copy_from_slice(&loads);
+        }
+        successors
+    }
+
+    /// By candidate: those of its shards that are `wanted`, in their order.
+    fn items_of(&self, wanted: impl Fn(&Item) -> bool) -> Vec<Vec<usize>> {
+        let mut items = vec![Vec::new(); self.candidates.len()];
+        for (index, item) in self.items.iter().enumerate() {
+            if let Some(at) = item.at.filter(|_| wanted(item)) {
+                items[at].push(index);
+            }
+        }
+        items
+    }
+
+    fn ratio(&self, candidate: usize, load: u64) -> Ratio {
+        Ratio(load, self.candidates[candidate].capacity)
+    }
+
+    /// How loaded a candidate is.
+    fn loaded(&self, candidate: usize) -> Ratio {
+        self.ratio(candidate, self.loads[candidate])
+    }
+
+    fn affinity(&self, candidate: usize, item: &Item) -> u64 {
+        affinity(self.candidates[candidate].hash, item.hash)
+    }
+
+    /// From candidates by item to replicas by shard.
+    fn by_shard(&self, candidates: impl Iterator<Item = Option<usize>>) -> Vec<Option<usize>> {
+        let mut replicas = vec![None; self.shards];
+        for (item, candidate) in self.items.iter().zip(candidates) {
+            replicas[item.index] = candidate.map(|candidate| self.candidates[candidate].index);
+        }
+        replicas
+    }
+}
+
+/// Moves for balance.
+///
+/// A shard may change its target several times on the way: only where it ends is published, so it changes hands once
+/// or not at all. To stop it after its first step would leave steps to the next decision, and kinds would wander.
+struct Balance<'p, 'a> {
+    plan: &'p mut Plan<'a>,
+    /// By candidate: its shards that are not pinned, in their order.
+    movable: Vec<Vec<usize>>,
+    /// The candidates, the least loaded first.
+    line: Vec<usize>,
+}
+
+impl<'p, 'a> Balance<'p, 'a> {
+    fn new(plan: &'p mut Plan<'a>) -> Self {
+        // What weighs nothing is nothing gained.
+        let movable = plan.items_of(|item| !item.pinned && item.weight > 0);
+        let mut line: Vec<_> = (0..plan.candidates.len()).collect();
+        line.sort_by_key(|&candidate| (plan.loaded(candidate), candidate));
+        Self { plan, movable, line }
+    }
+
+    /// Moves until nothing is gained. It ends, because each step lowers the loads, the highest first, or leaves them
+    /// as they are and takes a move back.
+    fn run(mut self) {
+        while let Some((item, to)) = self.gain().or_else(|| self.needless()) {
+            self.relocate(item, to);
+        }
+    }
+
+    /// The move to make: from the most loaded to the least loaded between which one gains anything.
+    fn gain(&self) -> Option<(usize, usize)> {
+        self.line.iter().rev().find_map(|&donor| {
+            let lightest = self.plan.items[*self.movable[donor].last()?].weight;
+            let loaded = self.plan.loaded(donor);
+            let lower = self.line.iter().take_while(|&&receiver| self.plan.loaded(receiver) < loaded);
+            let receivers = lower.filter(|&&r| r < self.plan.newest && self.gains(donor, r, lightest));
+            receivers.copied().find_map(|receiver| Some((self.best(donor, receiver)?, receiver)))
+        })
+    }
+
+    /// Whether to move that weight lowers the higher of the two loads.
+    fn gains(&self, donor: usize, receiver: usize, weight: u64) -> bool {
+        self.plan.ratio(receiver, self.plan.loads[receiver] + weight) < self.plan.loaded(donor)
+    }
+
+    /// The shard whose move lowers the higher of the two loads the most.
+    fn best(&self, donor: usize, receiver: usize) -> Option<usize> {
+        let plan = &*self.plan;
+        let (from, to) = (&plan.candidates[donor], &plan.candidates[receiver]);
+        let movable = &self.movable[donor];
+        // They get lighter, and the higher load after the move first falls and then rises.
+        let too_heavy = movable.partition_point(|&item| !self.gains(donor, receiver, plan.items[item].weight));
+        let mut best: Option<(u128, u8, Reverse<u64>, usize)> = None;
+        for &index in &movable[too_heavy..] {
+            let item = &plan.items[index];
+            let left = u128::from(plan.loads[donor] - item.weight) * u128::from(to.capacity);
+            let taken = u128::from(plan.loads[receiver] + item.weight) * u128::from(from.capacity);
+            let higher = left.max(taken);
+            if best.is_some_and(|(least, ..)| higher > least) {
+                break;
+            }
+            if to.able.can(item.index) {
+                // Back home is one move less, and what is not at home anyway costs no further one.
+                let costs = if item.home == Some(receiver) { 0 } else { 1 + u8::from(item.home == Some(donor)) };
+                let candidate = (higher, costs, Reverse(plan.affinity(receiver, item)), index);
+                best = Some(best.map_or(candidate, |best| candidate.min(best)));
+            }
+        }
+        best.map(|(.., item)| item)
+    }
+
+    /// A move that later ones have made needless: with the shard back home, the two loads are no worse.
+    fn needless(&self) -> Option<(usize, usize)> {
+        let plan = &*self.plan;
+        plan.items.iter().enumerate().find_map(|(index, item)| {
+            let (home, at) = (item.home?, item.at?);
+            if home == at {
+                return None;
+            }
+            let sorted = |a: Ratio, b: Ratio| if a < b { (b, a) } else { (a, b) };
+            let there = sorted(plan.loaded(home), plan.loaded(at));
+            let back =
+                sorted(plan.ratio(home, plan.loads[home] + item.weight), plan.ratio(at, plan.loads[at] - item.weight));
+            (back <= there).then_some((index, home))
+        })
+    }
+
+    fn relocate(&mut self, index: usize, to: usize) {
+        let Self { plan, movable, line } = self;
+        let item = &mut plan.items[index];
+        let (weight, Some(from)) = (item.weight, item.at.replace(to)) else {
+            return;
+        };
+        plan.loads[from] -= weight;
+        plan.loads[to] += weight;
+        movable[from].retain(|&other| other != index);
+        let position = movable[to].partition_point(|&other| other < index);
+        movable[to].insert(position, index);
+        line.retain(|&other| other != from && other != to);
+        for candidate in [from, to] {
+            let place = (plan.loaded(candidate), candidate);
+            let position = line.partition_point(|&other| (plan.loaded(other), other) < place);
+            line.insert(position, candidate);
+        }
+    }
+}
+
+impl Able {
+    /// Whether it can run the shard of that index.
+    fn can(&self, shard: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(able) => able.get(shard) == Some(&true),
+        }
+    }
+}
+
+fn weight(shard: &Shard<'_>) -> u64 {
+    shard.weight.into()
+}
+
+fn capacity(replica: &Replica<'_>) -> u64 {
+    replica.capacity.max(1).into()
+}
+
+/// A load per capacity, exactly. Floats would round, and two replicas that round differently would disagree.
+#[derive(Clone, Copy, Debug)]
+struct Ratio(u64, u64);
+
+impl Ord for Ratio {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let products = (u128::from(self.0) * u128::from(other.1), u128::from(other.0) * u128::from(self.1));
+        products.0.cmp(&products.1)
+    }
+}
+
+impl PartialOrd for Ratio {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Ratio {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Ratio {}
+
+/// How much a replica and a shard are for each other: among equals the highest goes first (rendezvous hashing).
+///
+/// Not std's `DefaultHasher`: replicas of different versions must agree, and that one may change with the compiler.
+fn affinity(name: u64, shard: u64) -> u64 {
+    mix(name ^ shard)
+}
+
+/// Of a shard's Lease. Mixed, so that a replica and a shard with the same name do not cancel each other out.
+fn shard_hash(lease: &str) -> u64 {
+    mix(name_hash(lease))
+}
+
+/// FNV-1a.
+fn name_hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// The last steps of splitmix64: each bit of the input changes about half of the output's.
+fn mix(hash: u64) -> u64 {
+    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 31)
+}
+
+#[cfg(test)]
+mod tests;
