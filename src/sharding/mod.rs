@@ -14,6 +14,7 @@ pub mod moment;
 pub mod placement;
 pub mod preflight;
 pub mod problem;
+pub mod proof;
 pub mod record;
 pub mod slot;
 pub mod supervisor;
