@@ -1,32 +1,42 @@
 //! The library's front door: a configuration, reconcilers by name, and a replica that runs them.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::Stream;
 use kube::{Client, client::ClientBuilder};
 use tokio::{runtime::Handle, sync::watch};
-use tracing::info;
+use tracing::{debug, info, warn};
 
 use crate::{
-    config::Configuration,
+    config::{Configuration, Kind},
     ops::{metrics::Metrics, status::Status},
     sharding::{
         board::{Board, WATCH_TIMEOUT},
         clock::Clock,
-        elector::{Load, Shared},
+        elector::Shared,
+        membership::Membership,
+        proof::{self, PodLock, Witness},
         record,
+        roster::{Plan, Profile, Roster, Rules},
         supervisor::{Assignment, Leadership, Stopped, Supervisor, Surroundings},
         term::Reconciler,
     },
 };
 
-/// Which process this is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Which process this is. The Pod's facts come from the downward API; without them everything works, and slower:
+/// no Lease is taken before it expires, and generations are not told apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replica {
     /// Name of the Pod, or of the host: the readable part of the holder identity.
     pub pod_name: String,
     /// Namespace of the Pod: where the Leases live unless the configuration names another.
     pub pod_namespace: String,
+    /// Uid of the Pod, if there is one.
+    pub pod_uid: Option<String>,
+    /// Hash of the template that the Pod was made from: what makes a generation.
+    pub pod_template_hash: Option<String>,
+    /// The container's termination log: what is written there comes back in the Pod's status when this process has ended.
+    pub termination_log: Option<PathBuf>,
 }
 
 impl Replica {
@@ -148,6 +158,25 @@ impl Leasehold {
         let patience = Duration::from_secs(u64::from(WATCH_TIMEOUT) + 5);
         let watch_client = client(&config, timings.request_timeout, Some(patience))?;
         let board = Board::new(record::leases(watch_client.clone(), &namespace), self.config.instance.clone());
+        // Held until this returns: nobody else may say that it speaks for this Pod meanwhile.
+        let lock = replica.pod_uid.as_deref().and_then(|uid| lock(&self.config.instance, uid));
+        let pod_uid = replica.pod_uid.clone().filter(|_| lock.is_some());
+        if let Some(path) = &replica.termination_log {
+            match proof::testify(path, &identity) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    debug!(path = %path.display(), "no termination log: this is no container")
+                }
+                Err(error) => warn!(
+                    path = %path.display(), %error,
+                    "cannot write the termination log: when this process ends, its Leases have to expire"
+                ),
+            }
+        }
+        let witness = replica
+            .pod_uid
+            .is_some()
+            .then(|| Witness::new(watch_client.clone(), replica.pod_namespace.clone(), replica.pod_name.clone()));
         info!(holder = identity, namespace, kinds = assignments.len(), "replica starts");
         self.status.update_replica(|status| {
             status.identity.clone_from(&identity);
@@ -155,15 +184,41 @@ impl Leasehold {
         });
         let shared = Shared {
             leases: record::leases(lease_client, &namespace),
-            namespace,
-            instance: self.config.instance,
-            identity,
+            namespace: namespace.clone(),
+            instance: self.config.instance.clone(),
+            identity: identity.clone(),
             timings,
-            grace: self.config.grace,
-            load: Arc::new(Load::new(self.config.kinds.iter().map(|kind| kind.weight).sum())),
+            pod_uid: pod_uid.clone(),
             clock: Clock::system(),
             status: self.status,
+            metrics: self.metrics.clone(),
+        };
+        let membership = Membership {
+            leases: shared.leases.clone(),
+            namespace,
+            instance: self.config.instance,
+            identity: identity.clone(),
+            duration: timings.lease_duration,
+            request_timeout: timings.request_timeout,
+            clock: Clock::system(),
             metrics: self.metrics,
+        };
+        let profile = Profile {
+            pod: replica.pod_name,
+            pod_uid,
+            generation: replica.pod_template_hash.unwrap_or_default(),
+            capacity: self.config.placement.capacity,
+            shards: self.config.kinds.iter().map(|kind| kind.lease_name.clone()).collect(),
+            // Nothing is known to be runnable before the API server was asked.
+            unable: self.config.kinds.iter().map(|kind| kind.lease_name.clone()).collect(),
+            ..Profile::default()
+        };
+        let plan = |kind: &Kind| Plan { lease: kind.lease_name.clone(), weight: kind.weight, standby: kind.standby };
+        let rules = Rules {
+            rebalance: self.config.placement.rebalance,
+            settle: self.config.placement.settle,
+            grace: self.config.placement.grace,
+            lease_duration: timings.lease_duration,
         };
         let surroundings = Surroundings {
             shared,
@@ -171,8 +226,25 @@ impl Leasehold {
             client: watch_client,
             work: self.work.unwrap_or_else(Handle::current),
             drain_timeout: self.config.drain_timeout,
+            courtesy: self.config.placement.grace,
+            roster: Roster::new(identity, profile, self.config.kinds.iter().map(plan).collect(), rules),
+            membership,
+            witness,
         };
         Ok(Supervisor::new(surroundings, board, assignments).run(signals).await?)
+    }
+}
+
+fn lock(instance: &str, uid: &str) -> Option<PodLock> {
+    match PodLock::take(instance, uid) {
+        Ok(lock) => Some(lock),
+        Err(error) => {
+            warn!(
+                uid, %error,
+                "another process speaks for this Pod already: after a restart, this one's Leases have to expire"
+            );
+            None
+        }
     }
 }
 

@@ -38,7 +38,7 @@
 //! let mut leadership = app.leadership("ConfigMap").expect("configured");
 //! println!("leading: {}", leadership.borrow_and_update().token.is_some());
 //!
-//! let replica = Replica { pod_name: "me".to_owned(), pod_namespace: "default".to_owned() };
+//! let replica = Replica { pod_name: "me".to_owned(), pod_namespace: "default".to_owned(), ..Replica::default() };
 //! app.run(kube::Config::infer().await?, replica, shutdown_signals()?).await?;
 //! # Ok(())
 //! # }

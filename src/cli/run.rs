@@ -41,6 +41,9 @@ pub(super) struct Options {
     /// Hash of the template this Pod was made from
     #[arg(long, env, value_name = "HASH")]
     pod_template_hash: Option<String>,
+    /// The container's termination log: Kubernetes copies it to the Pod's status when this process has ended
+    #[arg(long, env, value_name = "PATH", default_value = "/dev/termination-log")]
+    termination_log: PathBuf,
 }
 
 /// How long an answer that is being written at the end may take. The process has nothing else to wait for by then.
@@ -97,12 +100,15 @@ async fn replica(
     let replica = Replica {
         pod_name: given(options.pod_name).map_or_else(host_name, Ok)?,
         pod_namespace: given(options.pod_namespace).unwrap_or_else(|| cluster.default_namespace.clone()),
+        pod_uid: given(options.pod_uid),
+        pod_template_hash: given(options.pod_template_hash),
+        termination_log: Some(options.termination_log),
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         pod = replica.pod_name,
-        uid = given(options.pod_uid),
-        template = given(options.pod_template_hash),
+        uid = replica.pod_uid,
+        template = replica.pod_template_hash,
         api = %cluster.cluster_url,
         "leasehold"
     );

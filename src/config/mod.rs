@@ -51,12 +51,49 @@ pub struct Configuration {
     pub lease_namespace: Option<String>,
     /// The four durations of an election.
     pub timings: Timings,
-    /// How long a fully loaded replica lets others go first for a free Lease; see `sharding::bid`.
-    pub grace: Duration,
+    /// Who shall hold what.
+    pub placement: Placement,
     /// How long a drain may take before the term is aborted.
     pub drain_timeout: Duration,
     /// The kinds, in the order of the file.
     pub kinds: Vec<Kind>,
+}
+
+/// When kinds that are held are moved to even out the spread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rebalance {
+    /// Whenever replicas have come or gone.
+    #[default]
+    Automatic,
+    /// After a rolling restart only; a replica that joins gets its share then.
+    OnRestart,
+    /// Never: a kind moves only when its replica stops.
+    Never,
+}
+
+/// Which replicas keep a cache of a kind that another one leads. A named successor fills one in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StandbyMode {
+    /// None: a failover lists everything first.
+    None,
+    /// The one that is next in line.
+    #[default]
+    Successor,
+    /// Every one.
+    All,
+}
+
+/// How the kinds are spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// When held kinds are moved.
+    pub rebalance: Rebalance,
+    /// How long the replicas must have been the same before a kind is moved for balance.
+    pub settle: Duration,
+    /// The longest that a replica lets others go first for a free Lease.
+    pub grace: Duration,
+    /// How much this replica takes, relative to the others; at least 1.
+    pub capacity: u32,
 }
 
 /// The four durations of an election; DESIGN's rule 8 holds for every value of this type.
@@ -89,6 +126,8 @@ pub struct Kind {
     pub concurrency: u16,
     /// Every object is reconciled at least this often.
     pub resync: Duration,
+    /// Who keeps a cache of it without leading it.
+    pub standby: StandbyMode,
     /// Name of the reconciler compiled into the binary.
     pub reconciler: String,
 }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::{
-    Configuration, Errors, Kind, Offer, Timings,
+    Configuration, Errors, Kind, Offer, Placement, Rebalance, StandbyMode, Timings,
     duration::show,
     errors::Gathered,
     raw::{self, Node, Position, Value},
@@ -23,8 +23,10 @@ const DEFAULT_TIMINGS: Timings = Timings {
     request_timeout: Duration::from_secs(2),
 };
 const DEFAULT_GRACE: Duration = Duration::from_secs(2);
+const DEFAULT_SETTLE: Duration = Duration::from_secs(5);
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
-const DEFAULT_LOAD: Load = Load { weight: 1, concurrency: 4, resync: Duration::from_secs(600) };
+const DEFAULT_LOAD: Load =
+    Load { weight: 1, concurrency: 4, resync: Duration::from_secs(600), standby: StandbyMode::Successor };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -34,6 +36,12 @@ const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Room for the arithmetic on weights, and far more than a spread can make use of.
 const WEIGHTS: (u16, u16) = (1, 1000);
 const CONCURRENCIES: (u16, u16) = (1, 1000);
+const CAPACITIES: (u16, u16) = (1, 1000);
+
+const REBALANCES: [(&str, Rebalance); 3] =
+    [("Automatic", Rebalance::Automatic), ("OnRestart", Rebalance::OnRestart), ("Never", Rebalance::Never)];
+const STANDBYS: [(&str, StandbyMode); 3] =
+    [("None", StandbyMode::None), ("Successor", StandbyMode::Successor), ("All", StandbyMode::All)];
 
 const LABEL_MAX: usize = 63;
 const SUBDOMAIN_MAX: usize = 253;
@@ -44,6 +52,7 @@ struct Load {
     weight: u16,
     concurrency: u16,
     resync: Duration,
+    standby: StandbyMode,
 }
 
 pub(super) fn configuration(file: &str, text: &str, reconcilers: &[Offer<'_>]) -> Result<Configuration, Errors> {
@@ -66,19 +75,18 @@ fn top(root: &Node, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Con
     section.exactly("kind", KIND, errors);
     let instance = instance(&mut section, errors);
     let (lease_namespace, timings) = leases(&mut section, errors);
-    let grace = placement(&mut section, timings.lease_duration, errors);
+    let placement = placement(&mut section, timings.lease_duration, errors);
     let drain_timeout = section.duration("drainTimeout", (Duration::ZERO, HOUR), errors);
     let defaults = defaults(&mut section, errors);
     let kinds = kinds(&mut section, defaults, reconcilers, errors);
     section.not_yet("election", errors);
     section.not_yet("onLoss", errors);
-    section.not_yet("standby", errors);
     section.finish(errors);
     Configuration {
         instance,
         lease_namespace,
         timings,
-        grace,
+        placement,
         drain_timeout: drain_timeout.map_or(DEFAULT_DRAIN_TIMEOUT, |found| found.value),
         kinds,
     }
@@ -186,14 +194,22 @@ fn first_of<const N: usize>(given: [&Option<Located<Duration>>; N]) -> (Option<P
     (first.map(|found| found.at), first.map(|found| found.path.clone()))
 }
 
-fn placement(top: &mut Section<'_>, lease_duration: Duration, errors: &mut Gathered<'_>) -> Duration {
-    let Some(mut section) = top.section("placement", errors) else { return DEFAULT_GRACE.min(lease_duration / 2) };
+fn placement(top: &mut Section<'_>, lease_duration: Duration, errors: &mut Gathered<'_>) -> Placement {
+    let default = Placement {
+        rebalance: Rebalance::default(),
+        settle: DEFAULT_SETTLE,
+        grace: DEFAULT_GRACE.min(lease_duration / 2),
+        capacity: 1,
+    };
+    let Some(mut section) = top.section("placement", errors) else { return default };
+    let rebalance = section.choice("rebalance", &REBALANCES, errors);
+    let settle = section.duration("settle", (Duration::ZERO, HOUR), errors);
     let grace = section.duration("grace", (Duration::ZERO, HOUR), errors);
-    section.not_yet("rebalance", errors);
-    section.not_yet("settle", errors);
+    let capacity = section.number("capacity", CAPACITIES, errors);
     section.finish(errors);
-    let Some(found) = grace else { return DEFAULT_GRACE.min(lease_duration / 2) };
-    if found.value >= lease_duration {
+    if let Some(found) = &grace
+        && found.value >= lease_duration
+    {
         let message = format!(
             "must be shorter than leases.duration, or it would delay every failover by more than expiry does: \
              {} is not less than {}",
@@ -202,13 +218,17 @@ fn placement(top: &mut Section<'_>, lease_duration: Duration, errors: &mut Gathe
         );
         errors.add(found.at, &found.path, message);
     }
-    found.value
+    Placement {
+        rebalance: rebalance.unwrap_or(default.rebalance),
+        settle: settle.map_or(default.settle, |found| found.value),
+        grace: grace.map_or(default.grace, |found| found.value),
+        capacity: capacity.map_or(default.capacity, u32::from),
+    }
 }
 
 fn defaults(top: &mut Section<'_>, errors: &mut Gathered<'_>) -> Load {
     let Some(mut section) = top.section("defaults", errors) else { return DEFAULT_LOAD };
     let load = load(&mut section, DEFAULT_LOAD, errors);
-    section.not_yet("standby", errors);
     section.finish(errors);
     load
 }
@@ -218,6 +238,7 @@ fn load(section: &mut Section<'_>, default: Load, errors: &mut Gathered<'_>) -> 
         weight: section.number("weight", WEIGHTS, errors).unwrap_or(default.weight),
         concurrency: section.number("concurrency", CONCURRENCIES, errors).unwrap_or(default.concurrency),
         resync: section.duration("resync", (SECOND, WEEK), errors).map_or(default.resync, |found| found.value),
+        standby: section.choice("standby", &STANDBYS, errors).unwrap_or(default.standby),
     }
 }
 
@@ -289,7 +310,6 @@ fn kind(node: &Node, path: &str, defaults: Load, reconcilers: &[Offer<'_>], erro
     let load = load(&mut section, defaults, errors);
     let lease = lease_name(&mut section, errors);
     let reconciler = reconciler(&mut section, reconcilers, errors);
-    section.not_yet("standby", errors);
     section.not_yet("election", errors);
     section.not_yet("onLoss", errors);
     section.finish(errors);
@@ -316,6 +336,7 @@ fn kind(node: &Node, path: &str, defaults: Load, reconcilers: &[Offer<'_>], erro
         weight: load.weight.into(),
         concurrency: load.concurrency,
         resync: load.resync,
+        standby: load.standby,
         reconciler: reconciler.as_ref().map_or_else(String::new, |found| found.value.to_owned()),
     };
     if let Some(reconciler) = &reconciler {

@@ -144,6 +144,26 @@ impl<'n> Section<'n> {
         None
     }
 
+    /// One of a few words.
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        name: &'static str,
+        choices: &[(&str, T)],
+        errors: &mut Gathered<'_>,
+    ) -> Option<T> {
+        let node = self.take(name)?;
+        let text = if let Value::Text(text) = &node.value { text.as_str() } else { "" };
+        if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text) {
+            return Some(*value);
+        }
+        let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+        let meant = words.iter().find(|word| word.eq_ignore_ascii_case(text));
+        let help = meant.map_or_else(String::new, |meant| format!("; did you mean `{meant}`?"));
+        let message = format!("expected one of {}, found {}{help}", words.join(", "), node.describe());
+        errors.add(node.at, &self.path_of(name), message);
+        None
+    }
+
     pub(super) fn duration(
         &mut self,
         name: &'static str,

@@ -57,7 +57,7 @@ fn the_least_file_has_the_documented_defaults() {
             request_timeout: Duration::from_secs(2),
         }
     );
-    assert_eq!(c.grace, Duration::from_secs(2));
+    assert_eq!(c.placement.grace, Duration::from_secs(2));
     assert_eq!(c.drain_timeout, Duration::from_secs(30));
     let [kind] = &c.kinds[..] else { panic!("{:?}", c.kinds) };
     assert_eq!((kind.group.as_str(), kind.version.as_str(), kind.kind.as_str()), ("example.com", "v1", "Widget"));
@@ -72,7 +72,7 @@ fn the_shipped_file_loads_and_says_what_it_shows() {
     let c = load("config/leasehold.yaml", text, &RECONCILERS).unwrap_or_else(|e| panic!("{e}"));
     let least = read(GOOD).unwrap();
     assert_eq!(c.timings, least.timings);
-    assert_eq!((c.instance, c.grace, c.drain_timeout), (least.instance, least.grace, least.drain_timeout));
+    assert_eq!((c.instance, c.placement, c.drain_timeout), (least.instance, least.placement, least.drain_timeout));
     assert_eq!(c.kinds.len(), 2);
     assert_eq!(c.kinds[0].lease_name, "propagation.leasehold.dev");
     assert_eq!(c.kinds[1].lease_name, "expirypolicy.leasehold.dev");
@@ -133,13 +133,42 @@ fn top_level() {
 fn what_this_release_does_not_have() {
     check_with("election: Single", "7:1 election: not in this release; remove the field");
     check_with("onLoss: Exit", "7:1 onLoss: not in this release");
-    check_with("placement: {rebalance: Never}", "7:13 placement.rebalance: not in this release");
-    check_with("placement: {settle: 5s}", "7:13 placement.settle: not in this release");
-    check_with("defaults: {standby: All}", "7:12 defaults.standby: not in this release");
     let kind = |lines: &str| GOOD.replace("  reconciler: {builtin: expiry}", lines);
     check(&kind("  reconciler: {compose: x}"), "6:16 kinds[0].reconciler.compose: not in this release");
     check(&kind("  reconciler: {hook: {}}"), "6:16 kinds[0].reconciler.hook: not in this release");
-    check(&kind("  reconciler: {builtin: expiry}\n  standby: All"), "7:3 kinds[0].standby: not in this release");
+}
+
+#[test]
+fn how_the_kinds_are_spread() {
+    let c = read(GOOD).unwrap();
+    let default = Placement {
+        rebalance: Rebalance::Automatic,
+        settle: Duration::from_secs(5),
+        grace: Duration::from_secs(2),
+        capacity: 1,
+    };
+    assert_eq!((c.placement, c.kinds[0].standby), (default, StandbyMode::Successor));
+    let text = format!(
+        "{GOOD}placement: {{rebalance: OnRestart, settle: 1m, grace: 1s, capacity: 3}}\ndefaults: {{standby: All}}\n"
+    );
+    let c = read(&text).unwrap();
+    let placement = Placement {
+        rebalance: Rebalance::OnRestart,
+        settle: Duration::from_secs(60),
+        grace: Duration::from_secs(1),
+        capacity: 3,
+    };
+    assert_eq!((c.placement, c.kinds[0].standby), (placement, StandbyMode::All));
+    let of_its_own =
+        text.replace("  reconciler: {builtin: expiry}", "  reconciler: {builtin: expiry}\n  standby: None");
+    assert_eq!(read(&of_its_own).unwrap().kinds[0].standby, StandbyMode::None);
+    check_with(
+        "placement: {rebalance: never}",
+        "7:24 placement.rebalance: expected one of Automatic, OnRestart, Never, found the text \"never\"; did you mean `Never`?",
+    );
+    check_with("placement: {settle: 5}", "7:21 placement.settle: `5` has no unit; write for example `5s`");
+    check_with("placement: {capacity: 0}", "7:23 placement.capacity: expected a whole number from 1 to 1000");
+    check_with("defaults: {standby: Both}", "7:21 defaults.standby: expected one of None, Successor, All, found");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tokio::{net::TcpListener, time::Instant};
 
 use super::{
     metrics::Metrics,
-    status::{ShardState, ShardStatus, Status},
+    status::{Mate, ShardState, ShardStatus, Status},
 };
 use crate::sharding::term::FencingToken;
 
@@ -107,6 +107,8 @@ struct Report {
     /// Why the replica is not ready.
     reason: Option<String>,
     stopping: bool,
+    /// The replicas that this one sees.
+    replicas: Vec<Mate>,
     shards: Vec<Shard>,
 }
 
@@ -125,6 +127,12 @@ struct Shard {
     /// Zero once the term's validity has ended.
     valid_for_seconds: Option<f64>,
     seconds_since_renewal: Option<f64>,
+    /// Who shall have it, as this replica sees the others.
+    target: Option<String>,
+    /// Whom this replica is handing it over to.
+    successor: Option<String>,
+    /// A cache kept without leading: `Filling` or `Filled`.
+    cache: Option<&'static str>,
 }
 
 async fn shards(State(status): State<Status>) -> Json<Report> {
@@ -135,7 +143,14 @@ fn report(status: &Status, now: Instant) -> Report {
     let replica = status.replica();
     let reason = status.ready().err();
     let shards = status.shards().into_iter().map(|(lease, shard)| row(&replica.identity, lease, shard, now)).collect();
-    Report { identity: replica.identity, ready: reason.is_none(), reason, stopping: replica.stopping, shards }
+    Report {
+        identity: replica.identity,
+        ready: reason.is_none(),
+        reason,
+        stopping: replica.stopping,
+        replicas: replica.crew,
+        shards,
+    }
 }
 
 fn row(identity: &str, lease: String, shard: ShardStatus, now: Instant) -> Shard {
@@ -151,6 +166,9 @@ fn row(identity: &str, lease: String, shard: ShardStatus, now: Instant) -> Shard
         token: shard.token,
         valid_for_seconds: shard.valid_until.map(|until| until.saturating_duration_since(now).as_secs_f64()),
         seconds_since_renewal: shard.renewed_at.map(|at| now.saturating_duration_since(at).as_secs_f64()),
+        target: shard.target,
+        successor: shard.successor,
+        cache: shard.cache.map(|filled| if filled { "Filled" } else { "Filling" }),
     }
 }
 
@@ -199,6 +217,9 @@ mod tests {
                     valid_until: Some(now + Duration::from_secs(14)),
                     running: true,
                     renewed_at: Some(now),
+                    target: Some("a_1".to_owned()),
+                    successor: None,
+                    cache: None,
                 };
             });
         }
@@ -250,6 +271,8 @@ mod tests {
             shard.state = ShardState::Blocked;
             shard.reason = Some("no CRD".to_owned());
         });
+        let mate = Mate { identity: "a_1".to_owned(), draining: false, newest: true };
+        replica.status.update_replica(|replica| replica.crew = vec![mate]);
         tokio::time::advance(Duration::from_secs(2)).await;
         let (status, _, body) = replica.get("/shards").await;
         assert_eq!(status, StatusCode::OK);
@@ -257,17 +280,20 @@ mod tests {
             serde_json::from_str::<Value>(&body).unwrap(),
             json!({
                 "identity": "a_1", "ready": true, "reason": null, "stopping": false,
+                "replicas": [{"identity": "a_1", "draining": false, "newest": true}],
                 "shards": [
                     {
                         "kind": "Gadget.example.com", "lease": "gadget.example.com", "state": "Blocked",
                         "reason": "no CRD", "trouble": null, "holder": null, "heldHere": false, "token": null,
                         "validForSeconds": null, "secondsSinceRenewal": null,
+                        "target": null, "successor": null, "cache": null,
                     },
                     {
                         "kind": "Widget.example.com", "lease": "widget.example.com", "state": "Leading",
                         "reason": null, "trouble": null, "holder": "a_1", "heldHere": true,
                         "token": {"uid": "u", "transitions": 3},
                         "validForSeconds": 12.0, "secondsSinceRenewal": 2.0,
+                        "target": "a_1", "successor": null, "cache": null,
                     },
                 ],
             })

@@ -48,6 +48,9 @@ struct Series {
     aborted: Family<OfKind, Counter>,
     fenced: Family<OfKind, Counter>,
     failed: Family<OfKind, Counter>,
+    handovers: Family<OfKind, Counter>,
+    cached: Family<OfKind, Gauge>,
+    replicas: Gauge,
     requests: Family<OfRequest, Counter>,
 }
 
@@ -78,6 +81,9 @@ impl Series {
             aborted: Family::default(),
             fenced: Family::default(),
             failed: Family::default(),
+            handovers: Family::default(),
+            cached: Family::default(),
+            replicas: Gauge::default(),
             requests: Family::default(),
         };
         let r = registry;
@@ -117,6 +123,13 @@ impl Series {
         );
         r.register("fenced_writes", "Writes refused because their term was no longer valid", series.fenced.clone());
         r.register("failed_terms", "Terms whose reconciler returned early, failed or panicked", series.failed.clone());
+        r.register("handovers", "Terms that drained for a named successor", series.handovers.clone());
+        r.register(
+            "cached",
+            "Whether this replica keeps a filled cache of a kind that it does not lead (0 or 1)",
+            series.cached.clone(),
+        );
+        r.register("replicas", "Replicas that this one sees, itself among them", series.replicas.clone());
         r.register("lease_requests", "Requests for Leases by verb and outcome", series.requests.clone());
         series
     }
@@ -124,9 +137,10 @@ impl Series {
     fn create(&self, kind: &str) {
         let labels = &of(kind);
         drop(self.leading.get_or_create(labels));
+        drop(self.cached.get_or_create(labels));
         // Nothing blocks a kind until something is seen to.
         self.up.get_or_create(labels).set(1);
-        for family in [&self.transitions, &self.aborted, &self.fenced, &self.failed] {
+        for family in [&self.transitions, &self.aborted, &self.fenced, &self.failed, &self.handovers] {
             drop(family.get_or_create(labels));
         }
         for family in [&self.renewal, &self.without_owner, &self.drain] {
@@ -197,6 +211,21 @@ impl Metrics {
     /// A term's reconciler ended by itself.
     pub fn term_failed(&self, kind: &str) {
         self.inner.series.failed.get_or_create(&of(kind)).inc();
+    }
+
+    /// A term drains for a successor that was named.
+    pub fn handed_over(&self, kind: &str) {
+        self.inner.series.handovers.get_or_create(&of(kind)).inc();
+    }
+
+    /// Whether this replica keeps a filled cache of a kind that it does not lead.
+    pub fn set_cached(&self, kind: &str, cached: bool) {
+        self.inner.series.cached.get_or_create(&of(kind)).set(cached.into());
+    }
+
+    /// How many replicas this one sees.
+    pub fn set_replicas(&self, count: usize) {
+        self.inner.series.replicas.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Whether something keeps this replica from running the kind.
@@ -272,6 +301,9 @@ mod tests {
             "leasehold_aborted_terms_total{kind=\"Widget.example.com\"} 0",
             "leasehold_fenced_writes_total{kind=\"Widget.example.com\"} 0",
             "leasehold_failed_terms_total{kind=\"Widget.example.com\"} 0",
+            "leasehold_handovers_total{kind=\"Widget.example.com\"} 0",
+            "leasehold_cached{kind=\"Widget.example.com\"} 0",
+            "leasehold_replicas 0",
             "leasehold_renewal_duration_seconds_count{kind=\"Widget.example.com\"} 0",
             "leasehold_without_owner_seconds_count{kind=\"Widget.example.com\"} 0",
             "leasehold_drain_duration_seconds_count{kind=\"Widget.example.com\"} 0",
@@ -293,6 +325,9 @@ mod tests {
         metrics.aborted("W");
         metrics.fenced("W");
         metrics.term_failed("W");
+        metrics.handed_over("W");
+        metrics.set_cached("W", true);
+        metrics.set_replicas(3);
         metrics.lease_request("update", "conflict");
         let page = metrics.encode().unwrap();
         for line in [
@@ -306,6 +341,9 @@ mod tests {
             "leasehold_aborted_terms_total{kind=\"W\"} 1",
             "leasehold_fenced_writes_total{kind=\"W\"} 1",
             "leasehold_failed_terms_total{kind=\"W\"} 1",
+            "leasehold_handovers_total{kind=\"W\"} 1",
+            "leasehold_cached{kind=\"W\"} 1",
+            "leasehold_replicas 3",
             "leasehold_lease_requests_total{verb=\"update\",outcome=\"conflict\"} 1",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is missing from\n{page}");

@@ -47,6 +47,12 @@ pub struct ShardStatus {
     pub running: bool,
     /// When the last successful renewal by this replica was sent.
     pub renewed_at: Option<Instant>,
+    /// Who shall have it, as this replica sees the others.
+    pub target: Option<String>,
+    /// Whom this replica is handing it over to.
+    pub successor: Option<String>,
+    /// A cache is kept without leading; whether it is filled.
+    pub cache: Option<bool>,
 }
 
 /// The status of a whole replica; clones share it.
@@ -72,6 +78,20 @@ pub struct Replica {
     pub supervisor_stopped: bool,
     /// SIGTERM was received.
     pub stopping: bool,
+    /// The replicas that this one sees, itself among them.
+    pub crew: Vec<Mate>,
+}
+
+/// A replica as this one sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mate {
+    /// Holder identity.
+    pub identity: String,
+    /// It gives its kinds away and then ends.
+    pub draining: bool,
+    /// Its Pod is of the newest generation.
+    pub newest: bool,
 }
 
 /// A term may be this much past its validity before `/livez` calls the process broken:

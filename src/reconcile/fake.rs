@@ -79,6 +79,7 @@ impl Fake {
             weight: 1,
             concurrency,
             resync: Duration::from_secs(600),
+            standby: crate::config::StandbyMode::Successor,
             reconciler: "propagation".to_owned(),
         };
         let token = FencingToken { uid: "lease-uid".to_owned(), transitions };

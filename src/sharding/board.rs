@@ -1,4 +1,5 @@
-//! The one shared Lease watch: every elector of the replica reads from it, so idle traffic does not grow with standbys.
+//! The one shared Lease watch: every elector of the replica reads from it, so idle traffic does not grow with standbys,
+//! and the supervisor learns from it who else is there.
 //!
 //! It only tells; nothing is decided or written here. A dead connection is noticed by the short watch timeout, and
 //! an elector that is told the board is blind falls back to reads.
@@ -7,13 +8,13 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, pin_mut};
 use kube::{Api, ResourceExt, runtime::watcher};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
-use super::{problem::describe, record::Lease};
-
-/// Label whose value is the installation's `instance`; the board watches by it.
-pub const INSTANCE_LABEL: &str = "leasehold.dev/instance";
+use super::{
+    problem::describe,
+    record::{INSTANCE_LABEL, Lease},
+};
 
 /// The server ends a watch after this, in seconds, so a connection that died silently is replaced 5 s later at the latest.
 pub const WATCH_TIMEOUT: u32 = 15;
@@ -30,19 +31,35 @@ pub struct Sighting {
 /// Why the board is blind; `None` while it sees.
 pub type Blindness = Option<String>;
 
+/// What has happened on the board, for whoever follows all of it.
+#[derive(Debug)]
+pub enum Turn {
+    /// These are all Leases there are.
+    Listed(Vec<Arc<Lease>>),
+    /// This Lease was stored.
+    Stored(Arc<Lease>),
+    /// This Lease was deleted.
+    Deleted(Arc<Lease>),
+    /// The watch is down, for this reason.
+    Blind(String),
+}
+
 /// The board: reads the watch and posts each Lease for its elector.
 pub struct Board {
     leases: Api<Lease>,
     instance: String,
     posts: HashMap<String, watch::Sender<Sighting>>,
-    blindness: watch::Sender<Blindness>,
+    blindness: Blindness,
+    turns: mpsc::UnboundedSender<Turn>,
 }
 
 impl Board {
     /// A board over the Leases labelled with this instance. A read timeout of `leases` must be longer than [`WATCH_TIMEOUT`].
-    pub fn new(leases: Api<Lease>, instance: String) -> Self {
-        let blindness = watch::Sender::new(Some("the Lease watch has not listed yet".to_owned()));
-        Self { leases, instance, posts: HashMap::new(), blindness }
+    /// The channel is unbounded: its reader is the supervisor, which waits for nothing.
+    pub fn new(leases: Api<Lease>, instance: String) -> (Self, mpsc::UnboundedReceiver<Turn>) {
+        let (turns, read) = mpsc::unbounded_channel();
+        let blindness = Some("the Lease watch has not listed yet".to_owned());
+        (Self { leases, instance, posts: HashMap::new(), blindness, turns }, read)
     }
 
     /// What is seen of one Lease, from now on.
@@ -50,13 +67,8 @@ impl Board {
         self.posts.entry(lease.to_owned()).or_default().subscribe()
     }
 
-    /// Whether the board sees, and why not.
-    pub fn blindness(&self) -> watch::Receiver<Blindness> {
-        self.blindness.subscribe()
-    }
-
     /// Watches until dropped; never returns by itself. Cancel safe.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let config =
             watcher::Config::default().labels(&format!("{INSTANCE_LABEL}={}", self.instance)).timeout(WATCH_TIMEOUT);
         loop {
@@ -67,7 +79,7 @@ impl Board {
         }
     }
 
-    async fn watch(&self, stream: impl Stream<Item = watcher::Result<watcher::Event<Lease>>>) -> String {
+    async fn watch(&mut self, stream: impl Stream<Item = watcher::Result<watcher::Event<Lease>>>) -> String {
         pin_mut!(stream);
         let mut listed: HashMap<String, Arc<Lease>> = HashMap::new();
         loop {
@@ -77,20 +89,27 @@ impl Board {
                     listed.insert(lease.name_any(), Arc::new(lease));
                 }
                 Some(Ok(watcher::Event::InitDone)) => self.listed(&mut listed),
-                Some(Ok(watcher::Event::Apply(lease))) => self.post(&lease.name_any(), Some(Arc::new(lease))),
-                Some(Ok(watcher::Event::Delete(lease))) => self.post(&lease.name_any(), None),
+                Some(Ok(watcher::Event::Apply(lease))) => {
+                    let lease = Arc::new(lease);
+                    self.post(&lease.name_any(), Some(Arc::clone(&lease)));
+                    self.tell(Turn::Stored(lease));
+                }
+                Some(Ok(watcher::Event::Delete(lease))) => {
+                    self.post(&lease.name_any(), None);
+                    self.tell(Turn::Deleted(Arc::new(lease)));
+                }
                 Some(Err(error)) => return describe(&error),
                 None => return "the Lease watch has ended".to_owned(),
             }
         }
     }
 
-    fn listed(&self, listed: &mut HashMap<String, Arc<Lease>>) {
+    fn listed(&mut self, listed: &mut HashMap<String, Arc<Lease>>) {
         for (name, post) in &self.posts {
-            post.send_replace(Sighting { current: true, lease: listed.remove(name) });
+            post.send_replace(Sighting { current: true, lease: listed.get(name).cloned() });
         }
-        listed.clear();
-        if self.blindness.send_replace(None).is_some() {
+        self.tell(Turn::Listed(listed.drain().map(|(_, lease)| lease).collect()));
+        if self.blindness.take().is_some() {
             debug!("the Lease watch is up");
         }
     }
@@ -101,11 +120,17 @@ impl Board {
         }
     }
 
-    fn blind(&self, why: &str) {
-        let blindness = Some(format!("the Lease watch is down: {why}"));
-        if self.blindness.send_replace(blindness.clone()) != blindness {
+    fn tell(&self, turn: Turn) {
+        // The supervisor is gone only when this task is to end.
+        let _ = self.turns.send(turn);
+    }
+
+    fn blind(&mut self, why: &str) {
+        let blindness = format!("the Lease watch is down: {why}");
+        if self.blindness.replace(blindness.clone()).as_ref() != Some(&blindness) {
             warn!(error = why, "the Lease watch is down, electors read each Lease instead");
         }
+        self.tell(Turn::Blind(blindness));
         for post in self.posts.values() {
             post.send_if_modified(|sighting| std::mem::replace(&mut sighting.current, false));
         }

@@ -57,6 +57,8 @@ pub struct Observation {
     pub duration: Option<Duration>,
     /// `leaseTransitions`, 0 when missing.
     pub transitions: i32,
+    /// Whom the holder has named to follow it.
+    pub successor: Option<String>,
 }
 
 /// Why a Lease is written.
@@ -81,6 +83,8 @@ pub struct Proposal {
     pub basis: Option<Version>,
     /// `leaseTransitions` to write.
     pub transitions: i32,
+    /// Who shall follow us; `None` takes back what was written.
+    pub successor: Option<String>,
 }
 
 /// What to do next.
@@ -119,7 +123,7 @@ pub enum Standing {
 }
 
 /// What the supervisor wants of an election. Levels, not edges: a lost or repeated message changes nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Intent {
     /// Become leader when possible.
     pub compete: bool,
@@ -127,6 +131,12 @@ pub struct Intent {
     pub ended: u64,
     /// The last term whose Lease is left to expire, because its work, or a write of it, can no longer be stopped.
     pub abandoned: u64,
+    /// Whom to name on the Lease while we hold it, and on its release.
+    pub successor: Option<String>,
+    /// How long to let others go first for a free Lease.
+    pub patience: Duration,
+    /// How long to let another go first whom the last holder named. Whoever is named itself goes at once.
+    pub courtesy: Duration,
 }
 
 /// One Lease's election on one replica.
@@ -153,6 +163,8 @@ pub struct Election {
     failures: u32,
     /// A holder whose claim was not ended in order may count itself leader until then.
     barrier: Moment,
+    /// A holder whose process is proven dead, and since when that is known (rule 11).
+    dead: Option<(String, Moment)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,6 +213,7 @@ impl Election {
             not_before: Moment::default(),
             failures: 0,
             barrier: Moment::default(),
+            dead: None,
         }
     }
 
@@ -253,6 +266,13 @@ impl Election {
     /// Sets what the supervisor wants.
     pub fn intend(&mut self, intent: Intent) {
         self.intent = intent;
+    }
+
+    /// The process of this holder is proven dead: its Lease need not expire first (rule 11). Telling it again changes nothing.
+    pub fn bury(&mut self, now: Moment, holder: &str) {
+        if self.dead.as_ref().is_none_or(|(dead, _)| dead != holder) {
+            self.dead = Some((holder.to_owned(), now));
+        }
     }
 
     /// Says whether the watch covers this Lease.
@@ -358,11 +378,10 @@ impl Election {
     }
 
     /// What to do at `now`. A request that is returned counts as sent at `now`, and is to be reported on before the next step.
-    /// `patience`: how long to let others go first for a free Lease.
-    pub fn step(&mut self, now: Moment, patience: Duration) -> Step {
+    pub fn step(&mut self, now: Moment) -> Step {
         debug_assert!(self.in_flight.is_none(), "one request per Lease is in flight at the most");
         self.grant = self.grant.take().filter(|grant| now < grant.valid_until);
-        match self.wanted(now, patience) {
+        match self.wanted(now) {
             Wanted::Nothing => Step::Wait(Moment::NEVER),
             Wanted::At(at) => Step::Wait(at.max(self.not_before)),
             Wanted::Read | Wanted::Write(_) if now < self.not_before => Step::Wait(self.not_before),
@@ -381,7 +400,7 @@ impl Election {
         }
     }
 
-    fn wanted(&self, now: Moment, patience: Duration) -> Wanted {
+    fn wanted(&self, now: Moment) -> Wanted {
         if let Some(grant) = &self.grant
             && grant.term <= self.intent.abandoned
         {
@@ -393,19 +412,21 @@ impl Election {
         let running = self.last.as_ref().is_some_and(|(term, _)| *term > self.intent.ended);
         match &self.seen {
             Seen::Present { what, .. } if self.grant.is_some() => {
+                // A successor fills its cache from when it reads its name: that does not wait for the next renewal.
+                let named = what.successor == self.intent.successor;
                 if !running {
-                    Wanted::write(Purpose::Release, what, what.transitions)
-                } else if now < self.renew_at {
+                    Wanted::write(Purpose::Release, what, what.transitions).naming(&self.intent)
+                } else if now < self.renew_at && named {
                     Wanted::At(self.renew_at)
                 } else {
-                    Wanted::write(Purpose::Renew, what, what.transitions)
+                    Wanted::write(Purpose::Renew, what, what.transitions).naming(&self.intent)
                 }
             }
             // The last term's work has not ended: no other may begin here, and nothing may be released.
             _ if running => Wanted::Nothing,
             Seen::Present { what, .. } if self.holds_on_paper() && !self.last_is_abandoned() => {
                 if !self.intent.compete {
-                    Wanted::write(Purpose::Release, what, what.transitions)
+                    Wanted::write(Purpose::Release, what, what.transitions).naming(&self.intent)
                 } else if now < self.barrier {
                     // A creation rests on no version: it may land long after the absence that it was decided on.
                     self.await_turn(now, self.barrier)
@@ -419,11 +440,11 @@ impl Election {
             _ if !self.intent.compete => Wanted::Nothing,
             Seen::Nothing => Wanted::Read,
             Seen::Absent { since } => {
-                let at = (*since).max(self.barrier) + patience;
+                let at = (*since).max(self.barrier) + self.intent.patience;
                 if now < at { self.await_turn(now, at) } else { Wanted::Write(Proposal::create()) }
             }
             Seen::Present { what, since } => {
-                let at = self.free_at(what, *since) + patience;
+                let at = self.free_at(what, *since) + self.patience(what);
                 if now < at {
                     self.await_turn(now, at)
                 } else {
@@ -490,8 +511,22 @@ impl Election {
     }
 
     fn free_at(&self, what: &Observation, since: Moment) -> Moment {
-        let free = if what.holder.is_some() { since + self.duration_of(what) } else { since };
+        let free = match (&what.holder, &self.dead) {
+            (Some(holder), Some((dead, known))) if holder == dead => {
+                since.max(*known).min(since + self.duration_of(what))
+            }
+            (Some(_), _) => since + self.duration_of(what),
+            (None, _) => since,
+        };
         free.max(self.barrier)
+    }
+
+    fn patience(&self, what: &Observation) -> Duration {
+        match what.successor.as_deref() {
+            Some(named) if named == self.identity => Duration::ZERO,
+            Some(_) => self.intent.patience.max(self.intent.courtesy),
+            None => self.intent.patience,
+        }
     }
 
     fn holds_on_paper(&self) -> bool {
@@ -536,13 +571,21 @@ impl Observation {
 
 impl Proposal {
     const fn create() -> Self {
-        Self { purpose: Purpose::Create, basis: None, transitions: 0 }
+        Self { purpose: Purpose::Create, basis: None, transitions: 0, successor: None }
     }
 }
 
 impl Wanted {
     fn write(purpose: Purpose, what: &Observation, transitions: i32) -> Self {
-        Self::Write(Proposal { purpose, basis: Some(what.version.clone()), transitions })
+        Self::Write(Proposal { purpose, basis: Some(what.version.clone()), transitions, successor: None })
+    }
+
+    /// The same write, with the name of whoever shall follow.
+    fn naming(self, intent: &Intent) -> Self {
+        match self {
+            Self::Write(proposal) => Self::Write(Proposal { successor: intent.successor.clone(), ..proposal }),
+            other => other,
+        }
     }
 }
 
@@ -556,7 +599,6 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
-    const IN_TURN: Duration = Duration::ZERO;
 
     fn timings() -> Timings {
         Timings {
@@ -578,6 +620,7 @@ mod tests {
             holder: holder.map(str::to_owned),
             duration: Some(10 * SECOND),
             transitions,
+            successor: None,
         }
     }
 
@@ -591,7 +634,7 @@ mod tests {
     /// A candidate that has read this at second 0.
     fn after_reading(answer: Option<Observation>) -> Election {
         let mut election = candidate();
-        assert_eq!(election.step(at(0.0), IN_TURN), Step::Read, "nothing is known: read first");
+        assert_eq!(election.step(at(0.0)), Step::Read, "nothing is known: read first");
         election.read(at(0.0), answer);
         election
     }
@@ -599,14 +642,14 @@ mod tests {
     /// One that leads since second 0, on version 7.
     fn leader() -> Election {
         let mut election = after_reading(None);
-        assert!(matches!(election.step(at(0.0), IN_TURN), Step::Write(_)));
+        assert!(matches!(election.step(at(0.0)), Step::Write(_)));
         election.written(at(0.0), stored(7, Some("baz"), 0));
         election
     }
 
     fn write(purpose: Purpose, basis: Option<u64>, transitions: i32) -> Step {
         let version = |v: u64| Version { uid: "u".to_owned(), resource_version: v.to_string() };
-        Step::Write(Proposal { purpose, basis: basis.map(version), transitions })
+        Step::Write(Proposal { purpose, basis: basis.map(version), transitions, successor: None })
     }
 
     fn leads(election: &Election, seconds: f64) -> bool {
@@ -618,7 +661,7 @@ mod tests {
     #[test]
     fn acquire_from_no_object() {
         let mut election = after_reading(None);
-        assert_eq!(election.step(at(0.0), IN_TURN), write(Purpose::Create, None, 0));
+        assert_eq!(election.step(at(0.0)), write(Purpose::Create, None, 0));
         election.written(at(0.1), stored(7, Some("baz"), 0));
         assert!(leads(&election, 0.1));
     }
@@ -627,34 +670,34 @@ mod tests {
     fn acquire_from_a_record_with_null_fields() {
         let empty = Observation { duration: None, ..stored(7, None, 0) };
         let mut election = after_reading(Some(empty));
-        assert_eq!(election.step(at(0.0), IN_TURN), write(Purpose::Acquire, Some(7), 1));
+        assert_eq!(election.step(at(0.0)), write(Purpose::Acquire, Some(7), 1));
     }
 
     #[test]
     fn acquire_from_a_led_object_after_the_duration_it_publishes() {
         let short = Observation { duration: Some(3 * SECOND), ..stored(7, Some("bing"), 4) };
         let mut election = after_reading(Some(short));
-        assert_eq!(election.step(at(0.0), IN_TURN), Step::Wait(at(3.0)));
-        assert_eq!(election.step(at(3.0), IN_TURN), write(Purpose::Acquire, Some(7), 5));
+        assert_eq!(election.step(at(0.0)), Step::Wait(at(3.0)));
+        assert_eq!(election.step(at(3.0)), write(Purpose::Acquire, Some(7), 5));
     }
 
     #[test]
     fn a_held_record_without_duration_counts_for_our_own() {
         let mut election = after_reading(Some(Observation { duration: None, ..stored(7, Some("bing"), 0) }));
-        assert_eq!(election.step(at(3.0), IN_TURN), Step::Wait(at(10.0)));
+        assert_eq!(election.step(at(3.0)), Step::Wait(at(10.0)));
     }
 
     #[test]
     fn a_cold_start_waits_a_full_duration_whatever_the_record_says_of_its_age() {
         let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
-        assert_eq!(election.step(at(0.0), IN_TURN), Step::Wait(at(10.0)));
+        assert_eq!(election.step(at(0.0)), Step::Wait(at(10.0)));
     }
 
     #[test]
     fn do_not_acquire_from_a_led_object_that_is_renewed() {
         let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
         election.sighted(at(9.9), Some(stored(8, Some("bing"), 0)));
-        assert_eq!(election.step(at(10.0), IN_TURN), Step::Wait(at(19.9)));
+        assert_eq!(election.step(at(10.0)), Step::Wait(at(19.9)));
         assert_eq!(election.holder(), Some("bing"));
     }
 
@@ -662,28 +705,28 @@ mod tests {
     fn reading_the_same_version_again_does_not_start_its_time_anew() {
         let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
         election.set_watched(false);
-        assert_eq!(election.step(at(9.0), IN_TURN), Step::Read);
+        assert_eq!(election.step(at(9.0)), Step::Read);
         election.read(at(9.0), Some(stored(7, Some("bing"), 0)));
-        assert_eq!(election.step(at(10.0), IN_TURN), write(Purpose::Acquire, Some(7), 1));
+        assert_eq!(election.step(at(10.0)), write(Purpose::Acquire, Some(7), 1));
     }
 
     #[test]
     fn renew_keeps_the_transitions_and_rests_on_the_last_version() {
         let mut election = leader();
-        assert_eq!(election.step(at(0.5), IN_TURN), Step::Wait(at(1.0)));
-        assert_eq!(election.step(at(1.0), IN_TURN), write(Purpose::Renew, Some(7), 0));
+        assert_eq!(election.step(at(0.5)), Step::Wait(at(1.0)));
+        assert_eq!(election.step(at(1.0)), write(Purpose::Renew, Some(7), 0));
         election.written(at(1.1), stored(8, Some("baz"), 0));
-        assert_eq!(election.step(at(2.0), IN_TURN), write(Purpose::Renew, Some(8), 0));
+        assert_eq!(election.step(at(2.0)), write(Purpose::Renew, Some(8), 0));
     }
 
     #[test]
     fn fall_back_to_a_read_after_a_conflict() {
         let mut election = leader();
-        assert!(matches!(election.step(at(1.0), IN_TURN), Step::Write(_)));
+        assert!(matches!(election.step(at(1.0)), Step::Write(_)));
         election.conflicted(at(1.0));
-        assert_eq!(election.step(at(1.0), IN_TURN), Step::Read);
+        assert_eq!(election.step(at(1.0)), Step::Read);
         election.read(at(1.0), Some(stored(9, Some("baz"), 0)));
-        assert_eq!(election.step(at(1.0), IN_TURN), write(Purpose::Renew, Some(9), 0), "somebody only labelled it");
+        assert_eq!(election.step(at(1.0)), write(Purpose::Renew, Some(9), 0), "somebody only labelled it");
     }
 
     // Releasing.
@@ -691,26 +734,26 @@ mod tests {
     #[test]
     fn release_only_after_the_work_has_ended_and_keep_renewing_until_then() {
         let mut election = leader();
-        election.intend(Intent { compete: false, ..Intent::default() });
-        assert_eq!(election.step(at(1.0), IN_TURN), write(Purpose::Renew, Some(7), 0), "it drains");
+        election.intend(Intent::default());
+        assert_eq!(election.step(at(1.0)), write(Purpose::Renew, Some(7), 0), "it drains");
         election.written(at(1.0), stored(8, Some("baz"), 0));
-        election.intend(Intent { compete: false, ended: 1, abandoned: 0 });
-        assert_eq!(election.step(at(1.2), IN_TURN), write(Purpose::Release, Some(8), 0));
+        election.intend(Intent { ended: 1, ..Intent::default() });
+        assert_eq!(election.step(at(1.2)), write(Purpose::Release, Some(8), 0));
         assert_eq!(election.standing(at(1.2)), Standing::Standby, "a release that is sent may land unnoticed");
         election.written(at(1.3), Observation { duration: Some(RELEASED), ..stored(9, None, 0) });
         assert!(election.settled());
-        assert_eq!(election.step(at(1.3), IN_TURN), Step::Wait(Moment::NEVER));
+        assert_eq!(election.step(at(1.3)), Step::Wait(Moment::NEVER));
     }
 
     #[test]
     fn a_release_never_clears_another_holder() {
         let mut election = leader();
-        election.intend(Intent { compete: false, ended: 1, abandoned: 0 });
-        assert_eq!(election.step(at(1.0), IN_TURN), write(Purpose::Release, Some(7), 0));
+        election.intend(Intent { ended: 1, ..Intent::default() });
+        assert_eq!(election.step(at(1.0)), write(Purpose::Release, Some(7), 0));
         election.conflicted(at(1.0));
-        assert_eq!(election.step(at(1.0), IN_TURN), Step::Read);
+        assert_eq!(election.step(at(1.0)), Step::Read);
         election.read(at(1.0), Some(stored(9, Some("bing"), 1)));
-        assert_eq!(election.step(at(9.0), IN_TURN), Step::Wait(Moment::NEVER));
+        assert_eq!(election.step(at(9.0)), Step::Wait(Moment::NEVER));
         assert!(election.settled());
     }
 
@@ -718,29 +761,90 @@ mod tests {
     fn a_release_is_tried_again_after_a_conflict_or_silence() {
         for silent in [false, true] {
             let mut election = leader();
-            election.intend(Intent { compete: false, ended: 1, abandoned: 0 });
-            assert!(matches!(election.step(at(1.0), IN_TURN), Step::Write(_)));
+            election.intend(Intent { ended: 1, ..Intent::default() });
+            assert!(matches!(election.step(at(1.0)), Step::Write(_)));
             if silent {
                 election.unknown(at(2.0))
             } else {
                 election.conflicted(at(2.0))
             }
             assert!(!election.settled());
-            assert_eq!(election.step(at(2.0), IN_TURN), Step::Read);
+            assert_eq!(election.step(at(2.0)), Step::Read);
             election.read(at(2.0), Some(stored(8, Some("baz"), 0)));
-            assert_eq!(election.step(at(2.0), IN_TURN), write(Purpose::Release, Some(8), 0));
+            assert_eq!(election.step(at(2.0)), write(Purpose::Release, Some(8), 0));
         }
     }
 
     #[test]
     fn an_abandoned_lease_is_neither_renewed_nor_released() {
         let mut election = leader();
-        election.intend(Intent { compete: false, ended: 0, abandoned: 1 });
-        assert_eq!(election.step(at(5.0), IN_TURN), Step::Wait(at(9.8)));
-        election.intend(Intent { compete: false, ended: 1, abandoned: 1 });
-        assert_eq!(election.step(at(6.0), IN_TURN), Step::Wait(at(9.8)));
-        assert_eq!(election.step(at(30.0), IN_TURN), Step::Wait(Moment::NEVER));
+        election.intend(Intent { abandoned: 1, ..Intent::default() });
+        assert_eq!(election.step(at(5.0)), Step::Wait(at(9.8)));
+        election.intend(Intent { ended: 1, abandoned: 1, ..Intent::default() });
+        assert_eq!(election.step(at(6.0)), Step::Wait(at(9.8)));
+        assert_eq!(election.step(at(30.0)), Step::Wait(Moment::NEVER));
         assert!(election.settled(), "nobody waits for it");
+    }
+
+    // Handing over.
+
+    #[test]
+    fn a_successor_is_named_at_once_and_taken_back_at_once() {
+        let mut election = leader();
+        let named =
+            |name: Option<&str>| Intent { compete: true, successor: name.map(str::to_owned), ..Intent::default() };
+        election.intend(named(Some("bing")));
+        let Step::Write(proposal) = election.step(at(0.2)) else { panic!("it is not named") };
+        assert_eq!((proposal.purpose, proposal.successor.as_deref()), (Purpose::Renew, Some("bing")));
+        election.written(at(0.2), Observation { successor: Some("bing".to_owned()), ..stored(8, Some("baz"), 0) });
+        assert_eq!(election.step(at(0.3)), Step::Wait(at(1.2)), "and then renewed as ever");
+        election.intend(named(None));
+        assert_eq!(election.step(at(0.4)), write(Purpose::Renew, Some(8), 0));
+    }
+
+    #[test]
+    fn a_release_bears_the_name_of_the_successor_and_a_take_over_takes_it_off() {
+        let mut election = leader();
+        election.intend(Intent { ended: 1, successor: Some("bing".to_owned()), ..Intent::default() });
+        let Step::Write(proposal) = election.step(at(1.0)) else { panic!("it is not released") };
+        assert_eq!((proposal.purpose, proposal.successor.as_deref()), (Purpose::Release, Some("bing")));
+        let released =
+            Observation { duration: Some(RELEASED), successor: Some("baz".to_owned()), ..stored(7, None, 3) };
+        assert_eq!(after_reading(Some(released)).step(at(0.0)), write(Purpose::Acquire, Some(7), 4));
+    }
+
+    #[test]
+    fn the_named_one_goes_at_once_and_others_give_it_the_time_they_are_told_to() {
+        let impatient = |name: &str| {
+            let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
+            election.intend(Intent { compete: true, courtesy: 2 * SECOND, patience: SECOND, ..Intent::default() });
+            let released = Observation { duration: Some(RELEASED), ..stored(8, None, 0) };
+            election.sighted(at(1.0), Some(Observation { successor: Some(name.to_owned()), ..released }));
+            election.step(at(1.0))
+        };
+        assert_eq!(impatient("baz"), write(Purpose::Acquire, Some(8), 1));
+        assert_eq!(impatient("bong"), Step::Wait(at(3.0)));
+    }
+
+    #[test]
+    fn a_holder_that_is_proven_dead_is_followed_at_once_and_nobody_else_is() {
+        let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
+        election.bury(at(1.0), "somebody else");
+        assert_eq!(election.step(at(1.0)), Step::Wait(at(10.0)));
+        election.bury(at(2.0), "bing");
+        assert_eq!(election.step(at(2.0)), write(Purpose::Acquire, Some(7), 1));
+        election.conflicted(at(2.1));
+        assert_eq!(election.step(at(2.1)), Step::Read);
+        election.read(at(2.2), Some(stored(9, Some("bong"), 1)));
+        assert_eq!(election.step(at(2.2)), Step::Wait(at(12.2)), "the proof was about bing");
+    }
+
+    #[test]
+    fn a_proof_of_death_does_not_shorten_the_wait_after_disorder() {
+        let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
+        election.sighted(at(1.0), Some(stored(8, Some("a hand"), 0)));
+        election.bury(at(2.0), "a hand");
+        assert_eq!(election.step(at(2.0)), Step::Wait(at(11.0)), "bing may not have heard");
     }
 
     // What upstream lacks.
@@ -748,7 +852,7 @@ mod tests {
     #[test]
     fn validity_counts_from_before_sending() {
         let mut election = after_reading(None);
-        assert!(matches!(election.step(at(0.0), IN_TURN), Step::Write(_)));
+        assert!(matches!(election.step(at(0.0)), Step::Write(_)));
         election.written(at(3.0), stored(7, Some("baz"), 0));
         let Standing::Leading(grant) = election.standing(at(3.0)) else { panic!("leads") };
         assert_eq!(grant.valid_until, at(9.8), "sent at 0, ten seconds, less 2 %");
@@ -760,7 +864,7 @@ mod tests {
     #[test]
     fn an_answer_slower_than_the_lease_grants_nothing() {
         let mut election = after_reading(None);
-        assert!(matches!(election.step(at(0.0), IN_TURN), Step::Write(_)));
+        assert!(matches!(election.step(at(0.0)), Step::Write(_)));
         election.written(at(9.9), stored(7, Some("baz"), 0));
         assert_eq!(election.standing(at(9.9)), Standing::Standby);
     }
@@ -772,7 +876,7 @@ mod tests {
         assert_eq!(election.standing(at(0.5)), Standing::Standby);
 
         let mut election = leader();
-        assert!(matches!(election.step(at(1.0), IN_TURN), Step::Write(_)));
+        assert!(matches!(election.step(at(1.0)), Step::Write(_)));
         election.refused(at(1.0));
         assert!(leads(&election, 1.0), "403, 429 and 500 only start the countdown");
     }
@@ -780,7 +884,7 @@ mod tests {
     #[test]
     fn another_holder_seen_during_a_renewal_wins_over_its_answer() {
         let mut election = leader();
-        assert!(matches!(election.step(at(1.0), IN_TURN), Step::Write(_)));
+        assert!(matches!(election.step(at(1.0)), Step::Write(_)));
         election.sighted(at(1.1), Some(stored(9, Some("bing"), 1)));
         election.written(at(1.2), stored(8, Some("baz"), 0));
         assert_eq!(election.standing(at(1.2)), Standing::Standby);
@@ -802,25 +906,21 @@ mod tests {
         let mut election = leader();
         election.sighted(at(0.5), None);
         assert!(leads(&election, 0.5), "a list may be older than our own creation");
-        assert_eq!(election.step(at(0.5), IN_TURN), Step::Read);
+        assert_eq!(election.step(at(0.5)), Step::Read);
         election.read(at(0.6), None);
         assert_eq!(election.standing(at(0.6)), Standing::Standby);
-        assert_eq!(election.step(at(0.6), IN_TURN), Step::Wait(Moment::NEVER), "its work has not ended yet");
-        election.intend(Intent { compete: true, ended: 1, abandoned: 0 });
-        assert_eq!(
-            election.step(at(0.7), IN_TURN),
-            write(Purpose::Create, None, 0),
-            "it was ours: nobody else can lead"
-        );
+        assert_eq!(election.step(at(0.6)), Step::Wait(Moment::NEVER), "its work has not ended yet");
+        election.intend(Intent { compete: true, ended: 1, ..Intent::default() });
+        assert_eq!(election.step(at(0.7)), write(Purpose::Create, None, 0), "it was ours: nobody else can lead");
     }
 
     #[test]
     fn a_standby_that_saw_the_lease_waits_a_duration_after_it_is_gone() {
         let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
         election.sighted(at(5.0), None);
-        assert_eq!(election.step(at(5.0), IN_TURN), Step::Read);
+        assert_eq!(election.step(at(5.0)), Step::Read);
         election.read(at(5.0), None);
-        assert_eq!(election.step(at(5.0), IN_TURN), Step::Wait(at(15.0)));
+        assert_eq!(election.step(at(5.0)), Step::Wait(at(15.0)));
     }
 
     #[test]
@@ -829,7 +929,7 @@ mod tests {
             let mut election = after_reading(Some(stored(7, Some("bing"), 3)));
             election.sighted(at(5.0), Some(Observation { duration: Some(duration), ..stored(8, None, 3) }));
             let expected = wait.map_or_else(|| write(Purpose::Acquire, Some(8), 4), Step::Wait);
-            assert_eq!(election.step(at(5.0), IN_TURN), expected);
+            assert_eq!(election.step(at(5.0)), expected);
         }
     }
 
@@ -847,28 +947,28 @@ mod tests {
         let strange = Version { uid: "u".to_owned(), resource_version: "x9".to_owned() };
         election.sighted(at(0.1), Some(Observation { version: strange, ..stored(0, Some("bing"), 1) }));
         assert!(leads(&election, 0.1));
-        assert_eq!(election.step(at(0.1), IN_TURN), Step::Read);
+        assert_eq!(election.step(at(0.1)), Step::Read);
     }
 
     #[test]
     fn two_creators_race() {
         let mut election = after_reading(None);
-        assert!(matches!(election.step(at(0.0), IN_TURN), Step::Write(_)));
+        assert!(matches!(election.step(at(0.0)), Step::Write(_)));
         election.conflicted(at(0.1));
-        assert_eq!(election.step(at(0.1), IN_TURN), Step::Read);
+        assert_eq!(election.step(at(0.1)), Step::Read);
         election.read(at(0.2), Some(stored(7, Some("bing"), 0)));
-        assert_eq!(election.step(at(0.2), IN_TURN), Step::Wait(at(10.2)));
+        assert_eq!(election.step(at(0.2)), Step::Wait(at(10.2)));
     }
 
     #[test]
     fn a_write_without_answer_is_read_and_confirmed_before_any_work() {
         let mut election = after_reading(None);
-        assert!(matches!(election.step(at(0.0), IN_TURN), Step::Write(_)));
+        assert!(matches!(election.step(at(0.0)), Step::Write(_)));
         election.unknown(at(1.0));
-        assert_eq!(election.step(at(1.0), IN_TURN), Step::Read);
+        assert_eq!(election.step(at(1.0)), Step::Read);
         election.read(at(1.1), Some(stored(7, Some("baz"), 0)));
         assert_eq!(election.standing(at(1.1)), Standing::Standby);
-        assert_eq!(election.step(at(1.1), IN_TURN), write(Purpose::Renew, Some(7), 0));
+        assert_eq!(election.step(at(1.1)), write(Purpose::Renew, Some(7), 0));
         election.written(at(1.2), stored(8, Some("baz"), 0));
         assert!(leads(&election, 1.2));
     }
@@ -876,16 +976,16 @@ mod tests {
     #[test]
     fn a_creation_that_lands_after_anothers_lease_came_and_went_waits_for_its_holder() {
         let mut election = after_reading(None);
-        assert_eq!(election.step(at(0.0), IN_TURN), write(Purpose::Create, None, 0));
+        assert_eq!(election.step(at(0.0)), write(Purpose::Create, None, 0));
         let others = Version { uid: "other".to_owned(), resource_version: "8".to_owned() };
         election.sighted(at(0.5), Some(Observation { version: others, ..stored(8, Some("bing"), 0) }));
         election.sighted(at(0.6), None);
         election.written(at(0.7), stored(9, Some("baz"), 0));
         assert_eq!(election.standing(at(0.7)), Standing::Standby, "bing may not have heard of the deletion");
-        assert_eq!(election.step(at(0.7), IN_TURN), Step::Read);
+        assert_eq!(election.step(at(0.7)), Step::Read);
         election.read(at(0.7), Some(stored(9, Some("baz"), 0)));
-        assert_eq!(election.step(at(0.7), IN_TURN), Step::Wait(at(10.7)));
-        assert_eq!(election.step(at(10.7), IN_TURN), write(Purpose::Renew, Some(9), 0));
+        assert_eq!(election.step(at(0.7)), Step::Wait(at(10.7)));
+        assert_eq!(election.step(at(10.7)), write(Purpose::Renew, Some(9), 0));
         election.written(at(10.8), stored(10, Some("baz"), 0));
         assert!(leads(&election, 10.8));
     }
@@ -893,18 +993,18 @@ mod tests {
     #[test]
     fn a_grant_that_ran_out_while_its_renewal_was_on_the_way_does_not_come_back() {
         let mut election = leader();
-        assert_eq!(election.step(at(9.0), IN_TURN), write(Purpose::Renew, Some(7), 0));
+        assert_eq!(election.step(at(9.0)), write(Purpose::Renew, Some(7), 0));
         election.written(at(10.5), stored(8, Some("baz"), 0));
         assert_eq!(election.standing(at(10.5)), Standing::Standby, "its term was told that it is over");
-        assert_eq!(election.step(at(10.5), IN_TURN), Step::Wait(Moment::NEVER), "and has not ended yet");
+        assert_eq!(election.step(at(10.5)), Step::Wait(Moment::NEVER), "and has not ended yet");
     }
 
     #[test]
     fn a_token_has_one_term() {
         let mut election = leader();
         assert_eq!(election.standing(at(20.0)), Standing::Standby);
-        election.intend(Intent { compete: true, ended: 1, abandoned: 0 });
-        assert_eq!(election.step(at(20.0), IN_TURN), write(Purpose::Acquire, Some(7), 1));
+        election.intend(Intent { compete: true, ended: 1, ..Intent::default() });
+        assert_eq!(election.step(at(20.0)), write(Purpose::Acquire, Some(7), 1));
         election.written(at(20.1), stored(8, Some("baz"), 1));
         assert!(matches!(election.standing(at(20.1)), Standing::Leading(Grant { term: 2, .. })));
     }
@@ -912,44 +1012,46 @@ mod tests {
     #[test]
     fn who_does_not_compete_asks_for_nothing_and_takes_nothing() {
         let mut election = Election::new("baz".to_owned(), timings());
-        assert_eq!(election.step(at(0.0), IN_TURN), Step::Wait(Moment::NEVER));
+        assert_eq!(election.step(at(0.0)), Step::Wait(Moment::NEVER));
         election.sighted(at(0.0), Some(stored(7, None, 0)));
-        assert_eq!(election.step(at(0.0), IN_TURN), Step::Wait(Moment::NEVER));
+        assert_eq!(election.step(at(0.0)), Step::Wait(Moment::NEVER));
         election.sighted(at(0.0), Some(stored(8, Some("bing"), 1)));
-        assert_eq!(election.step(at(99.0), IN_TURN), Step::Wait(Moment::NEVER));
+        assert_eq!(election.step(at(99.0)), Step::Wait(Moment::NEVER));
     }
 
     #[test]
     fn patience_lets_others_go_first_and_no_longer() {
-        let mut election = after_reading(Some(stored(7, None, 0)));
-        assert_eq!(election.step(at(0.0), 2 * SECOND), Step::Wait(at(2.0)));
-        assert_eq!(election.step(at(2.0), 2 * SECOND), write(Purpose::Acquire, Some(7), 1));
+        let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
+        election.intend(Intent { compete: true, patience: 2 * SECOND, ..Intent::default() });
+        election.sighted(at(1.0), Some(Observation { duration: Some(RELEASED), ..stored(8, None, 0) }));
+        assert_eq!(election.step(at(1.0)), Step::Wait(at(3.0)));
+        assert_eq!(election.step(at(3.0)), write(Purpose::Acquire, Some(8), 1));
     }
 
     #[test]
     fn without_a_watch_a_standby_reads_each_retry_period() {
         let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
         election.set_watched(false);
-        assert_eq!(election.step(at(0.5), IN_TURN), Step::Wait(at(1.0)));
-        assert_eq!(election.step(at(1.0), IN_TURN), Step::Read);
+        assert_eq!(election.step(at(0.5)), Step::Wait(at(1.0)));
+        assert_eq!(election.step(at(1.0)), Step::Read);
     }
 
     #[test]
     fn repeated_failures_are_a_retry_period_apart() {
         let mut election = leader();
-        assert!(matches!(election.step(at(1.0), IN_TURN), Step::Write(_)));
+        assert!(matches!(election.step(at(1.0)), Step::Write(_)));
         election.unknown(at(2.0));
-        assert_eq!(election.step(at(2.0), IN_TURN), Step::Read);
+        assert_eq!(election.step(at(2.0)), Step::Read);
         election.read_failed(at(3.0));
-        assert_eq!(election.step(at(3.0), IN_TURN), Step::Wait(at(4.0)));
-        assert_eq!(election.step(at(4.0), IN_TURN), Step::Read);
+        assert_eq!(election.step(at(3.0)), Step::Wait(at(4.0)));
+        assert_eq!(election.step(at(4.0)), Step::Read);
     }
 
     #[test]
     fn transitions_never_overflow() {
         let mut election = after_reading(Some(stored(7, None, i32::MAX)));
-        assert_eq!(election.step(at(0.0), IN_TURN), write(Purpose::Acquire, Some(7), i32::MAX));
+        assert_eq!(election.step(at(0.0)), write(Purpose::Acquire, Some(7), i32::MAX));
         let mut election = after_reading(Some(stored(7, None, -5)));
-        assert_eq!(election.step(at(0.0), IN_TURN), write(Purpose::Acquire, Some(7), 1));
+        assert_eq!(election.step(at(0.0)), write(Purpose::Acquire, Some(7), 1));
     }
 }

@@ -4,11 +4,8 @@
 //! board shows and what time does to a grant are still acted on.
 
 use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,38 +15,18 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
 use super::{
-    bid,
-    board::{INSTANCE_LABEL, Sighting},
+    board::Sighting,
     clock::Clock,
-    election::{Election, Intent, Observation, Proposal, Purpose, RELEASED, Standing, Step, Version},
+    election::{Election, Intent, Proposal, Purpose, RELEASED, Standing, Step},
     fence::Fence,
     moment::Moment,
     problem,
-    record::{self, Lease},
+    record::{self, Lease, observation, version},
 };
 use crate::{
     config::{Kind, Timings},
     ops::{metrics::Metrics, status::Status},
 };
-
-/// Label that tells what a Lease of ours is about.
-pub const ROLE_LABEL: &str = "leasehold.dev/role";
-/// Annotation with the kind of a shard's Lease, `<Kind>.<group>`, which may be too long for a label.
-pub const KIND_ANNOTATION: &str = "leasehold.dev/kind";
-
-/// The weight this replica holds or is bidding for: what makes it patient.
-#[derive(Debug)]
-pub struct Load {
-    held: AtomicU32,
-    total: u32,
-}
-
-impl Load {
-    /// No load, of the given total.
-    pub fn new(total: u32) -> Self {
-        Self { held: AtomicU32::new(0), total }
-    }
-}
 
 /// What all electors of a replica share.
 #[derive(Clone)]
@@ -64,10 +41,8 @@ pub struct Shared {
     pub identity: String,
     /// Validated timings.
     pub timings: Timings,
-    /// The most patience there is.
-    pub grace: Duration,
-    /// Counts this replica's weight.
-    pub load: Arc<Load>,
+    /// Uid of our Pod, if we hold its lock: whoever else gave it is dead (rule 11).
+    pub pod_uid: Option<String>,
     /// The process's clock.
     pub clock: Clock,
     /// What is known of each shard.
@@ -81,8 +56,8 @@ pub struct Shared {
 pub struct Report {
     /// Where this replica stands.
     pub standing: Standing,
-    /// The fence of the term in `standing`, opened already.
-    pub fence: Option<Fence>,
+    /// The fence of the term in `standing`, opened already; or that of the next one, for a standby.
+    pub fence: Fence,
     /// Nothing of ours is on the Lease or on its way there.
     pub settled: bool,
     /// The intent that the elector has taken in: what it says holds under this one.
@@ -97,14 +72,16 @@ pub struct Elector {
     election: Election,
     sightings: watch::Receiver<Sighting>,
     intents: watch::Receiver<Intent>,
+    /// Holders whose process is proven dead.
+    dead: watch::Receiver<Arc<BTreeSet<String>>>,
     reports: mpsc::UnboundedSender<(usize, Report)>,
     heeds: Intent,
     reported: Option<Phase>,
-    fence: Option<(u64, Fence)>,
+    fence: Fence,
+    /// The term that the fence was opened for; `None`: it waits for the next one.
+    fence_term: Option<u64>,
     /// The objects a proposal may rest on: what the watch and what our own requests last showed.
     objects: [Option<Arc<Lease>>; 2],
-    /// Our weight is counted in the load.
-    counted: bool,
     free_since: Option<Moment>,
     trouble: Option<String>,
 }
@@ -121,9 +98,11 @@ impl Elector {
         kind: Arc<Kind>,
         sightings: watch::Receiver<Sighting>,
         intents: watch::Receiver<Intent>,
+        dead: watch::Receiver<Arc<BTreeSet<String>>>,
         reports: mpsc::UnboundedSender<(usize, Report)>,
     ) -> Self {
         let election = Election::new(shared.identity.clone(), shared.timings);
+        let fence = new_fence(&shared, &kind);
         Self {
             shared,
             shard,
@@ -131,12 +110,13 @@ impl Elector {
             election,
             sightings,
             intents,
+            dead,
             reports,
             heeds: Intent::default(),
             reported: None,
-            fence: None,
+            fence,
+            fence_term: None,
             objects: [None, None],
-            counted: false,
             free_since: None,
             trouble: None,
         }
@@ -149,9 +129,9 @@ impl Elector {
         self.take_sighting();
         while self.intents.has_changed().is_ok() {
             let now = self.shared.clock.now();
-            let patience = self.patience();
             self.election.set_watched(self.watched());
-            let step = self.election.step(now, patience);
+            self.bury_the_dead(now);
+            let step = self.election.step(now);
             self.report(now);
             match step {
                 Step::Wait(at) => self.rest(at).await,
@@ -161,10 +141,19 @@ impl Elector {
         }
     }
 
-    fn patience(&self) -> Duration {
-        let held = self.shared.load.held.load(Ordering::Relaxed);
-        let others = if self.counted { held.saturating_sub(self.kind.weight) } else { held };
-        bid::patience(self.shared.grace, others, self.shared.load.total, &self.shared.identity, &self.kind.lease_name)
+    /// A holder that is proven dead need not be waited for: by the kubelet's word, or because it was in our Pod before us.
+    fn bury_the_dead(&mut self, now: Moment) {
+        let Some(holder) = self.election.holder().filter(|holder| *holder != self.shared.identity) else { return };
+        let before_us = || {
+            let seen = self.objects.iter().flatten();
+            let of_holder = seen.filter(|lease| lease.spec.holder_identity.as_deref() == Some(holder));
+            let pods = of_holder.filter_map(|lease| record::holder_pod(lease));
+            self.shared.pod_uid.as_deref().is_some_and(|ours| pods.into_iter().any(|pod| pod == ours))
+        };
+        if self.dead.borrow().contains(holder) || before_us() {
+            let holder = holder.to_owned();
+            self.election.bury(now, &holder);
+        }
     }
 
     async fn rest(&mut self, at: Moment) {
@@ -174,6 +163,7 @@ impl Elector {
             biased;
             changed = self.intents.changed() => if changed.is_ok() { self.take_intent() },
             Ok(()) = self.sightings.changed() => self.take_sighting(),
+            Ok(()) = self.dead.changed() => {}
             () = clock.sleep_until(at) => {}
         }
     }
@@ -229,9 +219,6 @@ impl Elector {
             self.election.conflicted(sent_at);
             return;
         };
-        if matches!(proposal.purpose, Purpose::Create | Purpose::Acquire) {
-            self.count(true);
-        }
         let leases = self.shared.leases.clone();
         let timeout = self.shared.timings.request_timeout;
         let create = proposal.purpose == Purpose::Create;
@@ -317,7 +304,9 @@ impl Elector {
         let author = Author {
             instance: &self.shared.instance,
             kind: &self.name(),
+            weight: self.kind.weight,
             identity: &self.shared.identity,
+            pod_uid: self.shared.pod_uid.as_deref(),
             duration: self.shared.timings.lease_duration,
         };
         author.sign(&mut lease, proposal, wall_clock());
@@ -325,8 +314,8 @@ impl Elector {
     }
 
     fn take_intent(&mut self) {
-        self.heeds = *self.intents.borrow_and_update();
-        self.election.intend(self.heeds);
+        self.heeds = self.intents.borrow_and_update().clone();
+        self.election.intend(self.heeds.clone());
     }
 
     fn take_sighting(&mut self) {
@@ -354,26 +343,17 @@ impl Elector {
             Standing::Leading(grant) | Standing::Losing(grant) => Some(grant),
             Standing::Standby => None,
         };
-        match (grant, &self.fence) {
-            (Some(grant), Some((term, fence))) if *term == grant.term => fence.extend(grant.valid_until),
-            (Some(grant), old) => {
-                if let Some((_, fence)) = old {
-                    fence.close();
+        match (grant, self.fence_term) {
+            (Some(grant), Some(term)) if term == grant.term => self.fence.extend(grant.valid_until),
+            (Some(grant), term) => {
+                if term.is_some() {
+                    self.renew_fence();
                 }
-                let (metrics, kind) = (self.shared.metrics.clone(), self.name());
-                let fence = Fence::new(self.kind.lease_name.clone(), self.shared.clock, move || metrics.fenced(&kind));
-                fence.extend(grant.valid_until);
-                self.fence = Some((grant.term, fence));
+                self.fence.extend(grant.valid_until);
+                self.fence_term = Some(grant.term);
             }
-            (None, Some((_, fence))) => {
-                fence.close();
-                self.fence = None;
-            }
+            (None, Some(_)) => self.renew_fence(),
             (None, None) => {}
-        }
-        // A write on its way counts too: kinds that bid at the same instant must know of each other.
-        if grant.is_some() || self.election.settled() {
-            self.count(grant.is_some());
         }
         self.free_since = match (grant, self.election.free_since(now)) {
             (Some(_), _) => None,
@@ -390,25 +370,20 @@ impl Elector {
             shard.renewed_at = renewed_at;
         });
         let settled = self.election.settled();
-        let phase = (phase_of(&standing), settled, self.heeds);
-        if self.reported != Some(phase) {
+        let phase = (phase_of(&standing), settled, self.heeds.clone());
+        if self.reported.as_ref() != Some(&phase) {
             self.reported = Some(phase);
-            let fence = self.fence.as_ref().map(|(_, fence)| fence.clone());
+            let report = Report { standing, fence: self.fence.clone(), settled, heeds: self.heeds.clone() };
             // Nobody listens any more when the supervisor has gone; `run` notices by the intents.
-            let _closed = self.reports.send((self.shard, Report { standing, fence, settled, heeds: self.heeds }));
+            let _closed = self.reports.send((self.shard, report));
         }
     }
 
-    fn count(&mut self, counted: bool) {
-        if counted != self.counted {
-            self.counted = counted;
-            let held = &self.shared.load.held;
-            if counted {
-                held.fetch_add(self.kind.weight, Ordering::Relaxed);
-            } else {
-                held.fetch_sub(self.kind.weight, Ordering::Relaxed);
-            }
-        }
+    /// Shuts the fence of a term that is over, and has one ready for the next.
+    fn renew_fence(&mut self) {
+        self.fence.close();
+        self.fence = new_fence(&self.shared, &self.kind);
+        self.fence_term = None;
     }
 
     fn trouble(&mut self, trouble: Option<String>) {
@@ -428,11 +403,18 @@ impl Elector {
     }
 }
 
+fn new_fence(shared: &Shared, kind: &Kind) -> Fence {
+    let (metrics, name) = (shared.metrics.clone(), kind.name());
+    Fence::new(kind.lease_name.clone(), shared.clock, move || metrics.fenced(&name))
+}
+
 /// Who writes a Lease, and what for.
 struct Author<'a> {
     instance: &'a str,
     kind: &'a str,
+    weight: u32,
     identity: &'a str,
+    pod_uid: Option<&'a str>,
     duration: Duration,
 }
 
@@ -441,10 +423,28 @@ impl Author<'_> {
     fn sign(&self, lease: &mut Lease, proposal: &Proposal, wall_clock: Timestamp) {
         lease.metadata.managed_fields = None;
         let labels = lease.metadata.labels.get_or_insert_with(BTreeMap::new);
-        labels.insert(INSTANCE_LABEL.to_owned(), self.instance.to_owned());
-        labels.insert(ROLE_LABEL.to_owned(), "shard".to_owned());
+        labels.insert(record::INSTANCE_LABEL.to_owned(), self.instance.to_owned());
+        labels.insert(record::ROLE_LABEL.to_owned(), record::SHARD.to_owned());
         let annotations = lease.metadata.annotations.get_or_insert_with(BTreeMap::new);
-        annotations.insert(KIND_ANNOTATION.to_owned(), self.kind.to_owned());
+        let about = format!(
+            "The holder of this Lease is the one replica of {} that reconciles {}; an empty holder: nobody does.",
+            self.instance, self.kind
+        );
+        annotations.insert(record::ABOUT_ANNOTATION.to_owned(), about);
+        annotations.insert(record::KIND_ANNOTATION.to_owned(), self.kind.to_owned());
+        annotations.insert(record::WEIGHT_ANNOTATION.to_owned(), self.weight.to_string());
+        let mut set = |name: &str, value: Option<String>| match value {
+            Some(value) => annotations.insert(name.to_owned(), value),
+            None => annotations.remove(name),
+        };
+        set(record::SUCCESSOR_ANNOTATION, proposal.successor.clone());
+        let pod = self.pod_uid.filter(|_| proposal.purpose != Purpose::Release);
+        set(record::HOLDER_POD_ANNOTATION, pod.map(|uid| format!("{uid}/{}", self.identity)));
+        let takes_over = matches!(proposal.purpose, Purpose::Create | Purpose::Acquire);
+        if takes_over && !annotations.get(record::HAND_OVER_ANNOTATION).is_some_and(|wanted| self.is_called(wanted)) {
+            // It was asked of a replica that has not taken it: whoever asked is told by the new holder.
+            annotations.remove(record::HAND_OVER_ANNOTATION);
+        }
         let now = Some(MicroTime(wall_clock));
         let (holder, duration) = match proposal.purpose {
             Purpose::Release => ("", RELEASED),
@@ -461,6 +461,13 @@ impl Author<'_> {
     }
 }
 
+impl Author<'_> {
+    /// By its identity or by the name of its Pod.
+    fn is_called(&self, name: &str) -> bool {
+        self.identity == name || self.identity.rsplit_once('_').is_some_and(|(pod, _)| pod == name)
+    }
+}
+
 /// What makes a report worth sending.
 type Phase = ((u8, u64), bool, Intent);
 
@@ -471,23 +478,6 @@ fn phase_of(standing: &Standing) -> (u8, u64) {
         Standing::Leading(grant) => (1, grant.term),
         Standing::Losing(grant) => (2, grant.term),
     }
-}
-
-fn version(lease: &Lease) -> Option<Version> {
-    let metadata = &lease.metadata;
-    Some(Version { uid: metadata.uid.clone()?, resource_version: metadata.resource_version.clone()? })
-}
-
-/// What an election needs of a Lease; `None` for one without uid or resourceVersion, which no API server stores.
-fn observation(lease: &Lease) -> Option<Observation> {
-    let spec = &lease.spec;
-    let seconds = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
-    Some(Observation {
-        version: version(lease)?,
-        holder: spec.holder_identity.clone().filter(|holder| !holder.is_empty()),
-        duration: seconds.map(Duration::from_secs),
-        transitions: spec.lease_transitions.unwrap_or(0),
-    })
 }
 
 /// Wall time is written on the Lease for people to read, and decides nothing.
@@ -511,8 +501,14 @@ mod tests {
 
     use super::*;
 
-    const AUTHOR: Author<'_> =
-        Author { instance: "prod", kind: "Widget.example.com", identity: "pod_1", duration: Duration::from_secs(15) };
+    const AUTHOR: Author<'_> = Author {
+        instance: "prod",
+        kind: "Widget.example.com",
+        weight: 3,
+        identity: "pod_1",
+        pod_uid: Some("uid-1"),
+        duration: Duration::from_secs(15),
+    };
 
     fn stored() -> serde_json::Value {
         json!({
@@ -531,12 +527,14 @@ mod tests {
         })
     }
 
-    fn signed(purpose: Purpose, transitions: i32) -> serde_json::Value {
-        let mut lease: Lease = serde_json::from_value(stored()).unwrap();
-        let basis = version(&lease);
+    fn signed(purpose: Purpose, transitions: i32, change: impl FnOnce(&mut serde_json::Value)) -> serde_json::Value {
+        let mut stored = stored();
+        change(&mut stored);
+        let mut lease: Lease = serde_json::from_value(stored).unwrap();
+        let (basis, successor) = (version(&lease), (purpose == Purpose::Release).then(|| "pod_2".to_owned()));
         AUTHOR.sign(
             &mut lease,
-            &Proposal { purpose, basis, transitions },
+            &Proposal { purpose, basis, transitions, successor },
             "2026-02-02T02:02:02.123456Z".parse().unwrap(),
         );
         serde_json::to_value(lease).unwrap()
@@ -545,21 +543,59 @@ mod tests {
     #[test]
     fn a_write_changes_what_is_ours_and_carries_over_all_else() {
         let mut expected = stored();
-        expected["metadata"]["labels"][INSTANCE_LABEL] = json!("prod");
-        expected["metadata"]["labels"][ROLE_LABEL] = json!("shard");
-        expected["metadata"]["annotations"][KIND_ANNOTATION] = json!("Widget.example.com");
+        let annotations = &mut expected["metadata"]["annotations"];
+        annotations[record::KIND_ANNOTATION] = json!("Widget.example.com");
+        annotations[record::WEIGHT_ANNOTATION] = json!("3");
+        annotations[record::HOLDER_POD_ANNOTATION] = json!("uid-1/pod_1");
+        annotations[record::ABOUT_ANNOTATION] = json!(
+            "The holder of this Lease is the one replica of prod that reconciles Widget.example.com; an empty holder: nobody does."
+        );
+        expected["metadata"]["labels"][record::INSTANCE_LABEL] = json!("prod");
+        expected["metadata"]["labels"][record::ROLE_LABEL] = json!("shard");
         expected["spec"]["renewTime"] = json!("2026-02-02T02:02:02.123456Z");
         expected["spec"]["holderIdentity"] = json!("pod_1");
         expected["spec"]["leaseDurationSeconds"] = json!(15);
-        assert_eq!(signed(Purpose::Renew, 4), expected);
+        assert_eq!(signed(Purpose::Renew, 4, |_| {}), expected);
 
         expected["spec"]["acquireTime"] = json!("2026-02-02T02:02:02.123456Z");
         expected["spec"]["leaseTransitions"] = json!(5);
-        assert_eq!(signed(Purpose::Acquire, 5), expected);
+        assert_eq!(signed(Purpose::Acquire, 5, |_| {}), expected);
 
         expected["spec"]["holderIdentity"] = json!("");
         expected["spec"]["leaseDurationSeconds"] = json!(1);
-        assert_eq!(signed(Purpose::Release, 5), expected);
+        let annotations = expected["metadata"]["annotations"].as_object_mut().unwrap();
+        annotations.remove(record::HOLDER_POD_ANNOTATION);
+        annotations.insert(record::SUCCESSOR_ANNOTATION.to_owned(), json!("pod_2"));
+        assert_eq!(signed(Purpose::Release, 5, |_| {}), expected);
+    }
+
+    #[test]
+    fn what_was_asked_for_stays_with_whoever_it_was_asked_of() {
+        let wanted = |name: &'static str, purpose| {
+            let asked = |lease: &mut serde_json::Value| {
+                lease["metadata"]["annotations"][record::HAND_OVER_ANNOTATION] = json!(name);
+                lease["metadata"]["annotations"][record::SUCCESSOR_ANNOTATION] = json!("pod_1");
+            };
+            let lease = signed(purpose, 5, asked);
+            assert_eq!(lease.pointer("/metadata/annotations").unwrap().get(record::SUCCESSOR_ANNOTATION), None);
+            lease["metadata"]["annotations"].get(record::HAND_OVER_ANNOTATION).is_some()
+        };
+        assert!(wanted("pod_1", Purpose::Acquire) && wanted("pod", Purpose::Acquire));
+        assert!(!wanted("pod_2", Purpose::Acquire));
+        assert!(wanted("pod_2", Purpose::Renew), "the holder is about to hand it over");
+    }
+
+    #[test]
+    fn a_pod_is_the_holders_only_while_its_identity_holds() {
+        let mut lease = stored();
+        lease["metadata"]["annotations"][record::HOLDER_POD_ANNOTATION] = json!("uid-0/pod_0");
+        let pod = |lease: &serde_json::Value| {
+            let lease: Lease = serde_json::from_value(lease.clone()).unwrap();
+            record::holder_pod(&lease).map(str::to_owned)
+        };
+        assert_eq!(pod(&lease).as_deref(), Some("uid-0"));
+        lease["spec"]["holderIdentity"] = json!("a client-go elector");
+        assert_eq!(pod(&lease), None);
     }
 
     #[test]

@@ -51,7 +51,8 @@ pub struct Unanswered {
     pub lease: String,
 }
 
-/// One term's fence. Clones are handles on the same fence. It starts shut; [`Fence::extend`] opens it.
+/// One term's fence. Clones are handles on the same fence.
+/// Before its term it lets reads pass, for a standby fills its cache through it; [`Fence::extend`] opens it for writes.
 #[derive(Clone)]
 pub struct Fence {
     state: Arc<State>,
@@ -71,7 +72,7 @@ struct State {
 }
 
 impl Fence {
-    /// A shut fence for a term on this Lease. `on_refusal` is called for each write it refuses.
+    /// A fence for the next term on this Lease, shut for writes. `on_refusal` is called for each write it refuses.
     pub fn new(lease: String, clock: Clock, on_refusal: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             state: Arc::new(State {
@@ -95,6 +96,16 @@ impl Fence {
     /// Shuts the fence for good.
     pub fn close(&self) {
         self.state.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// It was neither opened nor closed yet.
+    pub fn is_before_its_term(&self) -> bool {
+        self.state.valid_until.load(Ordering::SeqCst) == 0 && !self.state.closed.load(Ordering::SeqCst)
+    }
+
+    /// Both are handles on one fence.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
     }
 
     /// When validity ends unless it is extended.
@@ -296,6 +307,8 @@ impl<I> GatedIo<I> {
     fn gate(&self) -> io::Result<()> {
         match self.fence.time_left() {
             Some(_) => Ok(()),
+            // No write has passed the upper gate yet: these are the reads of a standby.
+            None if self.fence.is_before_its_term() => Ok(()),
             None => {
                 let fenced = Fenced { lease: self.fence.state.lease.clone() };
                 Err(io::Error::new(io::ErrorKind::PermissionDenied, fenced))
@@ -401,6 +414,32 @@ mod tests {
             assert!(send(&fence, method, "/x", Duration::ZERO).await.unwrap_err().is::<Fenced>());
         }
         send(&fence, Method::GET, "/x", Duration::ZERO).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_standby_reads_through_it_and_writes_nothing_and_the_first_renewal_makes_it_a_terms() {
+        let clock = Clock::tokio();
+        let (fence, _) = fence(clock);
+        let (ours, _theirs) = tokio::io::duplex(64);
+        let mut io = GatedIo { inner: TokioIo::new(ours), fence: fence.clone() };
+        let mut byte = async || std::future::poll_fn(|cx| Pin::new(&mut io).poll_write(cx, b"x")).await;
+        assert!(fence.is_before_its_term());
+        byte().await.expect("a request to read is bytes too");
+        assert!(send(&fence, Method::PATCH, "/x", Duration::ZERO).await.unwrap_err().is::<Fenced>());
+        fence.extend(clock.now() + SECOND);
+        assert!(!fence.is_before_its_term());
+        byte().await.unwrap();
+        tokio::time::advance(SECOND).await;
+        assert!(byte().await.is_err(), "what is past its term does not become a standby again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_standby_whose_fence_is_closed_sends_nothing() {
+        let (fence, _) = fence(Clock::tokio());
+        let (ours, _theirs) = tokio::io::duplex(64);
+        let mut io = GatedIo { inner: TokioIo::new(ours), fence: fence.clone() };
+        fence.close();
+        assert!(std::future::poll_fn(|cx| Pin::new(&mut io).poll_write(cx, b"x")).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,4 +1,5 @@
-//! One shard's term on this replica: decides when its work starts, drains, is aborted, and what the election may do meanwhile.
+//! One shard's term on this replica: decides when its work starts, is handed over, drains, is aborted, and what the
+//! election may do meanwhile.
 //!
 //! Pure: it is told what happened and answers with a [`Command`] for the supervisor and an [`Intent`] for the election.
 
@@ -36,6 +37,10 @@ pub enum Event {
         /// A write of it may still be carried out.
         unanswered: bool,
     },
+    /// Where the shard shall go. A level: it is told again whenever it changes.
+    Handover(Handover),
+    /// The standby's task has ended by itself.
+    StandbyFailed,
     /// The kind can be reconciled here, or it cannot.
     Runnable(bool),
     /// The process is to stop.
@@ -44,6 +49,23 @@ pub enum Event {
     Abort,
     /// Time has passed.
     Tick,
+}
+
+/// Where a shard that runs here shall go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Handover {
+    /// Nowhere.
+    #[default]
+    Stay,
+    /// To this replica, which is to be named on the Lease.
+    To {
+        /// Its holder identity.
+        successor: String,
+        /// It has filled its cache.
+        prepared: bool,
+    },
+    /// Away from here, and nobody can take it now.
+    ToNobody,
 }
 
 /// What to do about the work.
@@ -76,6 +98,9 @@ pub struct Slot {
     drain_timeout: Duration,
     work: Work,
     intent: Intent,
+    handover: Handover,
+    /// When the handover goes on whether the successor is prepared or not.
+    hand_over_by: Option<Moment>,
     runnable: bool,
     stopping: bool,
     failures: u32,
@@ -90,6 +115,8 @@ enum Work {
     Aborting { term: u64, since: Moment, give_up: Moment },
 }
 
+/// The longest that a handover waits for its successor's cache; a drain timeout that is shorter bounds it too.
+pub const PREPARE: Duration = Duration::from_secs(10);
 /// An aborted task ends at its next await. One that has not ended by then runs code that nothing can stop.
 const ABORT_PATIENCE: Duration = Duration::from_secs(2);
 /// First pause after a failed term; it doubles with each further failure.
@@ -106,6 +133,8 @@ impl Slot {
             drain_timeout,
             work: Work::Idle,
             intent: Intent::default(),
+            handover: Handover::Stay,
+            hand_over_by: None,
             runnable: false,
             stopping: false,
             failures: 0,
@@ -113,9 +142,23 @@ impl Slot {
         }
     }
 
-    /// What the election may do.
+    /// What the election may do. How long it lets others go first is not the slot's to say.
     pub fn intent(&self, now: Moment) -> Intent {
-        Intent { compete: self.runnable && !self.stopping && now >= self.cooling_until, ..self.intent }
+        let successor = match &self.handover {
+            Handover::To { successor, .. } => Some(successor.clone()),
+            Handover::Stay | Handover::ToNobody => None,
+        };
+        Intent { compete: self.can_run(now), successor, ..self.intent.clone() }
+    }
+
+    /// This replica could run the shard now.
+    pub fn can_run(&self, now: Moment) -> bool {
+        self.runnable && !self.stopping && now >= self.cooling_until
+    }
+
+    /// No term is here, and one may come: a cache can be kept for it.
+    pub fn can_stand_by(&self, now: Moment) -> bool {
+        self.state() == State::Idle && self.can_run(now)
     }
 
     /// What the slot is doing.
@@ -136,6 +179,7 @@ impl Slot {
     /// When to send [`Event::Tick`] if nothing else happens.
     pub fn next_wake(&self, now: Moment) -> Moment {
         let work = match self.work {
+            Work::Running { .. } => self.hand_over_by.unwrap_or(Moment::NEVER),
             Work::Draining { deadline, .. } => deadline,
             Work::Aborting { term, give_up, .. } if self.intent.abandoned < term => give_up,
             _ => Moment::NEVER,
@@ -151,13 +195,21 @@ impl Slot {
                 self.on_ended(term, &outcome, unanswered, now);
                 None
             }
+            Event::Handover(handover) => {
+                self.handover = handover;
+                self.on_handover(now)
+            }
+            Event::StandbyFailed => {
+                self.cool_down(now);
+                None
+            }
             Event::Runnable(runnable) => {
                 self.runnable = runnable;
                 if runnable { None } else { self.drain(now, now + self.drain_timeout) }
             }
             Event::Stop => {
                 self.stopping = true;
-                self.drain(now, now + self.drain_timeout)
+                self.on_handover(now)
             }
             Event::Abort => {
                 self.stopping = true;
@@ -167,11 +219,28 @@ impl Slot {
         }
     }
 
+    /// Work goes on until the successor is prepared, so that it stops for a release and an acquisition and no longer.
+    fn on_handover(&mut self, now: Moment) -> Option<Command> {
+        let waits = match &self.handover {
+            Handover::Stay => self.stopping,
+            Handover::To { prepared, .. } => !prepared,
+            Handover::ToNobody => false,
+        };
+        if self.handover == Handover::Stay && !self.stopping {
+            self.hand_over_by = None;
+            return None;
+        }
+        // The bound is on the whole wait: another successor does not begin it anew.
+        let by = *self.hand_over_by.get_or_insert(now + PREPARE.min(self.drain_timeout));
+        if waits && now < by { None } else { self.drain(now, now + self.drain_timeout) }
+    }
+
     fn on_standing(&mut self, standing: Standing, now: Moment) -> Option<Command> {
         match (standing, self.work) {
             (Standing::Leading(grant), Work::Idle) if grant.term > self.intent.ended => {
-                if self.intent(now).compete {
+                if self.can_run(now) {
                     self.work = Work::Running { term: grant.term, since: now };
+                    self.hand_over_by = None;
                     Some(Command::Start(grant))
                 } else {
                     // Won after the wish had gone: no work begins, so its end is now, and the Lease is released.
@@ -211,6 +280,7 @@ impl Slot {
             return;
         }
         self.work = Work::Idle;
+        self.hand_over_by = None;
         self.intent.ended = term;
         if unanswered {
             self.intent.abandoned = term;
@@ -223,15 +293,22 @@ impl Slot {
             self.failures = 0;
         }
         if failed {
-            self.cooling_until = now + COOL_DOWN.saturating_mul(1 << self.failures.min(16)).min(COOL_DOWN_MOST);
-            self.failures += 1;
+            self.cool_down(now);
         } else if matches!(outcome, Outcome::Finished) {
             self.failures = 0;
         }
     }
 
+    fn cool_down(&mut self, now: Moment) {
+        self.cooling_until = now + COOL_DOWN.saturating_mul(1 << self.failures.min(16)).min(COOL_DOWN_MOST);
+        self.failures += 1;
+    }
+
     fn on_tick(&mut self, now: Moment) -> Option<Command> {
         match self.work {
+            Work::Running { .. } if self.hand_over_by.is_some_and(|by| now >= by) => {
+                self.drain(now, now + self.drain_timeout)
+            }
             Work::Draining { deadline, .. } if now >= deadline => self.abort(now),
             Work::Aborting { term, give_up, .. } if now >= give_up => {
                 self.intent.abandoned = term;
@@ -297,25 +374,83 @@ mod tests {
         assert!(runnable().intent(at(0)).compete);
     }
 
+    fn to(successor: &str, prepared: bool) -> Event {
+        Event::Handover(Handover::To { successor: successor.to_owned(), prepared })
+    }
+
+    /// A running slot that is told to stop when nobody can follow.
+    fn stopped(now: Moment) -> Slot {
+        let mut slot = running();
+        assert_eq!(slot.on(Event::Stop, now), None, "who follows is told next");
+        assert_eq!(slot.on(Event::Handover(Handover::ToNobody), now), Some(Command::Drain));
+        slot
+    }
+
     #[test]
     fn a_stop_drains_and_only_the_end_of_the_work_allows_the_release() {
-        let mut slot = running();
-        assert_eq!(slot.on(Event::Stop, at(1)), Some(Command::Drain));
-        assert_eq!(slot.intent(at(1)), Intent { compete: false, ended: 0, abandoned: 0 });
+        let mut slot = stopped(at(1));
+        assert_eq!(slot.intent(at(1)), Intent::default());
         assert_eq!(slot.on(ended(1, Outcome::Finished), at(2)), None);
-        assert_eq!(slot.intent(at(2)), Intent { compete: false, ended: 1, abandoned: 0 });
+        assert_eq!(slot.intent(at(2)), Intent { ended: 1, ..Intent::default() });
+    }
+
+    #[test]
+    fn a_handover_names_the_successor_and_works_on_until_it_is_prepared() {
+        let mut slot = running();
+        assert_eq!(slot.on(to("bing", false), at(1)), None);
+        assert_eq!(slot.intent(at(1)).successor.as_deref(), Some("bing"));
+        assert_eq!(slot.state(), State::Running);
+        assert_eq!(slot.on(to("bing", true), at(3)), Some(Command::Drain));
+        slot.on(ended(1, Outcome::Finished), at(3));
+        assert_eq!(slot.intent(at(3)).successor.as_deref(), Some("bing"), "the release names it too");
+        assert!(slot.can_run(at(3)), "should it not come");
+    }
+
+    #[test]
+    fn a_handover_waits_for_a_bounded_time_whoever_the_successor_is() {
+        let mut slot = running();
+        slot.on(to("bing", false), at(1));
+        assert_eq!(slot.on(to("bong", false), at(4)), None);
+        assert_eq!(slot.next_wake(at(4)), at(6), "the drain timeout is 5 s, and the first was named at 1");
+        assert_eq!(slot.on(Event::Tick, at(6)), Some(Command::Drain));
+    }
+
+    #[test]
+    fn a_handover_that_is_called_off_leaves_everything_as_it_was() {
+        let mut slot = running();
+        slot.on(to("bing", false), at(1));
+        assert_eq!(slot.on(Event::Handover(Handover::Stay), at(2)), None);
+        assert_eq!((slot.next_wake(at(2)), slot.intent(at(2)).successor), (Moment::NEVER, None));
+        slot.on(to("bing", false), at(9));
+        assert_eq!(slot.next_wake(at(9)), at(14), "the next one has its own time");
+    }
+
+    #[test]
+    fn a_stop_that_nobody_answers_drains_by_itself() {
+        let mut slot = running();
+        slot.on(Event::Stop, at(1));
+        assert_eq!(slot.next_wake(at(1)), at(6));
+        assert_eq!(slot.on(Event::Tick, at(6)), Some(Command::Drain));
+    }
+
+    #[test]
+    fn a_standby_that_fails_cools_down_as_a_term_does() {
+        let mut slot = runnable();
+        assert!(slot.can_stand_by(at(0)));
+        slot.on(Event::StandbyFailed, at(0));
+        assert!(!slot.can_stand_by(at(0)) && !slot.intent(at(0)).compete);
+        assert!(slot.can_stand_by(at(1)));
     }
 
     #[test]
     fn a_drain_that_takes_too_long_is_aborted_and_work_that_goes_on_is_abandoned() {
-        let mut slot = running();
-        slot.on(Event::Stop, at(1));
+        let mut slot = stopped(at(1));
         assert_eq!(slot.next_wake(at(1)), at(6));
         assert_eq!(slot.on(Event::Tick, at(5)), None);
         assert_eq!(slot.on(Event::Tick, at(6)), Some(Command::Abort));
         assert_eq!(slot.intent(at(6)).abandoned, 0, "an aborted task ends at its next await");
         assert_eq!(slot.on(Event::Tick, at(8)), None);
-        assert_eq!(slot.intent(at(8)), Intent { compete: false, ended: 0, abandoned: 1 });
+        assert_eq!(slot.intent(at(8)), Intent { abandoned: 1, ..Intent::default() });
         assert_eq!(slot.next_wake(at(8)), Moment::NEVER);
     }
 
@@ -370,10 +505,9 @@ mod tests {
 
     #[test]
     fn a_write_that_may_still_land_leaves_the_lease_to_expire() {
-        let mut slot = running();
-        slot.on(Event::Stop, at(1));
+        let mut slot = stopped(at(1));
         slot.on(Event::Ended { term: 1, outcome: Outcome::Finished, unanswered: true }, at(2));
-        assert_eq!(slot.intent(at(2)), Intent { compete: false, ended: 1, abandoned: 1 });
+        assert_eq!(slot.intent(at(2)), Intent { ended: 1, abandoned: 1, ..Intent::default() });
     }
 
     #[test]

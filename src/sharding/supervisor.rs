@@ -1,9 +1,15 @@
 //! Owns electors and terms: one loop over one closed [`Event`], and the only file that spawns.
 //!
-//! It decides nothing by itself: each shard's [`Slot`] does. It gives every term a fence, a client and a task, hears how
-//! the task ends, and passes the slot's intent on to the elector. Other kinds never notice what happens to one.
+//! It decides nothing by itself: the [`Roster`] says where each shard shall be, and each shard's [`Slot`] what that means
+//! here. It gives every term a client and a task, lets standbys fill their caches, hears how a task ends, and passes the
+//! slot's intent on to the elector. Other kinds never notice what happens to one.
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use kube::Client;
@@ -17,20 +23,30 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    board::{Blindness, Board},
+    board::{Board, Turn},
     clock::Clock,
     election::{FencingToken, Grant, Intent},
     elector::{Elector, Report, Shared},
     fence::Fence,
+    membership::{self, Membership},
     moment::Moment,
     preflight::{self, Verdict},
-    slot::{self, Command, Outcome, Slot, State},
-    term::{BoxError, Reconciler, Term},
+    proof::{Deaths, Origin, Witness},
+    record,
+    roster::{Activity, Advice, Profile, Roster},
+    slot::{self, Command, Handover, Outcome, Slot, State},
+    term::{BoxError, Promotion, Reconciler, Standby, Term},
 };
-use crate::{config::Kind, ops::status::ShardState};
+use crate::{
+    config::Kind,
+    ops::status::{Mate, ShardState},
+};
 
 /// How long the writes that are on their way when a term's task ends may take to be answered.
 const QUIESCE: Duration = Duration::from_secs(1);
+
+const NOT_ASKED: &str = "the API server was not asked yet whether every kind can be reconciled";
+const MEMBERSHIP: &str = "the membership";
 
 /// Whether this replica leads a kind, for other tasks of the process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,17 +91,38 @@ pub struct Surroundings {
     pub work: Handle,
     /// How long a drain may take.
     pub drain_timeout: Duration,
+    /// How long a replica lets one go first that the last holder named.
+    pub courtesy: Duration,
+    /// What this replica knows of the others.
+    pub roster: Roster,
+    /// How the others learn of this one.
+    pub membership: Membership,
+    /// Who tells of processes that have ended; `None` outside of a Pod.
+    pub witness: Option<Witness>,
 }
 
 /// All that can wake the supervisor.
 enum Event {
     Reported(usize, Report),
     Judged(usize, Verdict),
-    Seeing(Blindness),
+    Turned(Turn),
+    Buried(Deaths),
+    Placed(Origin),
+    /// What has become of our membership has changed.
+    Published,
+    /// The standby with this number has filled its cache.
+    Prepared(usize, u64),
     TaskEnded(Id, Outcome),
-    Quiesced { shard: usize, term: u64, outcome: Outcome, unanswered: bool },
+    Quiesced {
+        shard: usize,
+        term: u64,
+        outcome: Outcome,
+        unanswered: bool,
+    },
     Signal,
     Tick,
+    /// Our membership has ended, as it was asked to.
+    Left,
     Died(&'static str),
 }
 
@@ -97,8 +134,15 @@ struct Shard {
     intent: watch::Sender<Intent>,
     /// What the elector last said of itself, and under which intent.
     settled: (bool, Intent),
+    /// That of the running term, or of the next one.
     fence: Option<Fence>,
     task: Option<Task>,
+    standby: Option<Cache>,
+    /// The reconciler has not said that it cannot stand by.
+    can_keep_cache: bool,
+    advice: Advice,
+    /// What the slot was told of it.
+    handover: Handover,
     /// The last that the preflight learnt.
     verdict: Verdict,
     /// How the last failed term ended.
@@ -107,74 +151,155 @@ struct Shard {
 
 struct Task {
     token: FencingToken,
+    fence: Fence,
     draining: CancellationToken,
     abort: AbortHandle,
     drain_began: Option<Instant>,
 }
 
+/// A standby: its task fills a cache behind the fence of the next term.
+struct Cache {
+    /// Counts the standbys of this process.
+    number: u64,
+    task: Id,
+    abort: AbortHandle,
+    fence: Fence,
+    client: Client,
+    promotion: Promotion,
+}
+
+/// What a task of ours is for.
+enum Job {
+    Standby(usize),
+    Term(usize, u64),
+}
+
 /// The supervisor of one replica.
 pub struct Supervisor {
-    surroundings: Surroundings,
+    shared: Shared,
+    config: kube::Config,
+    work_on: Handle,
+    drain_timeout: Duration,
+    courtesy: Duration,
+    roster: Roster,
     shards: Vec<Shard>,
     reports: mpsc::UnboundedReceiver<(usize, Report)>,
     verdicts: mpsc::UnboundedReceiver<(usize, Verdict)>,
-    blindness: watch::Receiver<Blindness>,
+    turns: mpsc::UnboundedReceiver<Turn>,
+    /// Why the Lease watch does not see; `None` while it does.
+    blind: Option<String>,
+    deaths: watch::Receiver<Deaths>,
+    origin: watch::Receiver<Option<Origin>>,
+    /// What the electors are told of the dead.
+    dead: watch::Sender<Arc<BTreeSet<String>>>,
+    profile: watch::Sender<Option<Profile>>,
+    membership: Arc<Membership>,
+    published: watch::Receiver<membership::Standing>,
+    /// Whether something has been seen that the advice must follow.
+    stale: bool,
+    /// When the advice is to be asked for again by itself, and the litter looked for.
+    advise_at: Moment,
+    collect_at: Moment,
     staff: JoinSet<&'static str>,
     work: JoinSet<Result<(), BoxError>>,
-    running: HashMap<Id, (usize, u64)>,
-    quiescing: FuturesUnordered<BoxFuture<'static, Event>>,
+    jobs: HashMap<Id, Job>,
+    standbys: u64,
+    pending: FuturesUnordered<BoxFuture<'static, Event>>,
+    left: bool,
     /// When the stop has taken as long as it may; set by the first signal.
     give_up: Option<Moment>,
 }
 
 impl Supervisor {
-    /// Spawns electors, board and preflights for these kinds.
-    pub fn new(surroundings: Surroundings, mut board: Board, assignments: Vec<Assignment>) -> Self {
+    /// Spawns electors, board, membership, witness and preflights for these kinds.
+    pub fn new(
+        surroundings: Surroundings,
+        (mut board, turns): (Board, mpsc::UnboundedReceiver<Turn>),
+        assignments: Vec<Assignment>,
+    ) -> Self {
+        let Surroundings { shared, config, client, work, drain_timeout, courtesy, roster, membership, witness } =
+            surroundings;
         let (report, reports) = mpsc::unbounded_channel();
         let (verdict, verdicts) = mpsc::unbounded_channel();
-        let blindness = board.blindness();
+        let dead = watch::Sender::default();
         let mut staff = JoinSet::new();
         let mut shards = Vec::new();
         for (index, Assignment { kind, reconciler, leadership }) in assignments.into_iter().enumerate() {
             let (intent, intents) = watch::channel(Intent::default());
             let sightings = board.follow(&kind.lease_name);
-            let elector =
-                Elector::new(surroundings.shared.clone(), index, Arc::clone(&kind), sightings, intents, report.clone());
-            staff.spawn(elector.run().map(|()| "an elector"));
-            let asking = preflight::keep_asking(
-                surroundings.client.clone(),
+            let elector = Elector::new(
+                shared.clone(),
                 index,
                 Arc::clone(&kind),
-                reconciler.needs(),
-                verdict.clone(),
+                sightings,
+                intents,
+                dead.subscribe(),
+                report.clone(),
             );
+            staff.spawn(elector.run().map(|()| "an elector"));
+            let needs = reconciler.needs();
+            let asking = preflight::keep_asking(client.clone(), index, Arc::clone(&kind), needs, verdict.clone());
             staff.spawn(asking.map(|()| "a preflight"));
             let name = kind.name();
-            surroundings.shared.status.update(&kind.lease_name, |status| status.kind = name);
+            shared.status.update(&kind.lease_name, |status| status.kind = name);
             shards.push(Shard {
                 kind,
                 reconciler,
                 leadership,
-                slot: Slot::new(surroundings.drain_timeout),
+                slot: Slot::new(drain_timeout),
                 intent,
                 settled: (true, Intent::default()),
                 fence: None,
                 task: None,
-                verdict: Verdict::Unknown("the API server was not asked yet".to_owned()),
+                standby: None,
+                can_keep_cache: true,
+                advice: Advice::default(),
+                handover: Handover::Stay,
+                verdict: Verdict::Unknown(NOT_ASKED.to_owned()),
                 failure: None,
             });
         }
         staff.spawn(board.run().map(|()| "the Lease watch"));
+        let (deaths, origin) = match witness {
+            Some(witness) => {
+                let heard = (witness.deaths(), witness.origin());
+                staff.spawn(witness.run().map(|()| "the Pod watch"));
+                heard
+            }
+            None => (watch::Sender::default().subscribe(), watch::Sender::default().subscribe()),
+        };
+        let membership = Arc::new(membership);
+        let profile = watch::Sender::new(Some(roster.me().clone()));
+        let standing = watch::Sender::default();
+        let published = standing.subscribe();
+        staff.spawn(Membership::run(Arc::clone(&membership), profile.subscribe(), standing).map(|()| MEMBERSHIP));
         Self {
-            surroundings,
+            shared,
+            config,
+            work_on: work,
+            drain_timeout,
+            courtesy,
+            roster,
             shards,
             reports,
             verdicts,
-            blindness,
+            turns,
+            blind: Some("the Lease watch has not listed yet".to_owned()),
+            deaths,
+            origin,
+            dead,
+            profile,
+            membership,
+            published,
+            stale: true,
+            advise_at: Moment::NEVER,
+            collect_at: Moment::default(),
             staff,
             work: JoinSet::new(),
-            running: HashMap::new(),
-            quiescing: FuturesUnordered::new(),
+            jobs: HashMap::new(),
+            standbys: 0,
+            pending: FuturesUnordered::new(),
+            left: false,
             give_up: None,
         }
     }
@@ -193,7 +318,7 @@ impl Supervisor {
                 break result;
             }
         };
-        self.surroundings.shared.status.update_replica(|replica| replica.supervisor_stopped = result.is_err());
+        self.shared.status.update_replica(|replica| replica.supervisor_stopped = result.is_err());
         result
     }
 
@@ -201,16 +326,25 @@ impl Supervisor {
         let clock = self.clock();
         let now = clock.now();
         let wake = self.shards.iter().map(|shard| shard.slot.next_wake(now)).min().unwrap_or(Moment::NEVER);
-        let wake = wake.min(self.give_up.unwrap_or(Moment::NEVER));
+        let wake = wake.min(self.give_up.unwrap_or(Moment::NEVER)).min(self.advise_at).min(self.collect_at);
         tokio::select! {
             biased;
             Some((shard, report)) = self.reports.recv() => Event::Reported(shard, report),
             Some(joined) = self.work.join_next_with_id() => task_ended(joined),
-            Some(event) = self.quiescing.next() => event,
+            Some(event) = self.pending.next() => event,
             Some(()) = signals.next() => Event::Signal,
+            Some(turn) = self.turns.recv() => Event::Turned(turn),
+            Ok(()) = self.deaths.changed() => Event::Buried(self.deaths.borrow_and_update().clone()),
+            Ok(()) = self.origin.changed() => Event::Placed(self.origin.borrow_and_update().clone().unwrap_or_default()),
             Some((shard, verdict)) = self.verdicts.recv() => Event::Judged(shard, verdict),
-            Ok(()) = self.blindness.changed() => Event::Seeing(self.blindness.borrow_and_update().clone()),
-            Some(ended) = self.staff.join_next() => Event::Died(ended.unwrap_or("a panicking task")),
+            Ok(()) = self.published.changed() => {
+                self.published.mark_unchanged();
+                Event::Published
+            },
+            Some(ended) = self.staff.join_next() => match ended {
+                Ok(MEMBERSHIP) if self.profile.borrow().is_none() => Event::Left,
+                ended => Event::Died(ended.unwrap_or("a panicking task")),
+            },
             () = clock.sleep_until(wake) => Event::Tick,
         }
     }
@@ -219,32 +353,204 @@ impl Supervisor {
         match event {
             Event::Reported(shard, report) => self.on_report(shard, report),
             Event::Judged(shard, verdict) => self.on_verdict(shard, verdict),
-            Event::Seeing(blindness) => {
-                let identity = self.surroundings.shared.identity.clone();
-                self.surroundings.shared.status.update_replica(|replica| {
-                    replica.identity = identity;
-                    replica.unready = blindness;
-                });
+            Event::Turned(turn) => self.on_turn(turn),
+            Event::Buried(deaths) => self.on_deaths(deaths),
+            Event::Placed(origin) => {
+                let revision = origin.revision;
+                self.introduce(|me| me.revision = revision);
             }
+            Event::Published => {}
+            Event::Prepared(shard, number) => self.on_prepared(shard, number),
             Event::TaskEnded(id, outcome) => self.on_task_ended(id, outcome),
             Event::Quiesced { shard, term, outcome, unanswered } => {
                 self.tell(shard, slot::Event::Ended { term, outcome, unanswered });
             }
             Event::Signal => self.on_signal(),
             Event::Tick => (0..self.shards.len()).for_each(|shard| self.tell(shard, slot::Event::Tick)),
+            Event::Left => self.left = true,
             Event::Died(who) => {
                 error!("{who} ended unasked");
                 return Some(Err(Stopped::Unasked(who)));
             }
         }
+        self.advise();
+        self.say_whether_ready();
         self.stopped()
+    }
+
+    /// Takes in what the board shows; a renewal alone is no news.
+    fn on_turn(&mut self, turn: Turn) {
+        let now = self.clock().now();
+        self.stale |= match turn {
+            Turn::Listed(leases) => {
+                let members = leases.iter().filter_map(|lease| record::member(lease)).collect();
+                let holding =
+                    |lease: &Arc<record::Lease>| Some((lease.metadata.name.clone()?, record::holding(lease)?));
+                self.roster.listed(now, members, leases.iter().filter_map(holding).collect());
+                self.blind = None;
+                self.collect_predecessors();
+                true
+            }
+            Turn::Stored(lease) => match (record::member(&lease), record::holding(&lease), &lease.metadata.name) {
+                (Some(member), _, _) => self.roster.member(now, member),
+                (None, Some(holding), Some(name)) => self.roster.holding(now, name, Some(holding)),
+                _ => false,
+            },
+            Turn::Deleted(lease) => match (record::member(&lease), &lease.metadata.name) {
+                (Some(member), _) => self.roster.member_gone(&member.identity),
+                (None, Some(name)) => self.roster.holding(now, name, None),
+                (None, None) => false,
+            },
+            Turn::Blind(why) => {
+                self.roster.blind();
+                self.blind = Some(why);
+                true
+            }
+        };
+    }
+
+    fn on_deaths(&mut self, deaths: Deaths) {
+        // Whose container runs again takes its Leases back itself; the others stand in line for them, as is due.
+        let dead: BTreeSet<_> = deaths.ended.union(&deaths.restarted).cloned().collect();
+        self.stale |= self.roster.bury(&deaths.ended);
+        self.dead.send_replace(Arc::new(dead));
+    }
+
+    /// Whoever was in our Pod before us is dead, and the others need not find that out by its silence.
+    fn collect_predecessors(&mut self) {
+        let predecessors: Vec<_> = self.roster.predecessors().map(|it| (it.name.clone(), it.version.clone())).collect();
+        self.collect(predecessors);
+    }
+
+    fn collect(&mut self, litter: Vec<(String, super::election::Version)>) {
+        for (name, version) in litter {
+            info!(lease = name, "collecting a Lease that nobody needs any more");
+            let membership = Arc::clone(&self.membership);
+            self.pending.push(Box::pin(async move {
+                membership.delete(&name, version).await;
+                Event::Tick
+            }));
+        }
+    }
+
+    /// Changes what we say of ourselves.
+    fn introduce(&mut self, change: impl FnOnce(&mut Profile)) {
+        let mut me = self.roster.me().clone();
+        change(&mut me);
+        if me != *self.roster.me() {
+            self.roster.introduce(me.clone());
+            self.stale = true;
+            self.profile.send_if_modified(|profile| match profile {
+                Some(profile) => {
+                    *profile = me;
+                    true
+                }
+                None => false,
+            });
+        }
+    }
+
+    /// Has every slot hear where its shard shall be, until nothing new follows from that.
+    fn advise(&mut self) {
+        let now = self.clock().now();
+        if now >= self.collect_at {
+            self.collect_at = now + self.shared.timings.lease_duration;
+            let litter = self.roster.litter(now);
+            self.collect(litter);
+        }
+        self.describe_ourselves(now);
+        if !std::mem::replace(&mut self.stale, false) && now < self.advise_at {
+            return;
+        }
+        let counsel = self.roster.advise(now);
+        self.advise_at = counsel.next.unwrap_or(Moment::NEVER);
+        let mate = |(identity, activity, newest): (String, Activity, bool)| Mate {
+            identity,
+            draining: activity == Activity::Draining,
+            newest,
+        };
+        let crew: Vec<_> = counsel.crew.into_iter().map(mate).collect();
+        self.shared.metrics.set_replicas(crew.len());
+        self.shared.status.update_replica(|replica| replica.crew = crew);
+        let mut advice = counsel.shards;
+        for index in 0..self.shards.len() {
+            let advice = advice.remove(&self.shards[index].kind.lease_name).unwrap_or_default();
+            self.heed(index, advice);
+        }
+        self.describe_ourselves(now);
+    }
+
+    fn heed(&mut self, index: usize, advice: Advice) {
+        let stopping = self.give_up.is_some();
+        let handover = match &advice.hand_over {
+            Some((successor, prepared)) => Handover::To { successor: successor.clone(), prepared: *prepared },
+            // A Lease that the watch does not show as ours yet will be, and then we know who follows.
+            None if stopping && (advice.held || self.blind.is_some()) => Handover::ToNobody,
+            None => Handover::Stay,
+        };
+        if (&self.shards[index].advice, &self.shards[index].handover) == (&advice, &handover) {
+            return;
+        }
+        if let (Some((successor, false)), State::Running) = (&advice.hand_over, self.shards[index].slot.state())
+            && self.shards[index].advice.hand_over.as_ref().map(|(old, _)| old) != Some(successor)
+        {
+            let shard = &self.shards[index];
+            info!(kind = shard.kind.name(), lease = shard.kind.lease_name, successor, "handing over: successor named");
+        }
+        self.shards[index].advice = advice;
+        self.shards[index].handover = handover.clone();
+        self.tell(index, slot::Event::Handover(handover));
+    }
+
+    /// Brings what the others know of us up to what is true.
+    fn describe_ourselves(&mut self, now: Moment) {
+        let mut unable = BTreeSet::new();
+        let mut failing = BTreeSet::new();
+        let mut prepared = BTreeMap::new();
+        for shard in &self.shards {
+            let lease = &shard.kind.lease_name;
+            // While we stop we say so by our activity; a term that runs is no sign of being unable.
+            if self.give_up.is_none() && !shard.slot.can_run(now) {
+                unable.insert(lease.clone());
+            }
+            if shard.slot.cooling_until(now).is_some() {
+                failing.insert(lease.clone());
+            }
+            let filled = shard.standby.as_ref().is_some_and(|cache| cache.promotion.filled.is_cancelled());
+            // Who cannot stand by has nothing to fill.
+            let ready = filled || (shard.slot.can_stand_by(now) && !shard.can_keep_cache);
+            if let (Some(token), true) = (&shard.advice.named, ready) {
+                prepared.insert(lease.clone(), token.clone());
+            }
+        }
+        let activity = if self.give_up.is_some() { Activity::Draining } else { Activity::Active };
+        self.introduce(|me| {
+            me.activity = activity;
+            me.unable = unable;
+            me.failing = failing;
+            me.prepared = prepared;
+        });
+    }
+
+    fn say_whether_ready(&mut self) {
+        let unasked = self.shards.iter().any(|shard| shard.verdict == Verdict::Unknown(NOT_ASKED.to_owned()));
+        let standing = self.published.borrow().clone();
+        let unready = self.blind.clone().or_else(|| match standing {
+            membership::Standing { published: false, trouble } => {
+                Some(trouble.unwrap_or_else(|| "the membership Lease is not written yet".to_owned()))
+            }
+            // A rollout goes on when we are ready: by then we must be somebody to hand over to.
+            _ => unasked.then(|| NOT_ASKED.to_owned()),
+        });
+        self.shared.status.update_replica(|replica| {
+            replica.identity.clone_from(&self.shared.identity);
+            replica.unready = unready;
+        });
     }
 
     fn on_report(&mut self, shard: usize, report: Report) {
         self.shards[shard].settled = (report.settled, report.heeds);
-        if report.fence.is_some() {
-            self.shards[shard].fence = report.fence;
-        }
+        self.shards[shard].fence = Some(report.fence);
         self.tell(shard, slot::Event::Standing(report.standing));
     }
 
@@ -263,26 +569,28 @@ impl Supervisor {
         }
         let runnable = verdict == Verdict::Runnable;
         shard.verdict = verdict;
-        self.surroundings.shared.metrics.blocked(&kind, !runnable);
+        self.shared.metrics.blocked(&kind, !runnable);
         self.tell(index, slot::Event::Runnable(runnable));
     }
 
     fn on_signal(&mut self) {
+        let now = self.clock().now();
+        let release = self.shared.timings.request_timeout * 2 + QUIESCE + Duration::from_secs(2);
         let event = if self.give_up.is_none() {
-            info!("stopping: draining every kind, then releasing its Lease; a second signal aborts");
-            self.surroundings.shared.status.update_replica(|replica| replica.stopping = true);
+            info!("stopping: handing every kind over; a second signal aborts");
+            self.shared.status.update_replica(|replica| replica.stopping = true);
+            self.give_up = Some(now + slot::PREPARE.min(self.drain_timeout) + self.drain_timeout + release);
             slot::Event::Stop
         } else {
             warn!("aborting");
+            self.give_up = Some(now + release);
             slot::Event::Abort
         };
-        let now = self.clock().now();
-        let release = self.surroundings.shared.timings.request_timeout * 2 + QUIESCE + Duration::from_secs(2);
-        let most = if event == slot::Event::Stop { self.surroundings.drain_timeout + release } else { release };
-        self.give_up = Some(now + most);
         for shard in 0..self.shards.len() {
+            // Who follows is told next, or that nobody does.
             self.tell(shard, event.clone());
         }
+        self.stale = true;
     }
 
     /// Tells a slot what happened, does what it answers, and passes its intent on.
@@ -294,25 +602,105 @@ impl Supervisor {
             Some(Command::Abort) => self.abort(index),
             None => {}
         }
+        self.stand_by_or_not(index, now);
+        let courtesy = self.courtesy;
         let shard = &self.shards[index];
-        let intent = shard.slot.intent(now);
-        shard.intent.send_if_modified(|sent| std::mem::replace(sent, intent) != intent);
+        let intent = Intent { patience: shard.advice.patience, courtesy, ..shard.slot.intent(now) };
+        shard.intent.send_if_modified(|sent| std::mem::replace(sent, intent.clone()) != intent);
         self.publish(index, now);
     }
 
-    fn start(&mut self, index: usize, grant: &Grant) {
-        let holder = self.surroundings.shared.identity.clone();
+    /// Begins or ends the standby, as it is wanted and possible now.
+    fn stand_by_or_not(&mut self, index: usize, now: Moment) {
+        let shard = &self.shards[index];
+        let wanted = shard.can_keep_cache && shard.advice.keep_cache && shard.slot.can_stand_by(now);
+        match (&shard.standby, &shard.fence) {
+            (Some(cache), fence) if !wanted || !fence.as_ref().is_some_and(|fence| fence.is(&cache.fence)) => {
+                self.dismiss(index);
+            }
+            (None, Some(fence)) if wanted && fence.is_before_its_term() => {
+                let fence = fence.clone();
+                self.stand_by(index, fence);
+            }
+            _ => {}
+        }
+    }
+
+    fn stand_by(&mut self, index: usize, fence: Fence) {
+        let client = match self.client(&fence) {
+            Ok(client) => client,
+            // The term will say the same, and fail by it.
+            Err(error) => return warn!("failed to make a standby's client: {error}"),
+        };
         let shard = &mut self.shards[index];
-        let (kind, lease) = (shard.kind.name(), shard.kind.lease_name.clone());
-        let Some(fence) = shard.fence.clone() else {
+        let (standby, promotion) = Standby::new(Arc::clone(&shard.kind), client.clone());
+        let Some(filling) = shard.reconciler.stand_by(standby) else {
+            shard.can_keep_cache = false;
+            return;
+        };
+        let abort = self.work.spawn_on(filling, &self.work_on);
+        self.standbys += 1;
+        let (number, filled) = (self.standbys, promotion.filled.clone());
+        self.jobs.insert(abort.id(), Job::Standby(index));
+        self.pending.push(Box::pin(async move {
+            filled.cancelled().await;
+            Event::Prepared(index, number)
+        }));
+        shard.standby = Some(Cache { number, task: abort.id(), abort, fence, client, promotion });
+    }
+
+    fn dismiss(&mut self, index: usize) {
+        if let Some(cache) = self.shards[index].standby.take() {
+            cache.abort.abort();
+            self.jobs.remove(&cache.task);
+            // Whoever waits for it to be filled waits no longer.
+            cache.promotion.filled.cancel();
+        }
+    }
+
+    fn on_prepared(&mut self, index: usize, number: u64) {
+        let shard = &self.shards[index];
+        if shard.standby.as_ref().is_some_and(|cache| cache.number == number) {
+            info!(kind = shard.kind.name(), lease = shard.kind.lease_name, "standing by: the cache is filled");
+            self.stale = true;
+            self.publish(index, self.clock().now());
+        }
+    }
+
+    /// The client's own tasks belong to the runtime that the work runs on.
+    fn client(&self, fence: &Fence) -> Result<Client, kube::Error> {
+        let _entered = self.work_on.enter();
+        fence.client(&self.config)
+    }
+
+    fn start(&mut self, index: usize, grant: &Grant) {
+        let holder = self.shared.identity.clone();
+        let Some(fence) = self.shards[index].fence.clone() else {
             self.quiesce(index, grant.term, Outcome::Failed("the grant came without a fence".to_owned()));
             return;
         };
-        // The client's own tasks belong to the runtime that the work runs on.
-        let entered = self.surroundings.work.enter();
-        let client = fence.client(&self.surroundings.config);
-        drop(entered);
-        let client = match client {
+        let (kind, lease) = (self.shards[index].kind.name(), self.shards[index].kind.lease_name.clone());
+        let draining = CancellationToken::new();
+        let begin = |kind: &Arc<Kind>, client: Client| {
+            Term::new(Arc::clone(kind), holder.clone(), grant.token.clone(), client, draining.clone())
+        };
+        // A cache that was filled behind this very fence begins the term with it.
+        let cache = self.shards[index].standby.take_if(|cache| cache.fence.is(&fence));
+        self.dismiss(index);
+        if let Some(cache) = cache {
+            let warm = cache.promotion.filled.is_cancelled();
+            cache.promotion.filled.cancel();
+            let term = begin(&self.shards[index].kind, cache.client);
+            if cache.promotion.term.send(term).is_ok() {
+                info!(kind, lease, holder, token = %grant.token, warm, "leading: the term begins");
+                self.jobs.insert(cache.task, Job::Term(index, grant.term));
+                self.shards[index].task =
+                    Some(Task { token: grant.token.clone(), fence, draining, abort: cache.abort, drain_began: None });
+                return;
+            }
+            self.jobs.remove(&cache.task);
+        }
+        let client = match self.client(&fence) {
             Ok(client) => client,
             Err(error) => {
                 let outcome = Outcome::Failed(format!("failed to make the term's client: {error}"));
@@ -320,13 +708,13 @@ impl Supervisor {
                 return;
             }
         };
-        info!(kind, lease, holder, token = %grant.token, "leading: the term begins");
-        let draining = CancellationToken::new();
-        let term = Term::new(Arc::clone(&shard.kind), holder, grant.token.clone(), client, draining.clone());
+        info!(kind, lease, holder, token = %grant.token, warm = false, "leading: the term begins");
+        let shard = &mut self.shards[index];
+        let term = begin(&shard.kind, client);
         let reconciler = Arc::clone(&shard.reconciler);
-        let abort = self.work.spawn_on(async move { reconciler.run(term).await }, &self.surroundings.work);
-        self.running.insert(abort.id(), (index, grant.term));
-        shard.task = Some(Task { token: grant.token.clone(), draining, abort, drain_began: None });
+        let abort = self.work.spawn_on(async move { reconciler.run(term).await }, &self.work_on);
+        self.jobs.insert(abort.id(), Job::Term(index, grant.term));
+        shard.task = Some(Task { token: grant.token.clone(), fence, draining, abort, drain_began: None });
     }
 
     #[expect(clippy::disallowed_methods, reason = "measures the drain and decides nothing")]
@@ -335,32 +723,48 @@ impl Supervisor {
         if let Some(task) = &mut shard.task {
             info!(kind = shard.kind.name(), lease = shard.kind.lease_name, token = %task.token, "draining");
             task.drain_began = Some(Instant::now());
+            if matches!(shard.handover, Handover::To { .. }) {
+                self.shared.metrics.handed_over(&shard.kind.name());
+            }
             task.draining.cancel();
         }
     }
 
     fn abort(&mut self, index: usize) {
         let shard = &mut self.shards[index];
-        if let Some(fence) = &shard.fence {
-            fence.close();
-        }
         if let Some(task) = &shard.task {
+            task.fence.close();
             warn!(kind = shard.kind.name(), lease = shard.kind.lease_name, token = %task.token, "aborting the term");
             task.draining.cancel();
             task.abort.abort();
-            self.surroundings.shared.metrics.aborted(&shard.kind.name());
+            self.shared.metrics.aborted(&shard.kind.name());
         }
     }
 
     fn on_task_ended(&mut self, id: Id, outcome: Outcome) {
-        if let Some((index, term)) = self.running.remove(&id) {
-            self.quiesce(index, term, outcome);
+        match self.jobs.remove(&id) {
+            Some(Job::Term(index, term)) => self.quiesce(index, term, outcome),
+            Some(Job::Standby(index)) => {
+                let shard = &mut self.shards[index];
+                let why = match outcome {
+                    Outcome::Failed(why) => format!("filling the cache failed: {why}"),
+                    Outcome::Panicked(why) => format!("filling the cache panicked: {why}"),
+                    Outcome::Finished | Outcome::Aborted => "the reconciler ended while it stood by".to_owned(),
+                };
+                error!(kind = shard.kind.name(), lease = shard.kind.lease_name, "{why}");
+                shard.failure = Some(why);
+                self.dismiss(index);
+                self.stale = true;
+                self.tell(index, slot::Event::StandbyFailed);
+            }
+            // It was dismissed.
+            None => {}
         }
     }
 
     /// The task has ended: nothing may be written any more, and what was sent gets a moment to be answered.
     fn quiesce(&mut self, index: usize, term: u64, outcome: Outcome) {
-        let within = self.surroundings.shared.timings.lease_duration;
+        let within = self.shared.timings.lease_duration;
         let shard = &mut self.shards[index];
         let (kind, lease) = (shard.kind.name(), &shard.kind.lease_name);
         let asked = shard.slot.state() != State::Running;
@@ -372,20 +776,19 @@ impl Supervisor {
         };
         if let Some(why) = &shard.failure {
             error!(kind, lease, "{why}");
-            self.surroundings.shared.metrics.term_failed(&kind);
+            self.shared.metrics.term_failed(&kind);
         }
+        let mut fence = None;
         if let Some(task) = shard.task.take() {
             let drained = task.drain_began.map(|began| began.elapsed());
             if let Some(took) = drained {
-                self.surroundings.shared.metrics.drained(&kind, took);
+                self.shared.metrics.drained(&kind, took);
             }
             info!(kind, lease, token = %task.token, drained = ?drained, "the term's work has ended");
+            task.fence.close();
+            fence = Some(task.fence);
         }
-        let fence = shard.fence.clone();
-        if let Some(fence) = &fence {
-            fence.close();
-        }
-        self.quiescing.push(Box::pin(async move {
+        self.pending.push(Box::pin(async move {
             let mut unanswered = false;
             if let Some(fence) = fence {
                 fence.quiesce(QUIESCE).await;
@@ -411,17 +814,22 @@ impl Supervisor {
         let leading = state == ShardState::Leading;
         let leadership = Leadership { token: token.clone().filter(|_| leading) };
         shard.leadership.send_if_modified(|old| std::mem::replace(old, leadership.clone()) != leadership);
-        self.surroundings.shared.metrics.set_leading(&shard.kind.name(), leading);
-        self.surroundings.shared.status.update(&shard.kind.lease_name, |status| {
+        self.shared.metrics.set_leading(&shard.kind.name(), leading);
+        let cached = shard.standby.as_ref().is_some_and(|cache| cache.promotion.filled.is_cancelled());
+        self.shared.metrics.set_cached(&shard.kind.name(), cached);
+        self.shared.status.update(&shard.kind.lease_name, |status| {
             status.state = state;
             status.reason = reason;
             status.running = shard.slot.state() != State::Idle;
             status.token = token;
+            status.target.clone_from(&shard.advice.target);
+            status.successor = shard.advice.hand_over.as_ref().map(|(successor, _)| successor.clone());
+            status.cache = shard.standby.as_ref().map(|cache| cache.promotion.filled.is_cancelled());
         });
     }
 
     fn clock(&self) -> Clock {
-        self.surroundings.shared.clock
+        self.shared.clock
     }
 
     /// The result, once a stop was asked for and is done, or has taken as long as it may.
@@ -432,10 +840,15 @@ impl Supervisor {
         };
         let busy = names(&|shard| shard.slot.state() != State::Idle);
         // An elector that has not heeded the last intent may be about to acquire.
-        let unreleased = names(&|shard| shard.settled != (true, *shard.intent.borrow()));
+        let unreleased = names(&|shard| shard.settled != (true, shard.intent.borrow().clone()));
         if busy.is_empty() && unreleased.is_empty() {
+            // Nothing is left to be done here: the others need not wait for our silence.
+            self.profile.send_if_modified(|profile| profile.take().is_some());
+            if !self.left && self.clock().now() < give_up {
+                return None;
+            }
             let left = names(&|shard| {
-                let intent = *shard.intent.borrow();
+                let intent = shard.intent.borrow();
                 intent.abandoned > 0 && intent.abandoned >= intent.ended
             });
             return Some(if left.is_empty() { Ok(()) } else { Err(Stopped::Unreleased(left)) });

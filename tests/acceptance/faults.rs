@@ -52,7 +52,13 @@ async fn renewals_that_are_applied_but_not_answered_cost_no_term() -> Result<()>
         let holder = stage.held(kind, |_| true).await?;
         let proxy = stage.proxy_of(&holder)?;
         for silence in [Silence::Close, Silence::Hang] {
-            proxy.add(Rule::new(Fault::AppliedButUnanswered(silence)).verbs(&["PUT"]).resource("leases").times(1));
+            proxy.add(
+                Rule::new(Fault::AppliedButUnanswered(silence))
+                    .verbs(&["PUT"])
+                    .resource("leases")
+                    .path(&lease_of(kind))
+                    .times(1),
+            );
             let puts = proxy.count("PUT", "leases");
             let renewed = || async { anyhow::Ok(proxy.count("PUT", "leases")) };
             eventually("renewals go on", PATIENCE, renewed, |now| *now > puts + 3).await?;
@@ -82,7 +88,13 @@ async fn errors_from_the_api_server_shorter_than_the_renew_deadline_cost_no_term
         let proxy = stage.proxy_of(&holder)?;
         for code in [409, 429, 500, 503] {
             let retry_after = Some(Duration::from_secs(60));
-            proxy.add(Rule::new(Fault::Status { code, retry_after }).verbs(&["PUT"]).resource("leases").times(1));
+            proxy.add(
+                Rule::new(Fault::Status { code, retry_after })
+                    .verbs(&["PUT"])
+                    .resource("leases")
+                    .path(&lease_of(kind))
+                    .times(1),
+            );
             let puts = proxy.count("PUT", "leases");
             let renewed = || async { anyhow::Ok(proxy.count("PUT", "leases")) };
             eventually("renewals go on", PATIENCE, renewed, |now| *now > puts + 2).await?;
@@ -215,7 +227,7 @@ async fn missing_rights_on_leases_are_named() -> Result<()> {
         let says = || async { anyhow::Ok(stage.kubelet.log(&stage.namespace, &pod)) };
         let denied = format!("not allowed to create leases.coordination.k8s.io in namespace {}", stage.namespace);
         eventually("the log says what is missing", PATIENCE, says, |log| log.contains(&denied)).await?;
-        stage.grant_leases("[get, list, watch, create, update]").await?;
+        stage.grant_leases("[get, list, watch, create, update, delete]").await?;
         stage.all_led().await?;
         Ok(())
     })

@@ -48,7 +48,7 @@ impl Installation {
 
     async fn holders(&self) -> Result<BTreeMap<String, String>> {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let all = leases.list(&ListParams::default()).await?.items;
+        let all = leases.list(&ListParams::default().labels("leasehold.dev/role!=replica")).await?.items;
         let holder = |lease: Lease| {
             let holder = lease.spec.as_ref()?.holder_identity.clone().filter(|holder| !holder.is_empty())?;
             Some((lease.name_any(), holder))

@@ -54,6 +54,12 @@ pub struct Stage {
     pub kinds: Vec<String>,
     /// Whether a writer outlives each term, for the fence to stop; on unless a play wants silence.
     pub stubborn: bool,
+    /// Milliseconds between two writes of a reconciler.
+    pub beat: u64,
+    /// What the configuration says of placement.
+    pub placement: &'static str,
+    /// Whether replicas know their Pod's uid: what proof of a death rests on.
+    pub proof: bool,
     started: usize,
 }
 
@@ -75,7 +81,18 @@ impl Stage {
         let namespace = format!("{name}-{number}");
         let kinds: Vec<_> = (0..kinds).map(|kind| format!("Probe{number}x{kind}")).collect();
         let client = cluster.client()?;
-        let mut stage = Self { cluster, kubelet, client, namespace, kinds, stubborn: true, started: 0 };
+        let mut stage = Self {
+            cluster,
+            kubelet,
+            client,
+            namespace,
+            kinds,
+            stubborn: true,
+            beat: 20,
+            placement: "grace: 1s, settle: 2s",
+            proof: true,
+            started: 0,
+        };
         stage.started = cluster.audit()?.len();
         let namespace = &stage.namespace;
         cluster.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}")).await?;
@@ -130,7 +147,7 @@ spec:
     /// Grants what the observer needs: its kinds, and Leases in its namespace.
     pub async fn grant(&self) -> Result<()> {
         self.grant_kinds("[get, list, watch, patch]").await?;
-        self.grant_leases("[get, list, watch, create, update]").await
+        self.grant_leases("[get, list, watch, create, update, delete]").await
     }
 
     /// Grants these verbs on the kinds of this stage.
@@ -166,18 +183,21 @@ subjects: [{{kind: ServiceAccount, name: observer, namespace: {namespace}}}]
         let namespace = &self.namespace;
         self.cluster
             .apply(&format!(
-                r"
+                r#"
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata: {{name: leases, namespace: {namespace}}}
-rules: [{{apiGroups: [coordination.k8s.io], resources: [leases], verbs: {verbs}}}]
+rules:
+- {{apiGroups: [coordination.k8s.io], resources: [leases], verbs: {verbs}}}
+- {{apiGroups: [""], resources: [pods], verbs: [get, list, watch]}}
+- {{apiGroups: [apps], resources: [replicasets], verbs: [get]}}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata: {{name: leases, namespace: {namespace}}}
 roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: leases}}
 subjects: [{{kind: ServiceAccount, name: observer, namespace: {namespace}}}]
-"
+"#
             ))
             .await?;
         Ok(())
@@ -185,14 +205,31 @@ subjects: [{{kind: ServiceAccount, name: observer, namespace: {namespace}}}]
 
     /// Starts the replicas as a Deployment.
     pub async fn replicas(&self, count: usize) -> Result<()> {
+        self.apply(count, &self.kinds.iter().map(|kind| (kind.as_str(), 1)).collect::<Vec<_>>()).await?;
+        let running = |pods: &Vec<Pod>| {
+            pods.len() == count
+                && pods.iter().all(|pod| !self.kubelet.pids(&self.namespace, &pod.name_any()).is_empty())
+        };
+        eventually("the replicas run", PATIENCE, || self.pods(), running).await?;
+        Ok(())
+    }
+
+    /// Applies the Deployment with these kinds and their weights in its configuration; another configuration is another
+    /// template, as the hash that kustomize adds makes it.
+    pub async fn apply(&self, count: usize, kinds: &[(&str, u32)]) -> Result<()> {
         let namespace = &self.namespace;
+        let (beat, placement) = (self.beat, self.placement);
         let stubborn = if self.stubborn { "- {name: STUBBORN, value: \"true\"}" } else { "" };
-        let kinds: String = self
-            .kinds
+        let uid = "- {name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}";
+        let uid = if self.proof { uid } else { "" };
+        let config: String = kinds.iter().map(|(kind, weight)| format!("{kind}-{weight}-")).collect::<String>();
+        let config =
+            format!("config-{:x}", config.bytes().fold(0_u64, |hash, byte| hash.wrapping_mul(31) ^ u64::from(byte)));
+        let kinds: String = kinds
             .iter()
-            .map(|kind| {
+            .map(|(kind, weight)| {
                 format!(
-                    "    - {{apiVersion: observer.leasehold.dev/v1, kind: {kind}, reconciler: {{builtin: observer}}}}\n"
+                    "    - {{apiVersion: observer.leasehold.dev/v1, kind: {kind}, weight: {weight}, reconciler: {{builtin: observer}}}}\n"
                 )
             })
             .collect();
@@ -201,14 +238,14 @@ subjects: [{{kind: ServiceAccount, name: observer, namespace: {namespace}}}]
                 r#"
 apiVersion: v1
 kind: ConfigMap
-metadata: {{name: config, namespace: {namespace}}}
+metadata: {{name: {config}, namespace: {namespace}}}
 data:
   leasehold.yaml: |
     apiVersion: leasehold.dev/v1alpha1
     kind: Configuration
     instance: {namespace}
     leases: {{{TIMINGS}}}
-    placement: {{grace: 1s}}
+    placement: {{{placement}}}
     drainTimeout: 3s
     kinds:
 {kinds}
@@ -218,6 +255,7 @@ kind: Deployment
 metadata: {{name: observer, namespace: {namespace}}}
 spec:
   replicas: {count}
+  strategy: {{type: RollingUpdate, rollingUpdate: {{maxSurge: 1, maxUnavailable: 0}}}}
   selector: {{matchLabels: {{app: observer}}}}
   template:
     metadata: {{labels: {{app: observer}}}}
@@ -227,20 +265,20 @@ spec:
       containers:
       - name: observer
         image: observer
-        args: [/etc/observer/leasehold.yaml]
+        args: [/etc/observer/leasehold.yaml, "0.0.0.0:8080"]
+        readinessProbe: {{httpGet: {{path: /readyz, port: 8080}}, periodSeconds: 1}}
         env:
+        - {{name: BEAT, value: "{beat}"}}
         {stubborn}
         - {{name: POD_NAME, valueFrom: {{fieldRef: {{fieldPath: metadata.name}}}}}}
         - {{name: POD_NAMESPACE, valueFrom: {{fieldRef: {{fieldPath: metadata.namespace}}}}}}
+        {uid}
+        - {{name: POD_TEMPLATE_HASH, valueFrom: {{fieldRef: {{fieldPath: "metadata.labels['pod-template-hash']"}}}}}}
         volumeMounts: [{{name: config, mountPath: /etc/observer}}]
-      volumes: [{{name: config, configMap: {{name: config}}}}]
+      volumes: [{{name: config, configMap: {{name: {config}}}}}]
 "#
             ))
             .await?;
-        let running = |pods: &Vec<Pod>| {
-            pods.len() == count && pods.iter().all(|pod| !self.kubelet.pids(namespace, &pod.name_any()).is_empty())
-        };
-        eventually("the replicas run", PATIENCE, || self.pods(), running).await?;
         Ok(())
     }
 
@@ -254,7 +292,7 @@ spec:
     /// Who holds each kind's Lease, by Lease name; a free one is absent.
     pub async fn holders(&self) -> Result<BTreeMap<String, String>> {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), &self.namespace);
-        let all = leases.list(&ListParams::default()).await?.items;
+        let all = leases.list(&ListParams::default().labels("leasehold.dev/role!=replica")).await?.items;
         let holder = |lease: Lease| {
             let holder = lease.spec.as_ref()?.holder_identity.clone().filter(|holder| !holder.is_empty())?;
             Some((lease.name_any(), holder))

@@ -319,7 +319,7 @@ impl World {
             _ => {}
         }
         let intent = self.replicas[replica].slot.intent(now);
-        self.replicas[replica].intent = intent;
+        self.replicas[replica].intent = intent.clone();
         self.replicas[replica].election.intend(intent);
     }
 
@@ -335,7 +335,8 @@ impl World {
             let watched = self.now >= self.replicas[replica].cut_off_until && !self.flip(30);
             let subject = &mut self.replicas[replica];
             subject.election.set_watched(watched);
-            match subject.election.step(now, patience) {
+            subject.election.intend(Intent { patience, ..subject.intent.clone() });
+            match subject.election.step(now) {
                 Step::Wait(_) => {}
                 Step::Read => self.send(replica, None),
                 Step::Write(proposal) => {
@@ -416,6 +417,7 @@ impl World {
             holder,
             duration,
             transitions,
+            successor: None,
         });
         for replica in 0..self.replicas.len() {
             let lag = if self.calm || !self.flip(20) { self.rng.u64(1..15) } else { self.rng.u64(0..3_000) };

@@ -14,15 +14,25 @@ use kube::{
     core::GroupVersionKind,
     runtime::{Controller, controller::Action, watcher},
 };
-use leasehold::{BoxError, Leasehold, Replica, Term, config::Offer, shutdown_signals};
+use leasehold::{
+    BoxError, Leasehold, Replica, Term,
+    config::Offer,
+    ops::{http, metrics::Metrics, status::Status},
+    shutdown_signals,
+};
 use serde_json::json;
 use tokio::sync::mpsc;
 
 /// The one object of each kind.
 const OBJECT: &str = "it";
 
-/// Between two writes of one kind.
-const BEAT: Duration = Duration::from_millis(20);
+/// Between two writes of one kind, unless the variable `BEAT` gives another number of milliseconds.
+const BEAT: u64 = 20;
+
+fn beat_length() -> Duration {
+    let given = std::env::var("BEAT").ok().and_then(|beat| beat.parse().ok());
+    Duration::from_millis(given.unwrap_or(BEAT))
+}
 
 fn main() -> Result<(), BoxError> {
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
@@ -36,17 +46,35 @@ fn main() -> Result<(), BoxError> {
 }
 
 async fn run(work: tokio::runtime::Handle) -> Result<(), BoxError> {
-    let file = std::env::args().nth(1).ok_or("usage: observer CONFIG")?;
+    let file = std::env::args().nth(1).ok_or("usage: observer CONFIG [HOST:PORT]")?;
     let config =
         leasehold::config::load(&file, &std::fs::read_to_string(&file)?, &[Offer { name: "observer", only: None }])?;
     let variable = |name: &str| std::env::var(name);
-    let replica = Replica { pod_name: variable("POD_NAME")?, pod_namespace: variable("POD_NAMESPACE")? };
-    Leasehold::new(config)
+    let replica = Replica {
+        pod_name: variable("POD_NAME")?,
+        pod_namespace: variable("POD_NAMESPACE")?,
+        pod_uid: variable("POD_UID").ok(),
+        pod_template_hash: variable("POD_TEMPLATE_HASH").ok(),
+        termination_log: variable("TERMINATION_LOG").ok().map(Into::into),
+    };
+    let (status, metrics) = (Status::default(), Metrics::default());
+    let endpoints = serve(std::env::args().nth(2), status.clone(), metrics.clone());
+    let replica = Leasehold::new(config)
         .reconciler("observer", observe)
+        .observed_by(status, metrics)
         .work_on(work)
-        .run(kube::Config::infer().await?, replica, shutdown_signals()?)
-        .await?;
-    Ok(())
+        .run(kube::Config::infer().await?, replica, shutdown_signals()?);
+    tokio::select! {
+        served = endpoints => served,
+        stopped = replica => Ok(stopped?),
+    }
+}
+
+/// Answers the probes of a Deployment; without an address for as long as anybody waits.
+async fn serve(address: Option<String>, status: Status, metrics: Metrics) -> Result<(), BoxError> {
+    let Some(address) = address else { return std::future::pending().await };
+    let listener = http::bind(address.parse()?).await?;
+    Ok(http::serve(listener, status, metrics, std::future::pending()).await?)
 }
 
 async fn observe(term: Term) -> Result<(), BoxError> {
@@ -61,7 +89,7 @@ async fn observe(term: Term) -> Result<(), BoxError> {
     let context = Arc::new((term.clone(), objects.clone(), failed));
     let controller = Controller::new_with(objects, watcher::Config::default(), resource)
         .graceful_shutdown_on(term.draining())
-        .run(beat, |_, _, _| Action::requeue(BEAT), context)
+        .run(beat, |_, _, _| Action::requeue(beat_length()), context)
         .for_each(|_| ready(()));
     tokio::select! {
         () = controller => Ok(()),
@@ -79,7 +107,7 @@ async fn write_stubbornly(term: Term, objects: Api<DynamicObject>) {
     loop {
         // Refused after the term; that is what the tests are about.
         let _refused = objects.patch(OBJECT, &PatchParams::default(), &seen_by(&term)).await;
-        tokio::time::sleep(BEAT).await;
+        tokio::time::sleep(beat_length()).await;
     }
 }
 
@@ -102,5 +130,5 @@ async fn beat(object: Arc<DynamicObject>, context: Arc<Context>) -> Result<Actio
     }
     // No resourceVersion: the worst kind of writer, which only its fence can stop.
     objects.patch(&object.name_any(), &PatchParams::default(), &seen_by(term)).await?;
-    Ok(Action::requeue(BEAT))
+    Ok(Action::requeue(beat_length()))
 }

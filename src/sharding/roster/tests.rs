@@ -1,0 +1,449 @@
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+const RULES: Rules = Rules {
+    rebalance: Rebalance::Automatic,
+    settle: Duration::from_secs(5),
+    grace: Duration::from_secs(2),
+    lease_duration: Duration::from_secs(15),
+};
+const LEASES: [&str; 4] = ["a", "b", "c", "d"];
+
+fn at(seconds: u64) -> Moment {
+    Moment::after_origin(Duration::from_secs(1000 + seconds))
+}
+
+fn version(number: u64) -> Version {
+    Version { uid: "u".to_owned(), resource_version: number.to_string() }
+}
+
+fn profile(name: &str) -> Profile {
+    Profile { pod: name.to_owned(), capacity: 1, shards: LEASES.map(str::to_owned).into(), ..Profile::default() }
+}
+
+fn member(name: &str) -> Member {
+    Member {
+        name: name.to_owned(),
+        version: version(1),
+        identity: name.to_owned(),
+        duration: Some(15 * SECOND),
+        created: 0,
+        profile: profile(name),
+    }
+}
+
+fn held_by(name: &str) -> Holding {
+    Holding {
+        version: version(1),
+        holder: Some(name.to_owned()),
+        duration: Some(15 * SECOND),
+        holder_pod: None,
+        transitions: 3,
+        successor: None,
+        wanted: None,
+        weight: None,
+    }
+}
+
+fn plans(standby: StandbyMode) -> Vec<Plan> {
+    LEASES.map(|lease| Plan { lease: lease.to_owned(), weight: 1, standby }).into()
+}
+
+/// What "me" sees at second 0: these others, and each Lease with its holder.
+fn roster(others: &[&str], holders: [&str; 4]) -> Roster {
+    ruled(RULES, others, holders)
+}
+
+fn ruled(rules: Rules, others: &[&str], holders: [&str; 4]) -> Roster {
+    let mut roster = Roster::new("me".to_owned(), profile("me"), plans(StandbyMode::Successor), rules);
+    let members: Vec<_> = others.iter().map(|name| member(name)).collect();
+    let free = |name: &str| Holding { holder: None, ..held_by(name) };
+    let holding = |name: &str| if name.is_empty() { free(name) } else { held_by(name) };
+    let holdings = LEASES.iter().zip(holders).map(|(lease, holder)| ((*lease).to_owned(), holding(holder)));
+    let old = members.iter().map(|member| Member { version: version(0), ..member.clone() });
+    roster.listed(at(0), old.collect(), holdings.collect());
+    // They renew, and so are known to be there still.
+    for member in members {
+        roster.member(at(0), member);
+    }
+    roster.advise(at(0));
+    roster
+}
+
+/// Renews everything at `now`, so that nothing is taken for silent.
+fn renew(roster: &mut Roster, now: Moment, number: u64) {
+    for member in roster.members.values().map(|it| it.what.clone()).collect::<Vec<_>>() {
+        roster.member(now, Member { version: version(number), ..member });
+    }
+    for (lease, it) in roster.holdings.clone() {
+        roster.holding(now, &lease, Some(Holding { version: version(number), ..it.what }));
+    }
+}
+
+fn change(roster: &mut Roster, now: Moment, name: &str, number: u64, change: impl FnOnce(&mut Profile)) -> bool {
+    let mut member = roster.members[name].what.clone();
+    member.version = version(number);
+    change(&mut member.profile);
+    roster.member(now, member)
+}
+
+/// Shards that "me" is to give away, and to whom.
+fn given_away(roster: &mut Roster, now: Moment) -> Vec<(String, String)> {
+    let shards = roster.advise(now).shards;
+    shards.into_iter().filter_map(|(lease, advice)| Some((lease, advice.hand_over?.0))).collect()
+}
+
+#[test]
+fn one_that_starts_alone_takes_its_shards_slowly_and_then_whatever_is_free_at_once() {
+    let mut alone = roster(&[], ["", "", "", ""]);
+    let shards = alone.advise(at(0)).shards;
+    let patience: Vec<_> = LEASES.iter().map(|lease| shards[*lease].patience.as_millis()).collect();
+    assert_eq!(patience, [0, 500, 1000, 1500], "the next one to start finds some left");
+    let later = alone.advise(at(2)).shards;
+    assert!(later.values().all(|advice| advice.patience.is_zero()));
+}
+
+#[test]
+fn the_target_goes_at_once_and_the_others_in_turn_within_the_grace() {
+    let mut roster = roster(&["x", "y", "z"], ["x", "y", "z", ""]);
+    assert_eq!(
+        roster.advise(at(3)).shards["d"],
+        Advice { target: Some("me".to_owned()), keep_cache: true, ..Advice::default() }
+    );
+    let mut crowded = self::roster(&["x", "y", "z"], ["me", "y", "z", ""]);
+    let advice = crowded.advise(at(3)).shards["d"].clone();
+    assert_eq!(advice.target.as_deref(), Some("x"));
+    assert!(advice.patience > SECOND && advice.patience <= 2 * SECOND, "{:?}", advice.patience);
+}
+
+#[test]
+fn one_that_stops_names_a_successor_for_each_shard_and_says_when_that_one_is_prepared() {
+    let mut roster = roster(&["x", "y"], ["me", "me", "x", "y"]);
+    let draining = Profile { activity: Activity::Draining, ..roster.me().clone() };
+    roster.introduce(draining);
+    let shards = roster.advise(at(1)).shards;
+    let successors: BTreeSet<_> = ["a", "b"].map(|lease| shards[lease].hand_over.clone().unwrap().0).into();
+    assert_eq!(successors, BTreeSet::from(["x".to_owned(), "y".to_owned()]), "both at once, and evenly");
+    let (successor, prepared) = shards["a"].hand_over.clone().unwrap();
+    assert!(!prepared);
+    change(&mut roster, at(1), &successor, 2, |it| {
+        it.prepared.insert("a".to_owned(), "u/2".to_owned());
+    });
+    assert!(!roster.advise(at(1)).shards["a"].hand_over.clone().unwrap().1, "that was for an earlier term");
+    change(&mut roster, at(1), &successor, 3, |it| {
+        it.prepared.insert("a".to_owned(), "u/3".to_owned());
+    });
+    assert!(roster.advise(at(1)).shards["a"].hand_over.clone().unwrap().1);
+}
+
+#[test]
+fn a_successor_that_goes_away_is_replaced_by_the_next_one() {
+    let mut roster = roster(&["x", "y"], ["me", "x", "y", "y"]);
+    roster.introduce(Profile { activity: Activity::Draining, ..roster.me().clone() });
+    assert_eq!(given_away(&mut roster, at(1)), [("a".to_owned(), "x".to_owned())]);
+    roster.holding(at(1), "a", Some(Holding { version: version(2), successor: Some("x".to_owned()), ..held_by("me") }));
+    change(&mut roster, at(1), "x", 2, |it| it.activity = Activity::Draining);
+    assert_eq!(given_away(&mut roster, at(1)), [("a".to_owned(), "y".to_owned())]);
+    roster.member_gone("y");
+    assert_eq!(given_away(&mut roster, at(1)), [], "nobody is left: it is released without a name");
+}
+
+#[test]
+fn a_move_waits_until_the_replicas_have_settled_and_they_go_one_at_a_time() {
+    let mut roster = roster(&["x"], ["me", "me", "me", "me"]);
+    assert_eq!(given_away(&mut roster, at(4)), []);
+    let first = given_away(&mut roster, at(5));
+    assert_eq!(first.len(), 1, "{first:?}");
+    let named =
+        |to: &str, number| Holding { version: version(number), successor: Some(to.to_owned()), ..held_by("me") };
+    roster.holding(at(5), &first[0].0, Some(named("x", 2)));
+    assert_eq!(given_away(&mut roster, at(6)), first, "it goes on, and no other begins");
+    roster.holding(at(6), &first[0].0, Some(Holding { version: version(3), transitions: 4, ..held_by("x") }));
+    let second = given_away(&mut roster, at(6));
+    assert_eq!(second.len(), 1);
+    assert_ne!(second, first);
+    roster.holding(at(7), &second[0].0, Some(Holding { version: version(4), transitions: 4, ..held_by("x") }));
+    assert_eq!(given_away(&mut roster, at(7)), [], "two and two");
+}
+
+#[test]
+fn a_replica_that_comes_or_goes_puts_moves_off() {
+    let mut roster = roster(&["x"], ["me", "me", "me", "me"]);
+    roster.member(at(4), member("y"));
+    roster.advise(at(4));
+    assert_eq!(given_away(&mut roster, at(8)), []);
+    assert_eq!(given_away(&mut roster, at(9)).len(), 1);
+}
+
+#[test]
+fn moves_pause_while_two_generations_live_unless_nothing_happens_for_long() {
+    let mut roster = roster(&["x"], ["me", "me", "me", "me"]);
+    change(&mut roster, at(0), "x", 2, |it| {
+        it.generation = "new".to_owned();
+        it.revision = Some(2);
+    });
+    roster.advise(at(0));
+    for second in [5, 14, 28, 42, 55] {
+        renew(&mut roster, at(second), second);
+        assert_eq!(given_away(&mut roster, at(second)), [], "second {second}");
+    }
+    renew(&mut roster, at(60), 60);
+    assert_eq!(given_away(&mut roster, at(60)).len(), 1, "that is no rollout any more");
+}
+
+#[test]
+fn after_a_rolling_restart_only_is_a_mode_and_never_is_one() {
+    for (rebalance, after_rollout) in [(Rebalance::OnRestart, 1), (Rebalance::Never, 0)] {
+        let mut roster = ruled(Rules { rebalance, ..RULES }, &["x"], ["me", "me", "me", "me"]);
+        assert_eq!(given_away(&mut roster, at(6)), [], "{rebalance:?}: x has only joined");
+        let old = Member { profile: Profile { generation: "old".to_owned(), ..profile("y") }, ..member("y") };
+        roster.member(at(6), old);
+        roster.advise(at(6));
+        roster.member_gone("y");
+        roster.advise(at(7));
+        assert_eq!(given_away(&mut roster, at(12)).len(), after_rollout, "{rebalance:?}: the rollout has ended");
+    }
+}
+
+#[test]
+fn whoever_falls_silent_is_no_target_and_whoever_lets_a_shard_expire_is_none_either() {
+    let mut roster = roster(&["x", "y"], ["x", "y", "y", "me"]);
+    for second in [5, 10] {
+        change(&mut roster, at(second), "x", second, |_| {});
+        change(&mut roster, at(second), "y", second, |_| {});
+    }
+    for lease in ["b", "c", "d"] {
+        let holding = roster.holdings[lease].what.clone();
+        roster.holding(at(10), lease, Some(Holding { version: version(10), ..holding }));
+    }
+    let shards = roster.advise(at(15)).shards;
+    assert_eq!(
+        shards["a"].target.as_deref(),
+        Some("me"),
+        "x renews itself at 10 and has lost a: it is as good as gone"
+    );
+    change(&mut roster, at(16), "x", 16, |_| {});
+    assert_eq!(roster.advise(at(16)).shards["a"].target.as_deref(), Some("x"), "it is there after all");
+    assert!(roster.advise(at(26)).shards["b"].target.as_deref() != Some("y"), "silent since 10");
+}
+
+#[test]
+fn the_proven_dead_are_not_waited_for() {
+    let mut roster = roster(&["x"], ["x", "me", "me", "me"]);
+    assert!(roster.bury(&BTreeSet::from(["x".to_owned()])));
+    assert!(!roster.bury(&BTreeSet::from(["x".to_owned()])));
+    assert_eq!(roster.advise(at(3)).shards["a"].target.as_deref(), Some("me"));
+}
+
+#[test]
+fn a_new_process_of_a_pod_takes_back_what_the_old_one_held() {
+    let in_pod = |uid: &str| Profile { pod_uid: Some(uid.to_owned()), ..profile("p") };
+    let of_pod = |uid: &str, name: &str| Holding { holder_pod: Some(uid.to_owned()), ..held_by(name) };
+    let mut again = Roster::new("me".to_owned(), in_pod("uid"), plans(StandbyMode::Successor), RULES);
+    let before = Member { profile: in_pod("uid"), ..member("before") };
+    let all = LEASES.map(|lease| (lease.to_owned(), of_pod("uid", "before"))).into();
+    again.listed(at(0), vec![before.clone()], all);
+    assert_eq!(again.predecessors().map(|it| it.identity.as_str()).collect::<Vec<_>>(), ["before"]);
+    let shards = again.advise(at(0)).shards;
+    assert!(shards.values().all(|it| it.target.as_deref() == Some("me") && it.patience.is_zero()), "{shards:?}");
+
+    let mut other = roster(&[], ["me", "me", "me", "me"]);
+    other.member(at(1), before);
+    other.member(at(2), Member { profile: in_pod("uid"), created: 9, ..member("after") });
+    other.holding(at(2), "a", Some(Holding { version: version(2), ..of_pod("uid", "before") }));
+    assert_eq!(other.advise(at(2)).shards["a"].target.as_deref(), Some("after"), "others leave it to that one");
+}
+
+#[test]
+fn a_shard_asked_for_by_hand_goes_there_at_once_and_stays() {
+    let mut roster = roster(&["x"], ["me", "me", "x", "x"]);
+    let wanted =
+        |holder: &str, number| Holding { version: version(number), wanted: Some("x".to_owned()), ..held_by(holder) };
+    roster.holding(at(1), "a", Some(wanted("me", 2)));
+    assert_eq!(given_away(&mut roster, at(1)), [("a".to_owned(), "x".to_owned())]);
+    roster.holding(at(2), "a", Some(wanted("x", 3)));
+    renew(&mut roster, at(14), 14);
+    let shards = roster.advise(at(14)).shards;
+    assert_eq!(shards["a"].target.as_deref(), Some("x"));
+    let back = ["c", "d"].into_iter().filter(|lease| shards[*lease].target.as_deref() == Some("me"));
+    assert_eq!(back.count(), 1, "another one comes in exchange");
+    roster.member_gone("x");
+    assert_eq!(roster.advise(at(30)).shards["a"].target.as_deref(), Some("me"), "and nobody waits for the gone");
+}
+
+#[test]
+fn who_keeps_a_cache() {
+    for (standby, keeps) in [(StandbyMode::None, false), (StandbyMode::Successor, false), (StandbyMode::All, true)] {
+        let mut roster = Roster::new("me".to_owned(), profile("me"), plans(standby), RULES);
+        let holders = [("a", "x"), ("b", "x"), ("c", "me"), ("d", "me")];
+        let holdings = holders.map(|(lease, holder)| (lease.to_owned(), held_by(holder))).into();
+        roster.listed(at(0), vec![member("x"), member("y")], holdings);
+        let shards = roster.advise(at(0)).shards;
+        assert_eq!(shards["a"].keep_cache && shards["b"].keep_cache, keeps, "{standby:?}: y has nothing and is next");
+        assert!(!shards["c"].keep_cache, "the leader has one of its own");
+        roster.holding(
+            at(1),
+            "a",
+            Some(Holding { version: version(2), successor: Some("me".to_owned()), ..held_by("x") }),
+        );
+        let named = roster.advise(at(1)).shards["a"].clone();
+        assert!(named.keep_cache, "{standby:?}: a planned handover waits for it in any case");
+        assert_eq!(named.named.as_deref(), Some("u/3"));
+    }
+}
+
+#[test]
+fn a_kind_that_fails_somewhere_moves_no_other_one() {
+    let mut roster = roster(&["x"], ["me", "x", "me", "x"]);
+    change(&mut roster, at(0), "x", 2, |it| {
+        it.unable.insert("b".to_owned());
+        it.failing.insert("b".to_owned());
+    });
+    roster.holding(at(0), "b", Some(Holding { version: version(2), ..held_by("me") }));
+    roster.advise(at(0));
+    assert_eq!(given_away(&mut roster, at(9)), [], "three and one, and one of the three fails over there");
+    change(&mut roster, at(10), "x", 3, |it| {
+        it.unable.clear();
+        it.failing.clear();
+    });
+    renew(&mut roster, at(10), 11);
+    roster.advise(at(10));
+    assert_eq!(given_away(&mut roster, at(14)), []);
+    assert_eq!(given_away(&mut roster, at(15)).len(), 1, "it fails no more");
+}
+
+#[test]
+fn a_shard_is_never_given_to_one_that_does_not_know_it() {
+    let mut roster = roster(&["x", "y"], ["me", "x", "x", "y"]);
+    change(&mut roster, at(0), "y", 2, |it| {
+        it.shards.remove("a");
+    });
+    roster.introduce(Profile { activity: Activity::Draining, ..roster.me().clone() });
+    assert_eq!(given_away(&mut roster, at(1)), [("a".to_owned(), "x".to_owned())]);
+}
+
+#[test]
+fn a_strangers_lease_is_left_to_it() {
+    let mut roster = roster(&["x"], ["a client-go elector", "me", "x", "me"]);
+    let advice = roster.advise(at(6)).shards["a"].clone();
+    assert_eq!((advice.target, advice.patience), (None, 2 * SECOND));
+}
+
+#[test]
+fn the_newest_generation_is_the_one_of_the_latest_revision_also_in_a_rollback() {
+    let of = |generation: &str, revision, name: &str| Member {
+        profile: Profile { generation: generation.to_owned(), revision, ..profile(name) },
+        ..member(name)
+    };
+    let newest = |members: Vec<Member>| {
+        let me = Profile { activity: Activity::Draining, ..profile("me") };
+        let mut roster = Roster::new("me".to_owned(), me, plans(StandbyMode::None), RULES);
+        let holdings = LEASES.map(|lease| (lease.to_owned(), held_by("me"))).into();
+        roster.listed(at(0), members, holdings);
+        let targets: BTreeSet<_> = given_away(&mut roster, at(1)).into_iter().map(|(_, to)| to).collect();
+        targets.into_iter().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(newest(vec![of("a", Some(1), "old"), of("b", Some(2), "new")]), "new");
+    let rolled_back = vec![of("a", Some(1), "kept"), of("a", Some(3), "made anew"), of("b", Some(2), "bad")];
+    assert_eq!(newest(rolled_back), "kept made anew");
+    let by_age = |created, it| Member { created, ..it };
+    let unknown =
+        vec![by_age(7, of("a", None, "old")), by_age(20, of("b", None, "new")), by_age(30, of("a", None, "restarted"))];
+    assert_eq!(newest(unknown), "new");
+}
+
+#[test]
+fn what_nobody_needs_is_collected_by_one_and_after_a_safe_time() {
+    let mut roster = roster(&["x"], ["me", "me", "x", "x"]);
+    let names = |litter: Vec<(String, Version)>| litter.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    roster.holding(at(0), "of a removed kind", Some(Holding { holder: None, ..held_by("") }));
+    roster.holding(at(0), "of a strangers kind", Some(held_by("a client-go elector")));
+    for second in (5..60).step_by(5) {
+        roster.holding(
+            at(second),
+            "of a strangers kind",
+            Some(Holding { version: version(second), ..held_by("a client-go elector") }),
+        );
+        roster.advise(at(second));
+        assert_eq!(names(roster.litter(at(second))), Vec::<String>::new(), "second {second}");
+    }
+    assert_eq!(names(roster.litter(at(60))), ["x", "of a removed kind"], "x is silent since 0");
+    roster.member(at(60), Member { version: version(60), ..member("a first one") });
+    assert_eq!(names(roster.litter(at(60))), Vec::<String>::new(), "another one sees to it");
+
+    let mut roster = self::roster(&["x"], ["me", "me", "x", "x"]);
+    roster.bury(&BTreeSet::from(["x".to_owned()]));
+    assert_eq!(names(roster.litter(at(1))), ["x"], "the proven dead renew nothing");
+}
+
+#[test]
+fn a_kind_that_another_replica_is_configured_for_is_not_collected() {
+    let mut roster = roster(&["x"], ["me", "me", "x", "x"]);
+    roster.holding(at(0), "new", Some(Holding { holder: None, ..held_by("") }));
+    change(&mut roster, at(55), "x", 2, |it| {
+        it.shards.insert("new".to_owned());
+    });
+    assert!(roster.litter(at(61)).iter().all(|(name, _)| name != "new"));
+}
+
+#[test]
+fn without_the_watch_nothing_is_moved_and_nobody_named() {
+    let mut roster = roster(&["x"], ["me", "me", "me", "me"]);
+    roster.blind();
+    let shards = roster.advise(at(9)).shards;
+    assert!(shards.values().all(|it| *it == Advice { patience: 2 * SECOND, ..Advice::default() }), "{shards:?}");
+    assert_eq!(roster.litter(at(99)), []);
+}
+
+#[test]
+fn nothing_is_moved_while_a_replica_is_known_from_a_list_only() {
+    let mut roster = roster(&["x"], ["me", "me", "me", "me"]);
+    let (ghost, holdings) = (member("ghost"), roster.holdings.clone());
+    let holdings = holdings.into_iter().map(|(lease, it)| (lease, it.what));
+    roster.listed(at(1), vec![member("x"), ghost.clone()], holdings.collect());
+    roster.advise(at(1));
+    assert_eq!(given_away(&mut roster, at(9)), [], "it may have been gone for long");
+    assert!(roster.member(at(9), Member { version: version(2), ..ghost }), "that it renews is news");
+    assert_eq!(given_away(&mut roster, at(9)).len(), 1);
+}
+
+#[test]
+fn nothing_is_moved_in_the_moment_in_which_another_names_its_successors() {
+    let mut roster = roster(&["x", "y"], ["me", "me", "x", "me"]);
+    roster.advise(at(9));
+    let named = Holding { version: version(2), successor: Some("y".to_owned()), ..held_by("x") };
+    roster.holding(at(9), "c", Some(named));
+    assert_eq!(given_away(&mut roster, at(9)), [], "x may be about to say that it stops");
+    assert_eq!(given_away(&mut roster, at(10)).len(), 1);
+}
+
+#[test]
+fn replicas_that_are_configured_differently_count_a_shard_alike() {
+    let mut roster = roster(&["x"], ["me", "me", "me", "x"]);
+    assert_eq!(given_away(&mut roster, at(9)).len(), 1, "three and one");
+    let heavy = Holding { version: version(2), weight: Some(3), ..held_by("x") };
+    roster.holding(at(9), "d", Some(heavy));
+    assert_eq!(given_away(&mut roster, at(9)), [], "three and three, as x says");
+}
+
+#[test]
+fn a_renewal_is_no_news_and_a_change_is() {
+    let mut roster = roster(&["x"], ["me", "me", "x", "x"]);
+    assert!(!change(&mut roster, at(1), "x", 2, |_| {}));
+    assert!(change(&mut roster, at(1), "x", 3, |it| it.activity = Activity::Draining));
+    assert!(!roster.holding(at(1), "a", Some(Holding { version: version(2), ..held_by("me") })));
+    assert!(roster.holding(
+        at(1),
+        "a",
+        Some(Holding { version: version(3), successor: Some("x".to_owned()), ..held_by("me") })
+    ));
+    assert!(change(&mut roster, at(30), "x", 4, |_| {}), "it was silent and is there again");
+}
+
+#[test]
+fn whoever_asks_for_a_shard_to_be_elsewhere_is_told_the_least_loaded() {
+    let members = [member("x"), member("y"), member("z")];
+    let holdings = [("a", "x"), ("b", "y"), ("c", "z"), ("d", "z")].map(|(it, by)| (it.to_owned(), held_by(by)));
+    assert_eq!(elsewhere("a", "x", &members, &holdings).as_deref(), Some("y"));
+    assert_eq!(elsewhere("a", "x", &members[..1], &holdings), None);
+}
