@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by panicking, its tools too")]
 
+mod fleet;
 mod manifests;
 mod simulation;
 mod tidy;
+mod timeline;

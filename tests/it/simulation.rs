@@ -4,7 +4,7 @@
 //! After every event: never two valid terms, and no Lease released under running work. When the faults stop: exactly one
 //! leader within the bound. A failure prints the seed and what happened.
 
-use std::{collections::BinaryHeap, fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
 use fastrand::Rng;
 use leasehold::{
@@ -17,7 +17,7 @@ use leasehold::{
 };
 use proptest::prelude::*;
 
-const MILLI: Duration = Duration::from_millis(1);
+use crate::timeline::{Global, SkewedClock, Timeline};
 
 fn timings() -> Timings {
     Timings {
@@ -37,14 +37,10 @@ struct Faults {
     hands: bool,
 }
 
-/// Global time in milliseconds; each replica's own clock runs at its own rate from its own origin.
-type Global = u64;
-
 struct Replica {
     alive: bool,
     generation: u64,
-    origin: Duration,
-    rate: f64,
+    clock: SkewedClock,
     election: Election,
     slot: Slot,
     intent: Intent,
@@ -76,35 +72,14 @@ enum Answer {
     Conflict,
 }
 
-struct Queued(Global, u64, What);
-
-impl PartialEq for Queued {
-    fn eq(&self, other: &Self) -> bool {
-        (self.0, self.1) == (other.0, other.1)
-    }
-}
-impl Eq for Queued {}
-impl PartialOrd for Queued {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Queued {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (other.0, other.1).cmp(&(self.0, self.1))
-    }
-}
-
 struct World {
     rng: Rng,
     faults: Faults,
     calm: bool,
-    now: Global,
-    next: u64,
+    time: Timeline<What>,
     version: u64,
     uid: u64,
     stored: Option<Observation>,
-    queue: BinaryHeap<Queued>,
     replicas: Vec<Replica>,
     log: String,
     leaders_seen: u64,
@@ -116,12 +91,10 @@ impl World {
             rng: Rng::with_seed(seed),
             faults,
             calm: false,
-            now: 0,
-            next: 0,
+            time: Timeline::new(),
             version: 100,
             uid: 0,
             stored: None,
-            queue: BinaryHeap::new(),
             replicas: Vec::new(),
             log: format!("seed {seed}, {count} replicas, {faults:?}\n"),
             leaders_seen: 0,
@@ -133,21 +106,19 @@ impl World {
         for replica in 0..count {
             world.wake(replica, 0);
         }
-        world.at(5_000, What::Fault);
+        world.time.at(5_000, What::Fault);
         world
     }
 
     fn new_replica(&mut self, generation: u64) -> Replica {
         let identity = format!("replica-{}", self.rng.u32(..));
         let mut slot = Slot::new(Duration::from_secs(5));
-        let origin = Duration::from_millis(self.rng.u64(0..1_000_000_000));
-        slot.on(Told::Runnable(true), Moment::after_origin(origin));
+        let clock = SkewedClock::drawn(&mut self.rng);
+        slot.on(Told::Runnable(true), clock.read(0));
         Replica {
             alive: true,
             generation,
-            origin,
-            // Two clocks differ by 1.8 % at the most; the margin covers 2 %.
-            rate: 0.991 + 0.018 * self.rng.f64(),
+            clock,
             election: Election::new(identity, timings()),
             slot,
             intent: Intent::default(),
@@ -161,38 +132,28 @@ impl World {
         }
     }
 
-    fn at(&mut self, at: Global, what: What) {
-        self.next += 1;
-        self.queue.push(Queued(at, self.next, what));
-    }
-
     fn wake(&mut self, replica: usize, after: Global) {
         let generation = self.replicas[replica].generation;
-        self.at(self.now + after, What::Wake { replica, generation });
+        self.time.at(self.time.now + after, What::Wake { replica, generation });
     }
 
     fn note(&mut self, text: std::fmt::Arguments<'_>) {
-        let _infallible = writeln!(self.log, "{:>8.3} {text}", self.now as f64 / 1000.0);
+        let _infallible = writeln!(self.log, "{:>8.3} {text}", self.time.now as f64 / 1000.0);
     }
 
     fn local(&self, replica: usize) -> Moment {
-        let replica = &self.replicas[replica];
-        Moment::after_origin(replica.origin + (MILLI * u32::try_from(self.now).unwrap()).mul_f64(replica.rate))
+        self.replicas[replica].clock.read(self.time.now)
     }
 
     fn global_after(&self, replica: usize, at: Moment) -> Global {
-        let wait = at.since(self.local(replica)).min(Duration::from_secs(3600));
-        (wait.div_f64(self.replicas[replica].rate).as_millis() as u64) + 1
+        self.replicas[replica].clock.until(at, self.time.now)
     }
 
     fn run(&mut self, until: Global) {
-        while self.queue.peek().is_some_and(|queued| queued.0 <= until) {
-            let Queued(at, _, what) = self.queue.pop().unwrap();
-            self.now = self.now.max(at);
+        while let Some(what) = self.time.pop(until) {
             self.handle(what);
             self.check();
         }
-        self.now = until;
         self.check();
     }
 
@@ -201,14 +162,14 @@ impl World {
             .filter(|&r| self.replicas[r].alive)
             .filter(|&r| self.replicas[r].election.standing(self.local(r)) != Standing::Standby)
             .collect();
-        assert!(valid.len() <= 1, "two valid terms: replicas {valid:?} at {} ms\n{}", self.now, self.log);
+        assert!(valid.len() <= 1, "two valid terms: replicas {valid:?} at {} ms\n{}", self.time.now, self.log);
     }
 
     /// A paused replica handles nothing; what was meant for it comes when it goes on.
     fn held_up(&mut self, replica: usize, what: &What) -> bool {
         let until = self.replicas[replica].paused_until;
-        if self.now < until {
-            self.at(until, what.clone());
+        if self.time.now < until {
+            self.time.at(until, what.clone());
             return true;
         }
         false
@@ -228,7 +189,7 @@ impl World {
                 }
             }
             What::Sight { replica, lease, .. } => {
-                if !self.held_up(*replica, &what) && self.now >= self.replicas[*replica].cut_off_until {
+                if !self.held_up(*replica, &what) && self.time.now >= self.replicas[*replica].cut_off_until {
                     let now = self.local(*replica);
                     self.replicas[*replica].election.sighted(now, lease.clone());
                     self.settle(*replica);
@@ -301,20 +262,20 @@ impl World {
                 // Now and then a term fails by itself.
                 if !self.calm && self.rng.u8(..) < 60 {
                     let outcome = Outcome::Failed("it happens".to_owned());
-                    let at = self.now + self.rng.u64(0..30_000);
+                    let at = self.time.now + self.rng.u64(0..30_000);
                     let unanswered = self.flip(20);
-                    self.at(at, What::TaskEnds { replica, term: grant.term, outcome, unanswered });
+                    self.time.at(at, What::TaskEnds { replica, term: grant.term, outcome, unanswered });
                 }
             }
             (Some(Command::Drain), Some(term)) => {
-                let at = self.now + if self.flip(200) { self.rng.u64(0..2_000) } else { 600_000 };
+                let at = self.time.now + if self.flip(200) { self.rng.u64(0..2_000) } else { 600_000 };
                 let unanswered = self.flip(20);
-                self.at(at, What::TaskEnds { replica, term, outcome: Outcome::Finished, unanswered });
+                self.time.at(at, What::TaskEnds { replica, term, outcome: Outcome::Finished, unanswered });
             }
             (Some(Command::Abort), Some(term)) => {
-                let at = self.now + if self.flip(220) { self.rng.u64(0..10) } else { self.rng.u64(0..60_000) };
+                let at = self.time.now + if self.flip(220) { self.rng.u64(0..10) } else { self.rng.u64(0..60_000) };
                 let unanswered = self.flip(60);
-                self.at(at, What::TaskEnds { replica, term, outcome: Outcome::Aborted, unanswered });
+                self.time.at(at, What::TaskEnds { replica, term, outcome: Outcome::Aborted, unanswered });
             }
             _ => {}
         }
@@ -332,7 +293,7 @@ impl World {
         let now = self.local(replica);
         if self.replicas[replica].in_flight.is_none() {
             let patience = Duration::from_millis(self.rng.u64(0..2_000));
-            let watched = self.now >= self.replicas[replica].cut_off_until && !self.flip(30);
+            let watched = self.time.now >= self.replicas[replica].cut_off_until && !self.flip(30);
             let subject = &mut self.replicas[replica];
             subject.election.set_watched(watched);
             subject.election.intend(Intent { patience, ..subject.intent.clone() });
@@ -352,22 +313,21 @@ impl World {
         let subject = &self.replicas[replica];
         let next = subject.slot.next_wake(now).min(subject.election.next_change(now));
         let after = self.global_after(replica, next).min(200);
-        if self.replicas[replica].woken_at < self.now + after.min(100) {
-            self.replicas[replica].woken_at = self.now + after;
+        if self.replicas[replica].woken_at < self.time.now + after.min(100) {
+            self.replicas[replica].woken_at = self.time.now + after;
             self.wake(replica, after);
         }
     }
 
     fn send(&mut self, replica: usize, proposal: Option<Proposal>) {
-        self.next += 1;
-        let request = self.next;
+        let request = self.time.number();
         let read = proposal.is_none();
         self.replicas[replica].in_flight = Some(request);
-        let timeout = (2_000.0 / self.replicas[replica].rate) as u64;
-        self.at(self.now + timeout, What::TimeOut { replica, request, read });
+        let timeout = (2_000.0 / self.replicas[replica].clock.rate) as u64;
+        self.time.at(self.time.now + timeout, What::TimeOut { replica, request, read });
         let (mut delay, mut answered) = (self.rng.u64(1..20), true);
         if !self.calm {
-            if self.now < self.replicas[replica].cut_off_until {
+            if self.time.now < self.replicas[replica].cut_off_until {
                 // Cut off: most are lost, some land late without an answer.
                 if self.flip(200) {
                     return;
@@ -379,7 +339,7 @@ impl World {
         }
         let identity = format!("{:?}", self.replicas[replica].election);
         let identity = identity.split('"').nth(1).unwrap().to_owned();
-        self.at(self.now + delay, What::Arrive { replica, request, proposal, identity, answered });
+        self.time.at(self.time.now + delay, What::Arrive { replica, request, proposal, identity, answered });
     }
 
     fn arrive(&mut self, replica: usize, request: u64, proposal: Option<Proposal>, identity: &str, answered: bool) {
@@ -405,7 +365,7 @@ impl World {
         };
         if answered {
             let late = if self.calm || !self.flip(40) { self.rng.u64(1..20) } else { self.rng.u64(0..4_000) };
-            self.at(self.now + late, What::Answer { replica, request, answer });
+            self.time.at(self.time.now + late, What::Answer { replica, request, answer });
         }
     }
 
@@ -423,9 +383,9 @@ impl World {
             let lag = if self.calm || !self.flip(20) { self.rng.u64(1..15) } else { self.rng.u64(0..3_000) };
             let (generation, lease) = (self.replicas[replica].generation, self.stored.clone());
             // A watch lags, and keeps its order.
-            let at = (self.now + lag).max(self.replicas[replica].sighted_at);
+            let at = (self.time.now + lag).max(self.replicas[replica].sighted_at);
             self.replicas[replica].sighted_at = at;
-            self.at(at, What::Sight { replica, generation, lease });
+            self.time.at(at, What::Sight { replica, generation, lease });
         }
     }
 
@@ -440,19 +400,19 @@ impl World {
                 let generation = self.replicas[replica].generation + 1;
                 self.replicas[replica] = self.new_replica(generation);
                 let wait = self.rng.u64(0..10_000);
-                self.replicas[replica].paused_until = self.now + wait;
+                self.replicas[replica].paused_until = self.time.now + wait;
                 self.wake(replica, wait);
             }
             2 | 3 => {
                 let pause = self.rng.u64(100..40_000);
                 self.note(format_args!("replica {replica} is paused for {pause} ms"));
-                self.replicas[replica].paused_until = self.now + pause;
+                self.replicas[replica].paused_until = self.time.now + pause;
                 self.wake(replica, pause);
             }
             4 | 5 => {
                 let cut = self.rng.u64(100..40_000);
                 self.note(format_args!("replica {replica} is cut off for {cut} ms"));
-                self.replicas[replica].cut_off_until = self.now + cut;
+                self.replicas[replica].cut_off_until = self.time.now + cut;
             }
             // A replica that never saw the Lease cannot know what was deleted: README, what it does not promise.
             6 if self.faults.hands && self.replicas.iter().all(|replica| replica.election.exists()) => {
@@ -484,21 +444,22 @@ impl World {
                 self.wake(replica, 0);
             }
         }
-        let next = self.now + self.rng.u64(200..12_000);
-        self.at(next, What::Fault);
+        let next = self.time.now + self.rng.u64(200..12_000);
+        self.time.at(next, What::Fault);
     }
 
     fn calm_down(&mut self) {
         self.note(format_args!("the faults stop"));
         self.calm = true;
         for replica in 0..self.replicas.len() {
-            self.replicas[replica].paused_until = self.now;
-            self.replicas[replica].cut_off_until = self.now;
+            self.replicas[replica].paused_until = self.time.now;
+            self.replicas[replica].cut_off_until = self.time.now;
             // Work that would hang for ever hangs no longer.
             if let Some(term) = self.replicas[replica].task
                 && self.replicas[replica].slot.state() != State::Running
             {
-                self.at(self.now, What::TaskEnds { replica, term, outcome: Outcome::Aborted, unanswered: false });
+                self.time
+                    .at(self.time.now, What::TaskEnds { replica, term, outcome: Outcome::Aborted, unanswered: false });
             }
             let now = self.local(replica);
             self.replicas[replica].election.sighted(now, self.stored.clone());
@@ -516,15 +477,15 @@ fn play(seed: u64, replicas: usize, faults: Faults) {
     let mut world = World::new(seed, replicas, faults);
     world.run(180_000);
     world.calm_down();
-    let calm = world.now;
+    let calm = world.time.now;
     let cooling = |r: usize| {
         let now = world.local(r);
         world.replicas[r].slot.cooling_until(now).map_or(0, |until| world.global_after(r, until))
     };
     let bound = BOUND_MS + (0..replicas).map(cooling).min().unwrap_or(0);
     let mut led_after = None;
-    while world.now < calm + bound {
-        let until = world.now + 100;
+    while world.time.now < calm + bound {
+        let until = world.time.now + 100;
         world.run(until);
         let leading = (0..world.replicas.len())
             .filter(|&r| {
@@ -533,7 +494,7 @@ fn play(seed: u64, replicas: usize, faults: Faults) {
             })
             .count();
         if leading == 1 {
-            led_after = Some(world.now - calm);
+            led_after = Some(world.time.now - calm);
             break;
         }
     }
