@@ -14,4 +14,5 @@ mod judge;
 mod misbehaviour;
 mod process;
 mod shipped;
+mod spread;
 mod stage;
