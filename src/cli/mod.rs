@@ -2,6 +2,7 @@
 
 mod check;
 mod crds;
+mod hand_over;
 mod logging;
 mod run;
 
@@ -27,6 +28,8 @@ enum Command {
     Run(run::Options),
     /// Check a configuration file, offline, and show all of its errors
     Check(check::Options),
+    /// Hand a kind over to another replica, without a gap that anybody notices
+    HandOver(hand_over::Options),
     /// Print the CRDs of the built-in kinds as YAML
     Crds(crds::Options),
 }
@@ -71,6 +74,7 @@ pub(crate) fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(options) => run::run(options),
         Command::Check(options) => check::run(&options),
+        Command::HandOver(options) => hand_over::run(&options),
         Command::Crds(options) => crds::run(&options),
     };
     match outcome {

@@ -104,6 +104,7 @@ async fn the_shipped_manifests_run_share_their_kinds_and_survive() -> Result<()>
     propagates(&installation).await?;
     expires(&installation).await?;
     says_what_is_wrong_with_an_object(&installation).await?;
+    hands_over(&installation).await?;
     survives_a_crash(&installation).await?;
     rolls(&installation).await?;
     writes_nothing_when_nothing_changed(&installation).await?;
@@ -194,6 +195,41 @@ async fn says_what_is_wrong_with_an_object(installation: &Installation) -> Resul
         items.len() > 2 && others.into_iter().all(|item| condition(item, "Ready").as_deref() == Some("True"))
     };
     eventually("the other policies are ready", PATIENCE, policies, others_ready).await?;
+    Ok(())
+}
+
+/// `leasehold hand-over`, with what it says of requests that cannot be met; those change nothing.
+async fn hands_over(installation: &Installation) -> Result<()> {
+    let run = |arguments: &'static [&'static str]| async move {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold"))
+            .arg("hand-over")
+            .args(arguments)
+            .args(["-n", NAMESPACE])
+            .env("KUBECONFIG", installation.cluster.kubeconfig())
+            .output()
+            .await?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        anyhow::Ok((output.status.code(), text(output.stdout), text(output.stderr)))
+    };
+    let before = installation.led(|_| true).await?;
+    for (arguments, says) in [
+        (&["NoSuchKind"][..], "there are ExpiryPolicy.leasehold.dev, Propagation.leasehold.dev"),
+        (&["Propagation", "--to", "nobody"], "there is no replica nobody"),
+        (&["Propagation", "--instance", "another"], "has no Leases of an installation another"),
+    ] {
+        let (code, _, said) = run(arguments).await?;
+        ensure(code == Some(2) && said.contains(says), || format!("{arguments:?}: {code:?} {said}"))?;
+    }
+    ensure(installation.led(|_| true).await? == before, || "a request that cannot be met moved something".to_owned())?;
+
+    let (code, said, error) = run(&["propagation.leasehold.dev", "-o", "json"]).await?;
+    ensure(code == Some(0), || format!("{code:?} {error}"))?;
+    let said: Value = serde_json::from_str(&said)?;
+    let after = installation.led(|_| true).await?;
+    let lease = "propagation.leasehold.dev";
+    ensure(said["from"] == before[lease] && said["to"] == after[lease] && said["from"] != said["to"], || {
+        format!("{said} {before:?} {after:?}")
+    })?;
     Ok(())
 }
 

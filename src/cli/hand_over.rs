@@ -1,0 +1,250 @@
+//! `leasehold hand-over`: asks the holder of a kind to give it to another replica, and waits until that is done.
+
+use std::{
+    io::{self, Write as _},
+    pin::pin,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use clap::{Args, ValueEnum};
+use futures::{StreamExt as _, TryStreamExt as _};
+use kube::{
+    Api, Client,
+    api::{ListParams, Patch, PatchParams},
+    runtime::watcher,
+};
+use leasehold::sharding::{
+    record::{self, HAND_OVER_ANNOTATION, INSTANCE_LABEL, KIND_ANNOTATION, Lease},
+    roster::{self, Activity, Holding, Member},
+};
+use serde_json::json;
+use tokio::time::{Instant, timeout};
+
+use super::Failure;
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// The kind: `Widget`, `Widget.example.com`, or the name of its Lease
+    kind: String,
+    /// The replica that shall have it, by its Pod's name or its holder identity [default: where placement would put it]
+    #[arg(long, value_name = "REPLICA")]
+    to: Option<String>,
+    /// Namespace of the Leases [default: the kubeconfig's]
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// The installation, if the namespace has several
+    #[arg(long)]
+    instance: Option<String>,
+    /// How long to wait, in seconds; after that the request is taken back
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout: u64,
+    /// How to print the outcome
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+/// The Leases of one installation.
+struct Installation {
+    leases: Vec<Lease>,
+    members: Vec<Member>,
+}
+
+pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(hand_over(options))
+}
+
+async fn hand_over(options: &Options) -> Result<ExitCode, Failure> {
+    let config = kube::Config::infer().await.context("no cluster to talk to: set KUBECONFIG")?;
+    let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let leases = record::leases(Client::try_from(config).context("failed to make a client")?, &namespace);
+    let installation = Installation::read(&leases, &namespace, options.instance.as_deref()).await?;
+    let (name, kind, holding) = installation.find(&options.kind, &namespace)?;
+    let Some(from) = holding.holder.clone() else {
+        return Err(
+            anyhow!("nobody holds {kind} now, so there is nobody to hand it over; who is first takes it").into()
+        );
+    };
+    let to = installation.choose(&name, &kind, &from, options.to.as_deref())?;
+    if to == from {
+        return report(options.output, &kind, &name, &from, &to, None);
+    }
+    say(options.output, &format!("{kind}: {from} is asked to hand over to {to}"))?;
+    let began = now();
+    ask(&leases, &name, Some(&to)).await.with_context(|| format!("failed to annotate the Lease {namespace}/{name}"))?;
+    match timeout(Duration::from_secs(options.timeout), until_held(&leases, &name, &to, options.output)).await {
+        Ok(Ok(())) => report(options.output, &kind, &name, &from, &to, Some(began.elapsed())),
+        Ok(Err(error)) => {
+            take_back(&leases, &name).await;
+            Err(error.into())
+        }
+        Err(_elapsed) => {
+            take_back(&leases, &name).await;
+            let message = format!(
+                "{kind} was not handed over within {} s and the request is taken back; the log of {from} says why",
+                options.timeout
+            );
+            Err(anyhow!(message).into())
+        }
+    }
+}
+
+impl Installation {
+    async fn read(leases: &Api<Lease>, namespace: &str, instance: Option<&str>) -> Result<Self, Failure> {
+        let selector = instance.map_or_else(|| INSTANCE_LABEL.to_owned(), |name| format!("{INSTANCE_LABEL}={name}"));
+        let all = leases.list(&ListParams::default().labels(&selector)).await;
+        let all = all.with_context(|| format!("failed to list the Leases in namespace {namespace}"))?.items;
+        let label = |lease: &Lease| lease.metadata.labels.as_ref()?.get(INSTANCE_LABEL).cloned();
+        let mut instances: Vec<_> = all.iter().filter_map(label).collect();
+        instances.sort();
+        instances.dedup();
+        match instances.as_slice() {
+            [] => {
+                let of = instance.map_or_else(String::new, |name| format!(" {name}"));
+                Err(Failure::Usage(format!(
+                    "namespace {namespace} has no Leases of an installation{of}; name theirs with --namespace"
+                )))
+            }
+            [_one] => {
+                let members = all.iter().filter_map(record::member).collect();
+                Ok(Self { leases: all, members })
+            }
+            several => Err(Failure::Usage(format!(
+                "namespace {namespace} has several installations, {}; name one with --instance",
+                several.join(", ")
+            ))),
+        }
+    }
+
+    fn shards(&self) -> impl Iterator<Item = (String, String, Holding)> {
+        self.leases.iter().filter_map(|lease| {
+            let name = lease.metadata.name.clone()?;
+            let kind = record::annotation(lease, KIND_ANNOTATION).unwrap_or(&name).to_owned();
+            Some((name, kind, record::holding(lease)?))
+        })
+    }
+
+    /// The Lease that is meant, with its name and its kind's.
+    fn find(&self, wanted: &str, namespace: &str) -> Result<(String, String, Holding), Failure> {
+        let is_meant = |name: &str, kind: &str| {
+            [name, kind, kind.split('.').next().unwrap_or(kind)].iter().any(|it| it.eq_ignore_ascii_case(wanted))
+        };
+        let mut found: Vec<_> = self.shards().filter(|(name, kind, _)| is_meant(name, kind)).collect();
+        let kinds = |found: &mut dyn Iterator<Item = (String, String, Holding)>| {
+            found.map(|(_, kind, _)| kind).collect::<Vec<_>>().join(", ")
+        };
+        match found.len() {
+            1 => Ok(found.remove(0)),
+            0 => Err(Failure::Usage(format!(
+                "no kind {wanted} has a Lease in namespace {namespace}; there are {}",
+                kinds(&mut self.shards())
+            ))),
+            _ => Err(Failure::Usage(format!(
+                "{wanted} may mean {}; write it with its group",
+                kinds(&mut found.into_iter())
+            ))),
+        }
+    }
+
+    /// The holder identity of whoever shall have it.
+    fn choose(&self, lease: &str, kind: &str, from: &str, to: Option<&str>) -> Result<String, Failure> {
+        let takes = |member: &&Member| member.profile.activity == Activity::Active && member.profile.can_run(lease);
+        let able = || {
+            let able = self.members.iter().filter(takes).filter(|member| member.identity != from);
+            let able: Vec<_> = able.map(|member| member.identity.as_str()).collect();
+            if able.is_empty() { "no other replica can".to_owned() } else { format!("{} can", able.join(", ")) }
+        };
+        let Some(to) = to else {
+            let holdings: Vec<_> = self.shards().map(|(name, _, holding)| (name, holding)).collect();
+            return roster::elsewhere(lease, from, &self.members, &holdings)
+                .ok_or_else(|| anyhow!("no other replica can run {kind} now").into());
+        };
+        let named: Vec<_> = self.members.iter().filter(|it| it.identity == to || it.profile.pod == to).collect();
+        match named.iter().copied().find(takes) {
+            Some(member) => Ok(member.identity.clone()),
+            None if named.is_empty() => Err(Failure::Usage(format!("there is no replica {to}; {}", able()))),
+            None => Err(Failure::Usage(format!("{to} cannot run {kind} now; {}", able()))),
+        }
+    }
+}
+
+/// Asks for a shard to be somewhere, or no longer.
+async fn ask(leases: &Api<Lease>, name: &str, to: Option<&str>) -> kube::Result<Lease> {
+    let patch = json!({"metadata": {"annotations": {HAND_OVER_ANNOTATION: to}}});
+    leases.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await
+}
+
+async fn take_back(leases: &Api<Lease>, name: &str) {
+    if let Err(error) = ask(leases, name, None).await {
+        tracing::warn!(%error, lease = name, "failed to take the request back: remove {HAND_OVER_ANNOTATION} by hand");
+    }
+}
+
+/// Waits until `to` holds the Lease, and says what happens on the way.
+async fn until_held(leases: &Api<Lease>, name: &str, to: &str, output: Output) -> anyhow::Result<()> {
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut seen = (None, None);
+    let mut changes = pin!(watcher(leases.clone(), config).map_err(anyhow::Error::from));
+    while let Some(change) = changes.next().await {
+        let lease = match change.context("failed to watch the Lease")? {
+            watcher::Event::Apply(lease) | watcher::Event::InitApply(lease) => lease,
+            watcher::Event::Delete(_) => return Err(anyhow!("the Lease {name} was deleted")),
+            watcher::Event::Init | watcher::Event::InitDone => continue,
+        };
+        let holding = record::holding(&lease).with_context(|| format!("{name} is no Lease of a kind any more"))?;
+        if holding.holder.as_deref() == Some(to) {
+            return Ok(());
+        }
+        if holding.wanted.is_none() {
+            let holder = holding.holder.unwrap_or_else(|| "nobody".to_owned());
+            return Err(anyhow!("{holder} holds it now instead: {to} was not there to take it"));
+        }
+        let now = (holding.holder, holding.successor);
+        if now != seen {
+            match &now {
+                (Some(holder), Some(successor)) => say(output, &format!("{holder} has named {successor}"))?,
+                (None, _) => say(output, "released")?,
+                (Some(_), None) => {}
+            }
+            seen = now;
+        }
+    }
+    Err(anyhow!("the watch of the Lease has ended"))
+}
+
+fn report(
+    output: Output,
+    kind: &str,
+    lease: &str,
+    from: &str,
+    to: &str,
+    took: Option<Duration>,
+) -> Result<ExitCode, Failure> {
+    match (output, took) {
+        (Output::Json, took) => {
+            let took = took.map_or(0, |took| took.as_millis());
+            let document = json!({"kind": kind, "lease": lease, "from": from, "to": to, "milliseconds": took});
+            writeln!(io::stdout(), "{document:#}")?;
+        }
+        (Output::Text, Some(took)) => writeln!(io::stdout(), "{kind}: led by {to} after {} ms", took.as_millis())?,
+        (Output::Text, None) => writeln!(io::stdout(), "{kind}: led by {to} already")?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say(output: Output, what: &str) -> io::Result<()> {
+    if output == Output::Text { writeln!(io::stdout(), "{what}") } else { Ok(()) }
+}
+
+#[expect(clippy::disallowed_methods, reason = "measures for people and decides nothing")]
+fn now() -> Instant {
+    Instant::now()
+}
