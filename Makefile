@@ -13,8 +13,8 @@ test: ## Prove the safety rules: unit tests, simulation, acceptance on a real co
 lint: ## Check formatting, lints and documentation
 	@.ci/run fmt clippy doc
 
-bench: ## Measure handover, failover and idle load on a real control plane
-	@cargo build --locked --release --example observer
+bench: ## Measure spread, handover, failover and load on a real control plane, beside client-go (25 minutes; ARGS='--quick')
+	@cargo build --locked --release --example replica
 	@cargo bench --locked --bench figures -- $(ARGS)
 
 cluster: ## Start a control plane on this machine and keep it until Ctrl-C

@@ -1,105 +1,127 @@
-//! Where the figures are taken: the control plane, our replicas and, for comparison, plain client-go electors.
+//! Where the figures are taken: the control plane, and fleets of replicas, ours and client-go's, on the same kinds.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
+use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::{
     api::{coordination::v1::Lease, core::v1::Pod},
     jiff::Timestamp,
 };
-use kube::{Api, Client, ResourceExt, api::ListParams};
-use leasehold_cluster::{Cluster, Kubelet, KubeletOptions, Signal, eventually};
-use rustix::process::{Pid, kill_process};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ApiResource, DynamicObject, ListParams, PostParams},
+    core::GroupVersionKind,
+};
+use leasehold_cluster::{Cluster, Kubelet, KubeletOptions, eventually};
+use serde_json::json;
 
-/// How long anything may take, a lease duration included.
-const PATIENCE: Duration = Duration::from_secs(90);
+use crate::{record::millis, report::say};
+
+/// How long anything may take, a few lease durations included.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+pub(crate) const GROUP: &str = "bench.leasehold.dev";
+
+/// Timings of both systems: lease duration, renew deadline, retry period, in milliseconds.
+#[derive(Clone, Copy)]
+pub(crate) struct Timings {
+    pub(crate) lease: u64,
+    pub(crate) deadline: u64,
+    pub(crate) retry: u64,
+    /// Of ours: how long the replicas must have been the same before a kind is moved.
+    pub(crate) settle: u64,
+}
+
+/// What everybody has by default.
+pub(crate) const DEFAULT: Timings = Timings { lease: 15_000, deadline: 10_000, retry: 2_000, settle: 5_000 };
+/// A third of it, for what is tried many times.
+pub(crate) const QUICK: Timings = Timings { lease: 5_000, deadline: 3_000, retry: 600, settle: 1_500 };
+
+/// Who is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum System {
+    Ours,
+    ClientGo,
+}
+
+pub(crate) const BOTH: [System; 2] = [System::Ours, System::ClientGo];
+
+impl System {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "leasehold",
+            Self::ClientGo => "client-go",
+        }
+    }
+}
 
 /// The control plane and its nodes.
 pub(crate) struct Field {
     // Pods end before the control plane does.
     pub(crate) kubelet: Kubelet,
     pub(crate) cluster: Cluster,
-    client: Client,
-    elector: PathBuf,
+    pub(crate) client: Client,
+}
+
+/// The replicas of one Deployment.
+pub(crate) struct Fleet<'f> {
+    pub(crate) field: &'f Field,
+    pub(crate) system: System,
+    pub(crate) namespace: String,
+    pub(crate) kinds: usize,
+    /// The number of the first event of the audit log that may be about it.
+    pub(crate) began: usize,
 }
 
 impl Field {
     /// Starts everything that the figures need; no replicas yet.
     pub(crate) async fn start() -> Result<Self> {
         let leasehold = PathBuf::from(env!("CARGO_BIN_EXE_leasehold"));
-        let observer = leasehold.parent().context("target folder")?.join("examples/observer");
-        let images = [("leasehold".to_owned(), leasehold), ("observer".to_owned(), observer)].into();
+        let replica = leasehold.parent().context("target folder")?.join("examples/replica");
         let cluster = Cluster::start().await?;
-        // A stopped replica comes back at once, for the next trial.
-        let restart_backoff = Duration::from_millis(50);
-        let options = KubeletOptions { nodes: 3, images, restart_backoff, ..KubeletOptions::default() };
-        let kubelet = cluster.start_kubelet(options).await?;
         let binaries = cluster.binaries().clone();
-        let elector = tokio::task::spawn_blocking(move || binaries.client_go_elector()).await??;
-        Ok(Self { client: cluster.client()?, kubelet, cluster, elector })
+        let client_go = tokio::task::spawn_blocking(move || binaries.client_go_elector()).await??;
+        let images =
+            [("leasehold".to_owned(), leasehold), ("replica".to_owned(), replica), ("client-go".to_owned(), client_go)];
+        // A replica that was stopped comes back soon, for the next trial.
+        let restart_backoff = Duration::from_millis(50);
+        let options = KubeletOptions { nodes: 3, images: images.into(), restart_backoff, ..KubeletOptions::default() };
+        let kubelet = cluster.start_kubelet(options).await?;
+        Ok(Self { client: cluster.client()?, kubelet, cluster })
     }
 
-    /// The pods of a namespace that are not on their way out.
-    pub(crate) async fn pods(&self, namespace: &str) -> Result<Vec<String>> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let all = pods.list(&ListParams::default()).await?.items;
-        Ok(all.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).map(ResourceExt::name_any).collect())
-    }
-
-    /// Who holds each Lease of a namespace; a free one is absent.
-    pub(crate) async fn holders(&self, namespace: &str) -> Result<BTreeMap<String, String>> {
-        let leases: Api<Lease> = Api::namespaced(self.client.clone(), namespace);
-        let all = leases.list(&ListParams::default()).await?.items;
-        let holder = |lease: Lease| {
-            let holder = lease.spec.as_ref()?.holder_identity.clone().filter(|holder| !holder.is_empty())?;
-            Some((lease.name_any(), holder))
-        };
-        Ok(all.into_iter().filter_map(holder).collect())
-    }
-
-    /// Waits until this many Leases of a namespace are held, none of them by `not`.
-    pub(crate) async fn held(&self, namespace: &str, count: usize, not: &str) -> Result<Vec<String>> {
-        let enough =
-            |holders: &BTreeMap<String, String>| holders.len() == count && holders.values().all(|holder| holder != not);
-        let what = format!("{count} Leases held in {namespace}");
-        let holders = eventually(&what, PATIENCE, || self.holders(namespace), enough).await?;
-        Ok(holders.into_values().collect())
-    }
-
-    /// Waits until a namespace has this many pods, each with a process.
-    pub(crate) async fn running(&self, namespace: &str, count: usize) -> Result<Vec<String>> {
-        let all = |pods: &Vec<String>| {
-            pods.len() == count && pods.iter().all(|pod| !self.kubelet.pids(namespace, pod).is_empty())
-        };
-        eventually(&format!("{count} pods in {namespace}"), PATIENCE, || self.pods(namespace), all).await
-    }
-
-    /// Waits until a pod that was signalled then has listed the Leases again.
-    pub(crate) async fn stands_by(&self, pod: &str, since: Timestamp) -> Result<()> {
-        let look = || async { crate::record::listed(&self.cluster, pod, since) };
-        eventually(&format!("{pod} stands by again"), PATIENCE, look, |listed| *listed).await?;
+    /// Makes the kinds be served: `Probe0`, `Probe1`…
+    pub(crate) async fn kinds(&self, count: usize) -> Result<()> {
+        for kind in 0..count {
+            self.cluster.apply(&KIND.replace("@N@", &kind.to_string())).await?;
+        }
+        for kind in 0..count {
+            let crd = format!("crd/probe{kind}s.{GROUP}");
+            self.cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]).await?;
+        }
         Ok(())
     }
 
-    /// A namespace with two observer replicas of one kind, all timings by default.
-    pub(crate) async fn observers(&self, namespace: &str) -> Result<()> {
-        self.cluster.apply(KIND).await?;
-        self.cluster
-            .kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd/probes.observer.leasehold.dev"])
-            .await?;
-        self.cluster.apply(&OBSERVERS.replace("STAGE", namespace)).await?;
-        let object = format!(
-            "{{apiVersion: observer.leasehold.dev/v1, kind: Probe, metadata: {{name: it, namespace: {namespace}}}}}"
-        );
-        eventually("the new kind takes an object", PATIENCE, || self.cluster.apply(&object), |_| true).await?;
-        self.running(namespace, 2).await?;
-        self.held(namespace, 1, "").await?;
-        Ok(())
+    /// A fleet of this many replicas on the first `kinds` kinds, in a namespace of its own.
+    pub(crate) async fn fleet(
+        &self,
+        system: System,
+        name: &str,
+        kinds: usize,
+        replicas: usize,
+        timings: Timings,
+    ) -> Result<Fleet<'_>> {
+        let namespace = format!("{name}-{}", system.name());
+        let began = self.cluster.audit()?.len();
+        let fleet = Fleet { field: self, system, namespace, kinds, began };
+        self.cluster.apply(&RIGHTS.replace("@NAMESPACE@", &fleet.namespace)).await?;
+        self.cluster.apply(&fleet.deployment(replicas, timings)).await?;
+        Ok(fleet)
     }
 
     /// What is shipped: `crds/` and `deploy/`.
@@ -110,44 +132,180 @@ impl Field {
         Ok(())
     }
 
-    /// A client-go elector for a Lease, at the timings that ours have by default.
-    pub(crate) fn elector(&self, namespace: &str, lease: &str, identity: &str) -> Result<Elector> {
-        let child = Command::new(&self.elector)
-            .arg("-kubeconfig")
-            .arg(self.cluster.kubeconfig())
-            .args(["-namespace", namespace, "-lease", lease, "-identity", identity])
-            .args(["-lease-duration", "15s", "-renew-deadline", "10s", "-retry-period", "2s", "-release-on-cancel"])
-            // The cluster's reaper ends what bears this, should this process be killed.
-            .env("LEASEHOLD_CLUSTER", self.cluster.directory())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("failed to start the client-go elector")?;
-        Ok(Elector { identity: identity.to_owned(), child })
+    /// The pods of a namespace that are not on their way out.
+    pub(crate) async fn pods(&self, namespace: &str) -> Result<Vec<String>> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let all = pods.list(&ListParams::default()).await?.items;
+        Ok(all.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).map(ResourceExt::name_any).collect())
+    }
+
+    /// Who holds each Lease of a kind, by Lease; a free one is absent.
+    pub(crate) async fn holders(&self, namespace: &str) -> Result<BTreeMap<String, String>> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), namespace);
+        let all = leases.list(&ListParams::default().labels("leasehold.dev/role!=replica")).await?.items;
+        let holder = |lease: Lease| {
+            let holder = lease.spec.as_ref()?.holder_identity.clone().filter(|holder| !holder.is_empty())?;
+            Some((lease.name_any(), holder))
+        };
+        Ok(all.into_iter().filter_map(holder).collect())
     }
 }
 
-/// A client-go elector's process; dropping it kills it.
-pub(crate) struct Elector {
-    pub(crate) identity: String,
-    child: Child,
-}
+impl Fleet<'_> {
+    /// Changes the number of replicas and waits until the pods are that many, each with a process.
+    pub(crate) async fn scale(&self, replicas: usize) -> Result<()> {
+        let count = format!("--replicas={replicas}");
+        self.kubectl(&["scale", "deployment/replica", &count]).await?;
+        self.running(replicas).await?;
+        Ok(())
+    }
 
-impl Elector {
-    /// Signals it.
-    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
-        Ok(kill_process(pid, signal)?)
+    pub(crate) async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.field.cluster.kubectl(&[&["-n", &self.namespace], arguments].concat()).await
+    }
+
+    /// Waits until the pods are that many, each with a process, and nobody else's process is left.
+    pub(crate) async fn running(&self, count: usize) -> Result<Vec<String>> {
+        let field = self.field;
+        let look = || async {
+            let pods: Api<Pod> = Api::namespaced(field.client.clone(), &self.namespace);
+            let all: Vec<_> =
+                pods.list(&ListParams::default()).await?.items.iter().map(ResourceExt::name_any).collect();
+            anyhow::Ok(all)
+        };
+        let all = |pods: &Vec<String>| {
+            pods.len() == count && pods.iter().all(|pod| !field.kubelet.pids(&self.namespace, pod).is_empty())
+        };
+        eventually(&format!("{count} pods in {}", self.namespace), PATIENCE, look, all).await
+    }
+
+    /// Waits until each kind is held by a pod of which this is true.
+    pub(crate) async fn held(&self, what: &str, by: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>> {
+        let all = |holders: &BTreeMap<String, String>| {
+            holders.len() == self.kinds && holders.values().all(|holder| by(pod_of(holder)))
+        };
+        let what = format!("{}: {what}", self.namespace);
+        eventually(&what, PATIENCE, || self.field.holders(&self.namespace), all).await
+    }
+
+    /// Waits until every kind is held, and none by this process.
+    pub(crate) async fn taken_from(&self, old: &str) -> Result<()> {
+        let taken = |holders: &BTreeMap<String, String>| {
+            holders.len() == self.kinds && holders.values().all(|holder| holder != old)
+        };
+        let what = format!("{}: somebody follows {old}", self.namespace);
+        eventually(&what, PATIENCE, || self.field.holders(&self.namespace), taken).await?;
+        Ok(())
+    }
+
+    /// Waits until nobody has taken anything for this long, and says who holds what then.
+    pub(crate) async fn settled(&self, quiet: Duration) -> Result<BTreeMap<String, String>> {
+        let mut last = self.held("every kind is led", |_| true).await?;
+        let mut since = now();
+        while millis(since, now()) < quiet.as_secs_f64() * 1000.0 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let holders = self.held("every kind is led", |_| true).await?;
+            if holders != last {
+                (last, since) = (holders, now());
+            }
+        }
+        Ok(last)
+    }
+
+    /// What this fleet's namespace has in the audit log.
+    pub(crate) fn audit(&self) -> Result<Vec<leasehold_cluster::AuditEvent>> {
+        let all = self.field.cluster.audit_from(self.began)?;
+        Ok(all.into_iter().filter(|event| event.namespace.as_deref() == Some(&self.namespace)).collect())
+    }
+
+    /// Makes this many objects of the first kind, of about 2 kB each.
+    pub(crate) async fn objects(&self, count: usize) -> Result<()> {
+        let api = self.api();
+        let create = |number: usize| {
+            let api = api.clone();
+            let object = json!({
+                "apiVersion": format!("{GROUP}/v1"), "kind": "Probe0",
+                "metadata": {"name": format!("object-{number}"), "namespace": self.namespace},
+                "spec": {"change": 0, "seen": 0, "filler": "x".repeat(1800)},
+            });
+            async move {
+                let object: DynamicObject = serde_json::from_value(object)?;
+                match api.create(&PostParams::default(), &object).await {
+                    Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+                    other => other.map(drop).map_err(anyhow::Error::from),
+                }
+            }
+        };
+        stream::iter((0..count).map(create)).buffer_unordered(64).try_collect().await
+    }
+
+    /// The objects of the first kind.
+    pub(crate) fn api(&self) -> Api<DynamicObject> {
+        let kind = GroupVersionKind::gvk(GROUP, "v1", "Probe0");
+        Api::namespaced_with(self.field.client.clone(), &self.namespace, &ApiResource::from_gvk(&kind))
+    }
+
+    /// Takes the replicas down, and what they left.
+    pub(crate) async fn end(self) -> Result<()> {
+        self.kubectl(&["delete", "deployment", "replica", "--cascade=foreground"]).await?;
+        self.field.cluster.kubectl(&["delete", "namespace", &self.namespace, "--wait=false"]).await?;
+        say(&format!("{}: done", self.namespace));
+        Ok(())
+    }
+
+    fn deployment(&self, replicas: usize, timings: Timings) -> String {
+        let Timings { lease, deadline, retry, settle } = timings;
+        let arguments = match self.system {
+            System::Ours => "[/etc/replica/leasehold.yaml, \"0.0.0.0:8080\"]".to_owned(),
+            System::ClientGo => {
+                let resources: Vec<_> = (0..self.kinds).map(|kind| format!("probe{kind}s")).collect();
+                format!(
+                    "[-group={GROUP}, \"-resources={}\", -namespace=$(POD_NAMESPACE), -identity=$(POD_NAME), \
+                     -lease-duration={lease}ms, -renew-deadline={deadline}ms, -retry-period={retry}ms, -release-on-cancel]",
+                    resources.join(",")
+                )
+            }
+        };
+        // client-go's has nothing to be ready for: a replica that runs stands by.
+        let probe = match self.system {
+            System::Ours => "readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}",
+            System::ClientGo => "",
+        };
+        let kinds: String = (0..self.kinds)
+            .map(|kind| format!("    - {{apiVersion: {GROUP}/v1, kind: Probe{kind}, reconciler: {{builtin: seen}}}}\n"))
+            .collect();
+        let image = if self.system == System::Ours { "replica" } else { "client-go" };
+        DEPLOYMENT
+            .replace("@NAMESPACE@", &self.namespace)
+            .replace("@REPLICAS@", &replicas.to_string())
+            .replace("@IMAGE@", image)
+            .replace("@ARGUMENTS@", &arguments)
+            .replace("@PROBE@", probe)
+            .replace("@LEASE@", &format!("{lease}ms"))
+            .replace("@DEADLINE@", &format!("{deadline}ms"))
+            .replace("@RETRY@", &format!("{retry}ms"))
+            .replace("@SETTLE@", &format!("{settle}ms"))
+            .replace("@KINDS@", &kinds)
     }
 }
 
-impl Drop for Elector {
-    fn drop(&mut self) {
-        // Both fail only when it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+/// The largest number of kinds that one replica has, and how many of `replicas` have none.
+pub(crate) fn spread(holders: &BTreeMap<String, String>, replicas: usize) -> (usize, usize) {
+    let mut shares: BTreeMap<&str, usize> = BTreeMap::new();
+    for holder in holders.values() {
+        *shares.entry(holder).or_default() += 1;
     }
+    (shares.values().copied().max().unwrap_or(0), replicas.saturating_sub(shares.len()))
+}
+
+/// The pods that hold something.
+pub(crate) fn pods_of(holders: &BTreeMap<String, String>) -> BTreeSet<String> {
+    holders.values().map(|holder| pod_of(holder).to_owned()).collect()
+}
+
+/// The pod that a holder identity is of.
+pub(crate) fn pod_of(holder: &str) -> &str {
+    holder.rsplit_once('_').map_or(holder, |(pod, _)| pod)
 }
 
 /// Resident memory of a process in MiB.
@@ -158,14 +316,19 @@ pub(crate) fn resident(pid: u32) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
+#[expect(clippy::disallowed_methods, reason = "compared with the API server's, which is of this machine")]
+pub(crate) fn now() -> Timestamp {
+    Timestamp::now()
+}
+
 const KIND: &str = "
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
-metadata: {name: probes.observer.leasehold.dev}
+metadata: {name: probe@N@s.bench.leasehold.dev}
 spec:
-  group: observer.leasehold.dev
+  group: bench.leasehold.dev
   scope: Namespaced
-  names: {kind: Probe, plural: probes, singular: probe}
+  names: {kind: Probe@N@, plural: probe@N@s, singular: probe@N@}
   versions:
   - name: v1
     served: true
@@ -174,66 +337,76 @@ spec:
       openAPIV3Schema: {type: object, properties: {spec: {type: object, x-kubernetes-preserve-unknown-fields: true}}}
 ";
 
-const OBSERVERS: &str = "
+const RIGHTS: &str = "
 apiVersion: v1
 kind: Namespace
-metadata: {name: STAGE}
+metadata: {name: @NAMESPACE@}
 ---
 apiVersion: v1
 kind: ServiceAccount
-metadata: {name: observer, namespace: STAGE}
+metadata: {name: replica, namespace: @NAMESPACE@}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
-metadata: {name: observer, namespace: STAGE}
+metadata: {name: replica, namespace: @NAMESPACE@}
 rules:
-- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, watch, create, update]}
+- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, watch, create, update, delete]}
+- {apiGroups: [''], resources: [pods], verbs: [get, list, watch]}
+- {apiGroups: [apps], resources: [replicasets], verbs: [get]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
-metadata: {name: observer, namespace: STAGE}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: observer}
-subjects: [{kind: ServiceAccount, name: observer, namespace: STAGE}]
+metadata: {name: replica, namespace: @NAMESPACE@}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: replica}
+subjects: [{kind: ServiceAccount, name: replica, namespace: @NAMESPACE@}]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
-metadata: {name: STAGE}
-rules: [{apiGroups: [observer.leasehold.dev], resources: [probes], verbs: [get, list, watch, patch]}]
+metadata: {name: @NAMESPACE@}
+rules: [{apiGroups: [bench.leasehold.dev], resources: ['*'], verbs: [get, list, watch, patch]}]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
-metadata: {name: STAGE}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: STAGE}
-subjects: [{kind: ServiceAccount, name: observer, namespace: STAGE}]
----
+metadata: {name: @NAMESPACE@}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: @NAMESPACE@}
+subjects: [{kind: ServiceAccount, name: replica, namespace: @NAMESPACE@}]
+";
+
+const DEPLOYMENT: &str = "
 apiVersion: v1
 kind: ConfigMap
-metadata: {name: config, namespace: STAGE}
+metadata: {name: config, namespace: @NAMESPACE@}
 data:
   leasehold.yaml: |
     apiVersion: leasehold.dev/v1alpha1
     kind: Configuration
+    leases: {duration: @LEASE@, renewDeadline: @DEADLINE@, retryPeriod: @RETRY@, requestTimeout: 1s}
+    placement: {settle: @SETTLE@}
     kinds:
-    - {apiVersion: observer.leasehold.dev/v1, kind: Probe, reconciler: {builtin: observer}}
+@KINDS@
 ---
 apiVersion: apps/v1
 kind: Deployment
-metadata: {name: observer, namespace: STAGE}
+metadata: {name: replica, namespace: @NAMESPACE@}
 spec:
-  replicas: 2
-  selector: {matchLabels: {app: observer}}
+  replicas: @REPLICAS@
+  strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 1, maxUnavailable: 0}}
+  selector: {matchLabels: {app: replica}}
   template:
-    metadata: {labels: {app: observer}}
+    metadata: {labels: {app: replica}}
     spec:
-      serviceAccountName: observer
-      terminationGracePeriodSeconds: 40
+      serviceAccountName: replica
+      terminationGracePeriodSeconds: 60
       containers:
-      - name: observer
-        image: observer
-        args: [/etc/observer/leasehold.yaml]
+      - name: replica
+        image: @IMAGE@
+        args: @ARGUMENTS@
+        @PROBE@
         env:
         - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
         - {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
-        volumeMounts: [{name: config, mountPath: /etc/observer}]
+        - {name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}
+        - {name: POD_TEMPLATE_HASH, valueFrom: {fieldRef: {fieldPath: \"metadata.labels['pod-template-hash']\"}}}
+        volumeMounts: [{name: config, mountPath: /etc/replica}]
       volumes: [{name: config, configMap: {name: config}}]
 ";

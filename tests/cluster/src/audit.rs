@@ -76,8 +76,8 @@ impl AuditLog {
         Self { path, read: Mutex::default() }
     }
 
-    /// Every event so far. Each call reads only what was added since the last.
-    pub(crate) fn events(&self) -> Result<Vec<AuditEvent>> {
+    /// Every event from the one with this number on. Each call reads only what was added since the last.
+    pub(crate) fn events(&self, from: usize) -> Result<Vec<AuditEvent>> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
@@ -99,7 +99,7 @@ impl AuditLog {
                 read.events.push(raw.into());
             }
         }
-        Ok(read.events.clone())
+        Ok(read.events.get(from..).unwrap_or_default().to_vec())
     }
 }
 

@@ -248,7 +248,15 @@ impl Cluster {
     /// # Errors
     /// When the log cannot be read.
     pub fn audit(&self) -> Result<Vec<AuditEvent>> {
-        self.inner.audit.events()
+        self.audit_from(0)
+    }
+
+    /// As [`audit`](Self::audit), without the first `from` of them: a long log is not copied again for its end.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn audit_from(&self, from: usize) -> Result<Vec<AuditEvent>> {
+        self.inner.audit.events(from)
     }
 
     /// A kubeconfig with a token of this ServiceAccount, good for an hour, its context in that namespace.

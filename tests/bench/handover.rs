@@ -1,0 +1,97 @@
+//! A planned handover: for how long nobody leads, and how long a change waits for its reconcile while an object changes
+//! every 50 ms, with few and with many objects of the kind.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+
+use crate::{
+    field::{BOTH, DEFAULT, Field, Fleet, System, now, pod_of},
+    record::{handovers, leases, longest_without_work, millis},
+    report::{Report, say},
+};
+
+const GROUP: &str = "planned handover: SIGTERM of the holder (15 s Leases, a change every 50 ms)";
+/// Objects of the kind, besides the one that changes.
+const OBJECTS: [usize; 3] = [0, 1_000, 10_000];
+const BEAT: Duration = Duration::from_millis(50);
+/// Between two handovers, so that the signal meets the holder at another time after its last renewal.
+const PAUSE: std::ops::Range<u64> = 2_000..4_000;
+
+/// Measures `trials` handovers for each system and number of objects.
+///
+/// # Errors
+/// When a replica does not come up, or the kind is not led.
+pub(crate) async fn measure(field: &Field, trials: usize, report: &mut Report) -> Result<()> {
+    field.kinds(1).await?;
+    for system in BOTH {
+        for objects in OBJECTS {
+            let fleet = field.fleet(system, &format!("handover-{objects}"), 1, 2, DEFAULT).await?;
+            fleet.objects(objects.max(1)).await?;
+            fleet.running(2).await?;
+            fleet.held("it is led", |_| true).await?;
+            let (mut undisturbed, mut unled, mut unworked) = (Vec::new(), Vec::new(), Vec::new());
+            let beating = beat(&fleet);
+            tokio::select! {
+                broken = beating => broken?,
+                done = trial_after_trial(&fleet, trials, &mut undisturbed, &mut unled, &mut unworked) => done?,
+            }
+            let with = format!("{objects} objects");
+            let name = system.name();
+            report.add(GROUP, name, format!("{with}: no leader"), "ms", unled);
+            report.add(GROUP, name, format!("{with}: longest wait of a change"), "ms", unworked);
+            report.add(GROUP, name, format!("{with}: the same, undisturbed"), "ms", undisturbed);
+            say(&format!("handover, {name}: {with}"));
+            fleet.end().await?;
+        }
+    }
+    Ok(())
+}
+
+/// Changes an object every 50 ms for as long as it is polled.
+async fn beat(fleet: &Fleet<'_>) -> Result<()> {
+    let api = fleet.api();
+    let mut ticks = tokio::time::interval(BEAT);
+    for change in 1_i64.. {
+        ticks.tick().await;
+        let patch = json!({"spec": {"change": change}});
+        api.patch("object-0", &PatchParams::default(), &Patch::Merge(patch)).await.context("the writer")?;
+    }
+    Ok(())
+}
+
+async fn trial_after_trial(
+    fleet: &Fleet<'_>,
+    trials: usize,
+    undisturbed: &mut Vec<f64>,
+    unled: &mut Vec<f64>,
+    unworked: &mut Vec<f64>,
+) -> Result<()> {
+    // The standby's cache is filled, where it keeps one, and the first sweep is over.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    for _ in 0..trials {
+        let before = now();
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(PAUSE))).await;
+        undisturbed.extend(longest_without_work(&fleet.audit()?, before));
+        let holders = fleet.held("it is led", |_| true).await?;
+        let old = holders.values().next().context("a holder")?.clone();
+        let at = now();
+        // To the process: the container is restarted, and the pod stays for the next trial.
+        fleet.field.kubelet.signal(&fleet.namespace, pod_of(&old), leasehold_cluster::Signal::TERM)?;
+        // Whoever is restarted may be the next one, under another identity.
+        fleet.taken_from(&old).await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let audit = fleet.audit()?;
+        let stored = leases(&audit).into_values().next().context("its Lease")?;
+        let handover = handovers(&stored, at).into_iter().next().context("a handover")?;
+        unled.push(millis(handover.released.unwrap_or(handover.renewed), handover.acquired));
+        unworked.extend(longest_without_work(&audit, at));
+        if fleet.system == System::Ours {
+            // The next holder's standby has filled its cache by then.
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+    }
+    Ok(())
+}
