@@ -9,7 +9,10 @@ directory=$(mktemp -d)
 ready=$directory/ready
 cluster=
 
+follower=
+
 stop() {
+  if [ -n "$follower" ]; then kill "$follower" 2>/dev/null || true; fi
   if [ -n "$cluster" ] && kill -TERM "$cluster" 2>/dev/null; then
     wait "$cluster" || true
   fi
@@ -22,9 +25,40 @@ say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 [ -t 1 ] || say() { printf '\n== %s\n' "$*"; }
 kubectl() { "$kubectl" "$@"; }
 
-# One line a kind: who holds it, for how long, and how often it changed hands.
+# One line a kind: who holds it, who is to follow, and how often it changed hands.
 leases() {
-  kubectl get leases -n $namespace -l leasehold.dev/role=shard -o custom-columns='LEASE:.metadata.name,HOLDER:.spec.holderIdentity,TRANSITIONS:.spec.leaseTransitions,ACQUIRED:.spec.acquireTime,RENEWED:.spec.renewTime'
+  kubectl get leases -n $namespace -l leasehold.dev/role=shard -o custom-columns='KIND:.metadata.annotations.leasehold\.dev/kind,HOLDER:.spec.holderIdentity,SUCCESSOR:.metadata.annotations.leasehold\.dev/successor,TRANSITIONS:.spec.leaseTransitions,RENEWED:.spec.renewTime'
+}
+
+# The replicas that say they are there, each by a Lease of its own.
+replicas() {
+  kubectl get leases -n $namespace -l leasehold.dev/role=replica -o custom-columns='REPLICA:.spec.holderIdentity,RENEWED:.spec.renewTime'
+}
+
+# Prints who holds what whenever that changes, until it is told to stop: what a rollout looks like.
+follow() {
+  local start last now
+  start=$(date +%s%3N)
+  last=
+  while :; do
+    now=$(kubectl get leases -n $namespace -l leasehold.dev/role=shard -o jsonpath='{range .items[*]}{.metadata.name}={.spec.holderIdentity} {end}' 2>/dev/null | sed 's/\.leasehold\.dev=/ by /g; s/_[0-9a-f]*//g') || true
+    if [ -n "$now" ] && [ "$now" != "$last" ]; then
+      printf '  %6d ms  %s\n' $(($(date +%s%3N) - start)) "$now"
+      last=$now
+    fi
+    sleep 0.05
+  done
+}
+
+# Runs a command while the changes of holders are shown.
+while_following() {
+  follow &
+  follower=$!
+  "$@"
+  sleep 0.3
+  kill "$follower"
+  wait "$follower" 2>/dev/null || true
+  follower=
 }
 
 # Waits, a minute at most, until both kinds are held by pods that match; says how long it took.
@@ -88,6 +122,10 @@ echo
 echo "The copies that were made:"
 kubectl get configmaps,secrets -A -l leasehold.dev/owner-uid
 
+say "By hand: leasehold hand-over Propagation"
+target/release/leasehold hand-over Propagation -n $namespace
+leases
+
 say "A crash: SIGKILL for the process of the replica that leads Propagation"
 victim=$(kubectl get lease propagation.leasehold.dev -n $namespace -o jsonpath='{.spec.holderIdentity}')
 echo "its holder is $victim"
@@ -99,24 +137,53 @@ pid=$(for environment in /proc/[0-9]*/environ; do
   fi
 done | tail -n 1)
 [ -n "$pid" ] || { echo "no process of ${victim%_*} was found" >&2; exit 1; }
-kill -KILL "$pid"
-echo "process $pid is gone; nobody may take its Lease before 15 s have passed since its last renewal"
 start=$(date +%s%3N)
+kill -KILL "$pid"
 until [ "$(kubectl get lease propagation.leasehold.dev -n $namespace -o jsonpath='{.spec.holderIdentity}')" != "$victim" ]; do
   [ $(($(date +%s%3N) - start)) -lt 60000 ] || { echo "no replica took over" >&2; exit 1; }
-  sleep 0.1
+  sleep 0.05
 done
-echo "taken over $((($(date +%s%3N) - start) / 1000)) s after the crash; the container was restarted and stands by:"
+echo "process $pid is gone; $(($(date +%s%3N) - start)) ms later its kind is led again, without waiting for the Lease"
+echo "(15 s): the kubelet restarted the container, and its new process knows that the old one is dead"
 leases
 kubectl get pods -n $namespace
 
+# Both kinds are led by pods of the newest ReplicaSet, or by any.
+roll() {
+  kubectl rollout restart -n $namespace deployment/leasehold
+  kubectl rollout status -n $namespace deployment/leasehold --timeout=180s >/dev/null
+}
+scale() {
+  kubectl scale -n $namespace deployment/leasehold --replicas="$1"
+  kubectl rollout status -n $namespace deployment/leasehold --timeout=180s >/dev/null
+  until [ "$(replicas | tail -n +2 | wc -l)" = "$1" ]; do sleep 0.1; done
+}
+
 say "A rolling restart: kubectl rollout restart deployment/leasehold"
+leases
 old=$(kubectl get pods -n $namespace -o jsonpath='{range .items[*]}{.metadata.name}{"\n"}{end}' | sed 's/-[^-]*$//' | sort -u)
-kubectl rollout restart -n $namespace deployment/leasehold
-kubectl rollout status -n $namespace deployment/leasehold --timeout=180s
+echo "each kind moves once, to a new pod, as soon as that one has filled its cache:"
+while_following roll
 new=$(kubectl get pods -n $namespace --sort-by=.metadata.creationTimestamp -o jsonpath='{.items[-1:].metadata.name}' | sed 's/-[^-]*$//')
 [ "$old" != "$new" ] || { echo "the rollout made no new pods" >&2; exit 1; }
 until_held "^$new-"
+leases
+replicas
+
+say "Down to one replica, and up to three again"
+while_following scale 1
+leases
+echo "the kinds settle for 5 s before one is moved:"
+balanced() {
+  scale 3
+  local start
+  start=$(date +%s%3N)
+  until [ "$(kubectl get leases -n $namespace -l leasehold.dev/role=shard -o jsonpath='{range .items[*]}{.spec.holderIdentity}{"\n"}{end}' | sort -u | wc -l)" = 2 ]; do
+    [ $(($(date +%s%3N) - start)) -lt 60000 ] || { echo "the kinds were not spread" >&2; exit 1; }
+    sleep 0.1
+  done
+}
+while_following balanced
 leases
 
 say "A copy deleted by hand comes back"
