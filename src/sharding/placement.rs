@@ -217,15 +217,28 @@ impl<'a> Plan<'a> {
     /// Chooses the candidate for a shard, `without` one of them, and counts the shard as its load.
     fn take(&mut self, item: usize, without: Option<usize>) -> Option<usize> {
         let item = &self.items[item];
-        let least = |among: Range<usize>| {
-            among.filter(|&c| Some(c) != without && self.candidates[c].able.can(item.index)).min_by(|&a, &b| {
-                let loaded = |c| self.ratio(c, self.loads[c] + item.weight);
-                loaded(a).cmp(&loaded(b)).then_with(|| self.affinity(b, item).cmp(&self.affinity(a, item)))
-            })
-        };
-        let chosen = least(0..self.newest).or_else(|| least(self.newest..self.candidates.len()))?;
+        let chosen = self.least(item, 0..self.newest, without);
+        let chosen = chosen.or_else(|| self.least(item, self.newest..self.candidates.len(), without))?;
         self.loads[chosen] += item.weight;
         Some(chosen)
+    }
+
+    /// The candidate that has the least load per capacity with the shard; among equals the one it has most affinity to.
+    /// A plain loop: this is what a decision spends its time in.
+    fn least(&self, item: &Item, among: Range<usize>, without: Option<usize>) -> Option<usize> {
+        let mut best: Option<(usize, Ratio, u64)> = None;
+        for candidate in among {
+            let loaded = self.ratio(candidate, self.loads[candidate] + item.weight);
+            let order = best.as_ref().map_or(Ordering::Less, |(_, least, _)| loaded.cmp(least));
+            if order.is_gt() || Some(candidate) == without || !self.candidates[candidate].able.can(item.index) {
+                continue;
+            }
+            let affinity = self.affinity(candidate, item);
+            if order.is_lt() || best.as_ref().is_some_and(|(_, _, most)| affinity > *most) {
+                best = Some((candidate, loaded, affinity));
+            }
+        }
+        best.map(|(candidate, ..)| candidate)
     }
 
     /// By item: who gets it if its target goes, and with it everything that it has.
@@ -274,6 +287,9 @@ impl<'a> Plan<'a> {
         replicas
     }
 }
+
+/// Of so many shards that would do as well the one that suits best is moved: more of them are not worth the time.
+const ALIKE: usize = 32;
 
 /// Moves for balance.
 ///
@@ -328,15 +344,17 @@ impl<'p, 'a> Balance<'p, 'a> {
         // They get lighter, and the higher load after the move first falls and then rises.
         let too_heavy = movable.partition_point(|&item| !self.gains(donor, receiver, plan.items[item].weight));
         let mut best: Option<(u128, u8, Reverse<u64>, usize)> = None;
+        let mut looked_at = 0;
         for &index in &movable[too_heavy..] {
             let item = &plan.items[index];
             let left = u128::from(plan.loads[donor] - item.weight) * u128::from(to.capacity);
             let taken = u128::from(plan.loads[receiver] + item.weight) * u128::from(from.capacity);
             let higher = left.max(taken);
-            if best.is_some_and(|(least, ..)| higher > least) {
+            if best.is_some_and(|(least, ..)| higher > least) || looked_at == ALIKE {
                 break;
             }
             if to.able.can(item.index) {
+                looked_at += 1;
                 // Back home is one move less, and what is not at home anyway costs no further one.
                 let costs = if item.home == Some(receiver) { 0 } else { 1 + u8::from(item.home == Some(donor)) };
                 let candidate = (higher, costs, Reverse(plan.affinity(receiver, item)), index);
@@ -406,6 +424,9 @@ struct Ratio(u64, u64);
 
 impl Ord for Ratio {
     fn cmp(&self, other: &Self) -> Ordering {
+        if self.1 == other.1 {
+            return self.0.cmp(&other.0);
+        }
         let products = (u128::from(self.0) * u128::from(other.1), u128::from(other.0) * u128::from(self.1));
         products.0.cmp(&products.1)
     }
@@ -429,17 +450,20 @@ impl Eq for Ratio {}
 ///
 /// Not std's `DefaultHasher`: replicas of different versions must agree, and that one may change with the compiler.
 fn affinity(name: u64, shard: u64) -> u64 {
-    mix(name ^ shard)
+    // Both halves of the product: the high one knows of all bits of both.
+    let product = u128::from(name) * u128::from(shard);
+    (product as u64) ^ ((product >> 64) as u64)
 }
 
-/// Of a shard's Lease. Mixed, so that a replica and a shard with the same name do not cancel each other out.
+/// Of a shard's Lease: another value than a replica of the same name has.
 fn shard_hash(lease: &str) -> u64 {
     mix(name_hash(lease))
 }
 
-/// FNV-1a.
+/// FNV-1a, mixed and odd, so that a product with it loses nothing.
 fn name_hash(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    mix(name.bytes().fold(0xcbf2_9ce4_8422_2325, fold)) | 1
 }
 
 /// The last steps of splitmix64: each bit of the input changes about half of the output's.
