@@ -109,7 +109,8 @@ impl PodLock {
             linux::net::SocketAddrExt,
             unix::net::{SocketAddr, UnixListener},
         };
-        let name = SocketAddr::from_abstract_name(format!("leasehold/{instance}/{uid}"))?;
+        // An instance and a uid of the longest kind fit: a name has 107 bytes.
+        let name = SocketAddr::from_abstract_name(format!("lease/{instance}/{uid}"))?;
         Ok(Self { _socket: UnixListener::bind_addr(&name)? })
     }
 
@@ -395,6 +396,7 @@ mod tests {
         let lock = PodLock::take("test", &uid).unwrap();
         assert_eq!(PodLock::take("test", &uid).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(PodLock::take("other", &uid).unwrap());
+        drop(PodLock::take(&"i".repeat(63), "01234567-89ab-cdef-0123-456789abcdef").unwrap());
         drop(lock);
         PodLock::take("test", &uid).unwrap();
     }
