@@ -117,9 +117,14 @@ async fn ten_kinds_spread_roll_once_each_and_follow_the_scale() -> Result<()> {
         stage.scale(2).await?;
         let after = stage.even(2, |_| true).await?;
         let kept = after.values().collect::<BTreeSet<_>>();
-        let left = before.values().filter(|holder| !kept.contains(holder)).count();
-        let moved = moves_of_all(stage, began)?;
-        ensure(moved == left, || format!("{left} kinds lost their replica, and {moved} moved"))
+        // Three stop at once, and one of them may be named by another before it is known to stop: its kinds move on.
+        for kind in &stage.kinds {
+            let (stays, moves) = (kept.contains(&before[&lease_of(kind)]), stage.moves(kind, began)?);
+            ensure(if stays { moves.is_empty() } else { (1..=2).contains(&moves.len()) }, || {
+                format!("{kind} of {} moved to {moves:?}", before[&lease_of(kind)])
+            })?;
+        }
+        Ok(())
     })
     .await;
     Ok(())
