@@ -19,7 +19,7 @@ use leasehold::{
 };
 
 use super::{
-    replica::{Character, Effect, Happening, Replica, Turn},
+    replica::{Character, Effect, Happening, Replica, Shard, Turn},
     server::{Answer, Lease, Request, Server},
 };
 use crate::timeline::{Global, SkewedClock, Timeline};
@@ -134,6 +134,8 @@ pub(super) struct World {
     pub(super) hosts: Vec<Host>,
     /// Requests get lost, work hangs, terms fail.
     pub(super) trouble: bool,
+    /// No cache is ever filled.
+    pub(super) lazy: bool,
     /// The kubelet's word reaches the replicas.
     pub(super) witnessed: bool,
     pub(super) faults: Option<fn(&mut Self)>,
@@ -155,6 +157,7 @@ impl World {
             server: Server::default(),
             hosts: Vec::new(),
             trouble: false,
+            lazy: false,
             witnessed: true,
             faults: None,
             dead: BTreeSet::new(),
@@ -285,7 +288,7 @@ impl World {
                 }
                 Effect::Ask(id, request) => self.send(host, id, request),
                 Effect::Fills(shard, number) => {
-                    let never = self.trouble && self.flip(30);
+                    let never = self.lazy || (self.trouble && self.flip(30));
                     let took = self.rng.u64(30..2_000);
                     let spoilt = self.trouble && self.flip(10);
                     let happening =
@@ -717,6 +720,7 @@ impl World {
         if stored.successor.as_ref() != named && stored.holder.is_some() && stored.successor.is_some() {
             let named = stored.successor.as_deref().unwrap_or_default();
             self.note(format_args!("{} names {named} for {}", self.name(host), stored.name));
+            self.check_one_at_a_time(host);
         }
         if stored.holder.is_none() {
             let by = &self.hosts[host];
@@ -735,6 +739,27 @@ impl World {
         let same_pod = own.is_some() && own.as_deref() == old.pod_of_holder();
         self.demand(expired || (dead && (proven || same_pod)), || format!("{} was taken from {holder}", stored.name));
         self.released.remove(&stored.name);
+    }
+
+    /// A replica gives one shard away at a time, unless it must.
+    fn check_one_at_a_time(&self, host: usize) {
+        let it = &self.hosts[host];
+        // What fails somewhere is given on at once.
+        if self.trouble || !it.alive || it.replica.stopping() || self.cools_for() > 0 {
+            return;
+        }
+        let now = self.local(host);
+        let gives = |shard: &&Shard| {
+            let stored = self.server.leases.get(&shard.lease);
+            let ours = stored.filter(|lease| lease.holder.as_ref() == Some(&it.replica.who.identity));
+            // One that it has to leave to expire is on no way any more.
+            let given = ours.is_some_and(|lease| {
+                lease.successor.is_some() && lease.wanted.is_none() && self.time.now < lease.renewed + 6_000
+            });
+            given && shard.slot.can_run(now)
+        };
+        let given: Vec<_> = it.replica.shards.iter().filter(gives).map(|shard| &shard.lease).collect();
+        self.demand(given.len() <= 1, || format!("{} gives away {given:?} at once", self.name(host)));
     }
 
     /// A Lease that somebody renews is never deleted, except by whoever ends or follows in its Pod.
