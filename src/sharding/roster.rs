@@ -181,6 +181,8 @@ pub struct Roster {
     members: BTreeMap<String, Sighted<Member>>,
     /// Those of whom only a list has told: they may have been gone for long when it was made.
     hearsay: BTreeSet<String>,
+    /// Those who have let a shard expire since they were last heard of.
+    suspects: BTreeSet<String>,
     holdings: BTreeMap<String, Sighted<Holding>>,
     dead: BTreeSet<String>,
     /// Everything is seen: the watch is up.
@@ -221,6 +223,7 @@ impl Roster {
             me,
             members: BTreeMap::new(),
             hearsay: BTreeSet::new(),
+            suspects: BTreeSet::new(),
             holdings: BTreeMap::new(),
             dead: BTreeSet::new(),
             current: false,
@@ -255,6 +258,7 @@ impl Roster {
         let names: BTreeSet<_> = holdings.iter().map(|(lease, _)| lease.clone()).collect();
         self.holdings.retain(|lease, _| names.contains(lease));
         self.hearsay.retain(|identity| self.members.contains_key(identity));
+        self.suspects.retain(|identity| self.members.contains_key(identity));
         for member in members {
             let (identity, known) = (member.identity.clone(), self.members.get(&member.identity));
             let renewed = known.is_none_or(|known| known.what.version != member.version);
@@ -276,7 +280,7 @@ impl Roster {
             return false;
         }
         let expired = known.is_some_and(|known| now >= self.silent_at(known.what.duration, known.since));
-        let heard = self.hearsay.remove(&member.identity);
+        let heard = self.hearsay.remove(&member.identity) | self.suspects.remove(&member.identity);
         let told = heard || expired || known.is_none_or(|known| known.what.profile != member.profile);
         self.members.insert(member.identity.clone(), Sighted { what: member, since: now });
         told
@@ -285,6 +289,7 @@ impl Roster {
     /// A membership Lease is gone. Whether it was known.
     pub fn member_gone(&mut self, identity: &str) -> bool {
         self.hearsay.remove(identity);
+        self.suspects.remove(identity);
         self.members.remove(identity).is_some()
     }
 
@@ -493,6 +498,10 @@ impl Roster {
     }
 
     fn notice_changes(&mut self, now: Moment) {
+        // Whoever takes the shard takes away what it is suspected for.
+        let expired = self.members.values().filter(|member| self.has_let_expire(now, member));
+        let suspects: Vec<_> = expired.map(|member| member.what.identity.clone()).collect();
+        self.suspects.extend(suspects);
         let present = self.present(now);
         let state = |one: &Present<'_>| (one.profile.activity, one.profile.unable.clone());
         let crew: BTreeMap<_, _> = present.iter().map(|one| (one.identity.to_owned(), state(one))).collect();
@@ -519,10 +528,8 @@ impl Roster {
                 && now < self.silent_at(what.duration, since)
                 && !self.dead.contains(&what.identity)
                 && !self.is_replaced(what)
-                && !self.holdings.values().any(|holding| {
-                    let silent = self.silent_at(holding.what.duration, holding.since);
-                    holding.what.holder.as_deref() == Some(what.identity.as_str()) && silent <= now && since < silent
-                });
+                && !self.suspects.contains(&what.identity)
+                && !self.has_let_expire(now, member);
             if is_there {
                 present.push(Present { identity: &what.identity, profile: &what.profile, newest: false });
             }
@@ -533,6 +540,15 @@ impl Roster {
             one.newest = newest.as_deref() == Some(one.profile.generation.as_str());
         }
         present
+    }
+
+    /// A shard of it has expired since it was last heard of.
+    fn has_let_expire(&self, now: Moment, member: &Sighted<Member>) -> bool {
+        self.holdings.values().any(|holding| {
+            let silent = self.silent_at(holding.what.duration, holding.since);
+            let its = holding.what.holder.as_deref() == Some(member.what.identity.as_str());
+            its && silent <= now && member.since < silent
+        })
     }
 
     /// A later process of the same Pod is there.

@@ -396,6 +396,22 @@ fn without_the_watch_nothing_is_moved_and_nobody_named() {
 }
 
 #[test]
+fn who_has_let_a_shard_expire_is_back_when_it_renews_and_not_when_the_shard_is_taken() {
+    let mut roster = roster(&["x"], ["me", "me", "x", "x"]);
+    change(&mut roster, at(9), "x", 2, |_| {});
+    let targets = |roster: &mut Roster, now| roster.advise(now).shards["d"].target.clone();
+    assert_eq!(targets(&mut roster, at(16)).as_deref(), Some("me"), "its shards have expired");
+    for lease in ["c", "d"] {
+        let taken = Holding { version: version(9), holder: Some("me".to_owned()), ..held_by("x") };
+        roster.holding(at(16), lease, Some(taken));
+    }
+    roster.advise(at(16));
+    assert!(!roster.present(at(16)).iter().any(|one| one.identity == "x"));
+    assert!(change(&mut roster, at(17), "x", 3, |_| {}), "that it is there again is news");
+    assert!(roster.present(at(17)).iter().any(|one| one.identity == "x"));
+}
+
+#[test]
 fn nothing_is_moved_while_a_replica_is_known_from_a_list_only() {
     let mut roster = roster(&["x"], ["me", "me", "me", "me"]);
     let (ghost, holdings) = (member("ghost"), roster.holdings.clone());
