@@ -248,13 +248,15 @@ fn crash(world: &mut World) {
     begin(world, &template, replicas);
     let dead = world.rng.usize(0..replicas);
     let (since, shards) = (world.now(), led_by(&leaders(world, &template), dead));
+    let leases = world.server.leases.values();
+    let renewed: BTreeMap<_, _> = leases.map(|lease| (lease.name.clone(), lease.renewed)).collect();
     world.crash(dead);
     world.comes_to_rest(bound(template.kinds.len()));
     moved_once(world, since, &shards);
-    // Nobody waits for the dead to be quick: whoever is the target knows it when the Lease has expired.
-    let longest = if world.witnessed { 2_500 } else { LEASE + 500 };
-    let late = world.terms.iter().find(|term| term.at > since + longest).map(|term| (term.lease.clone(), term.at));
-    world.demand(late.is_none(), || format!("{late:?} was taken late"));
+    // Nobody leaves time for the dead to come: whoever is the target knows it when the first Lease has expired.
+    let due = |lease: &str| if world.witnessed { since + 2_000 } else { renewed[lease] + LEASE };
+    let late = world.terms.iter().find(|term| term.at > since && term.at > due(&term.lease) + 500);
+    world.demand(late.is_none(), || format!("{late:?} was taken late, of {renewed:?}"));
 }
 
 fn restart(world: &mut World) {

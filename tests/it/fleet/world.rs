@@ -265,6 +265,14 @@ impl World {
             it.held.push_back(happening);
             return;
         }
+        if let Happening::Judged(shard, runnable) = happening {
+            let lease = it.replica.shards[shard].lease.clone();
+            if runnable {
+                it.blocked.remove(&lease)
+            } else {
+                it.blocked.insert(lease)
+            };
+        }
         let now = it.clock.read(self.time.now);
         let concerned = it.replica.on(happening, now);
         if let Some(shard) = concerned {
@@ -497,11 +505,6 @@ impl World {
     pub(super) fn judge(&mut self, host: usize, shard: usize, runnable: bool) {
         let lease = self.hosts[host].replica.shards[shard].lease.clone();
         self.note(format_args!("{lease} can{} be run by {}", if runnable { "" } else { "not" }, self.name(host)));
-        if runnable {
-            self.hosts[host].blocked.remove(&lease)
-        } else {
-            self.hosts[host].blocked.insert(lease)
-        };
         self.changed(self.time.now);
         self.deliver(host, Happening::Judged(shard, runnable));
     }
