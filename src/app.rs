@@ -14,7 +14,6 @@ use crate::{
         board::{Board, WATCH_TIMEOUT},
         clock::Clock,
         elector::Shared,
-        membership::Membership,
         proof::{self, PodLock, Witness},
         record,
         roster::{Plan, Profile, Roster, Rules},
@@ -184,23 +183,13 @@ impl Leasehold {
         });
         let shared = Shared {
             leases: record::leases(lease_client, &namespace),
-            namespace: namespace.clone(),
-            instance: self.config.instance.clone(),
+            namespace,
+            instance: self.config.instance,
             identity: identity.clone(),
             timings,
             pod_uid: pod_uid.clone(),
             clock: Clock::system(),
             status: self.status,
-            metrics: self.metrics.clone(),
-        };
-        let membership = Membership {
-            leases: shared.leases.clone(),
-            namespace,
-            instance: self.config.instance,
-            identity: identity.clone(),
-            duration: timings.lease_duration,
-            request_timeout: timings.request_timeout,
-            clock: Clock::system(),
             metrics: self.metrics,
         };
         let profile = Profile {
@@ -226,9 +215,7 @@ impl Leasehold {
             client: watch_client,
             work: self.work.unwrap_or_else(Handle::current),
             drain_timeout: self.config.drain_timeout,
-            courtesy: self.config.placement.grace,
             roster: Roster::new(identity, profile, self.config.kinds.iter().map(plan).collect(), rules),
-            membership,
             witness,
         };
         Ok(Supervisor::new(surroundings, board, assignments).run(signals).await?)

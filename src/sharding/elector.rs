@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{Api, ResourceExt, api::PostParams};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
@@ -28,7 +28,7 @@ use crate::{
     ops::{metrics::Metrics, status::Status},
 };
 
-/// What all electors of a replica share.
+/// What all electors of a replica share, and its membership with them.
 #[derive(Clone)]
 pub struct Shared {
     /// The client's retries are off, and it is used for nothing else: reconcile traffic cannot starve a renewal.
@@ -309,7 +309,7 @@ impl Elector {
             pod_uid: self.shared.pod_uid.as_deref(),
             duration: self.shared.timings.lease_duration,
         };
-        author.sign(&mut lease, proposal, wall_clock());
+        author.sign(&mut lease, proposal, record::wall_clock());
         Some(lease)
     }
 
@@ -420,17 +420,13 @@ struct Author<'a> {
 
 impl Author<'_> {
     /// Changes what we own, and leaves all else as it is (rule 13).
-    fn sign(&self, lease: &mut Lease, proposal: &Proposal, wall_clock: Timestamp) {
-        lease.metadata.managed_fields = None;
-        let labels = lease.metadata.labels.get_or_insert_with(BTreeMap::new);
-        labels.insert(record::INSTANCE_LABEL.to_owned(), self.instance.to_owned());
-        labels.insert(record::ROLE_LABEL.to_owned(), record::SHARD.to_owned());
-        let annotations = lease.metadata.annotations.get_or_insert_with(BTreeMap::new);
+    fn sign(&self, lease: &mut Lease, proposal: &Proposal, wall_clock: MicroTime) {
         let about = format!(
             "The holder of this Lease is the one replica of {} that reconciles {}; an empty holder: nobody does.",
             self.instance, self.kind
         );
-        annotations.insert(record::ABOUT_ANNOTATION.to_owned(), about);
+        record::mark(lease, self.instance, record::SHARD, about);
+        let annotations = lease.metadata.annotations.get_or_insert_with(BTreeMap::new);
         annotations.insert(record::KIND_ANNOTATION.to_owned(), self.kind.to_owned());
         annotations.insert(record::WEIGHT_ANNOTATION.to_owned(), self.weight.to_string());
         let mut set = |name: &str, value: Option<String>| match value {
@@ -445,7 +441,7 @@ impl Author<'_> {
             // It was asked of a replica that has not taken it: whoever asked is told by the new holder.
             annotations.remove(record::HAND_OVER_ANNOTATION);
         }
-        let now = Some(MicroTime(wall_clock));
+        let now = Some(wall_clock);
         let (holder, duration) = match proposal.purpose {
             Purpose::Release => ("", RELEASED),
             Purpose::Create | Purpose::Acquire | Purpose::Renew => (self.identity, self.duration),
@@ -478,12 +474,6 @@ fn phase_of(standing: &Standing) -> (u8, u64) {
         Standing::Leading(grant) => (1, grant.term),
         Standing::Losing(grant) => (2, grant.term),
     }
-}
-
-/// Wall time is written on the Lease for people to read, and decides nothing.
-#[expect(clippy::disallowed_methods, reason = "written for people, never read back to decide")]
-fn wall_clock() -> Timestamp {
-    Timestamp::now()
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place where a moment becomes an instant to sleep until")]
@@ -535,7 +525,7 @@ mod tests {
         AUTHOR.sign(
             &mut lease,
             &Proposal { purpose, basis, transitions, successor },
-            "2026-02-02T02:02:02.123456Z".parse().unwrap(),
+            MicroTime("2026-02-02T02:02:02.123456Z".parse().unwrap()),
         );
         serde_json::to_value(lease).unwrap()
     }

@@ -5,22 +5,17 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
-use kube::{
-    Api,
-    api::{DeleteParams, PostParams, Preconditions},
-};
+use kube::api::{DeleteParams, PostParams, Preconditions};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::{
-    clock::Clock,
     election::Version,
+    elector::Shared,
     problem,
     record::{self, Lease},
     roster::Profile,
 };
-use crate::ops::metrics::Metrics;
 
 /// A membership is renewed this many times within its duration, so that one lost renewal is not taken for a departure.
 const RENEWALS: u32 = 3;
@@ -37,25 +32,8 @@ pub struct Standing {
     pub trouble: Option<String>,
 }
 
-/// What a membership needs.
-pub struct Membership {
-    /// For Leases only, as the electors' is.
-    pub leases: Api<Lease>,
-    /// Namespace of the Leases.
-    pub namespace: String,
-    /// Value of the instance label.
-    pub instance: String,
-    /// Holder identity of this process.
-    pub identity: String,
-    /// For how long after a renewal this replica counts as there.
-    pub duration: Duration,
-    /// The most one request may take.
-    pub request_timeout: Duration,
-    /// The process's clock.
-    pub clock: Clock,
-    /// Counts requests.
-    pub metrics: Metrics,
-}
+/// The membership of this process, on what its electors share.
+pub struct Membership(pub Shared);
 
 impl Membership {
     /// Publishes each profile and renews it, until a profile is `None`: then the Lease is deleted and this returns.
@@ -65,7 +43,7 @@ impl Membership {
         mut profiles: watch::Receiver<Option<Profile>>,
         standing: watch::Sender<Standing>,
     ) {
-        let name = name_of(&this.identity);
+        let name = name_of(&this.0.identity);
         let mut stored: Option<Lease> = None;
         loop {
             let profile = profiles.borrow_and_update().clone();
@@ -76,7 +54,11 @@ impl Membership {
                 return;
             };
             let written = this.write(stored.take(), &name, &profile).await;
-            let wait = if written.is_ok() { this.duration / RENEWALS } else { this.request_timeout / 2 };
+            let wait = if written.is_ok() {
+                this.0.timings.lease_duration / RENEWALS
+            } else {
+                this.0.timings.request_timeout / 2
+            };
             standing.send_if_modified(|standing| {
                 let new = Standing {
                     published: standing.published || written.is_ok(),
@@ -88,13 +70,13 @@ impl Membership {
                 std::mem::replace(standing, new.clone()) != new
             });
             stored = written.ok();
-            let again = this.clock.now() + wait;
+            let again = this.0.clock.now() + wait;
             tokio::select! {
                 changed = profiles.changed() => match changed {
                     Ok(()) => tokio::time::sleep(TOGETHER).await,
                     Err(_closed) => return,
                 },
-                () = this.clock.sleep_until(again) => {}
+                () = this.0.clock.sleep_until(again) => {}
             }
         }
     }
@@ -103,17 +85,18 @@ impl Membership {
     pub async fn delete(&self, name: &str, version: Version) {
         let preconditions = Preconditions { uid: Some(version.uid), resource_version: Some(version.resource_version) };
         let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        let deleted = tokio::time::timeout(self.request_timeout, self.leases.delete(name, &parameters)).await;
+        let deleted =
+            tokio::time::timeout(self.0.timings.request_timeout, self.0.leases.delete(name, &parameters)).await;
         let outcome = match &deleted {
             Ok(Ok(_)) => "ok",
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => "conflict",
             Ok(Err(_)) => "error",
             Err(_elapsed) => "timeout",
         };
-        self.metrics.lease_request("delete", outcome);
+        self.0.metrics.lease_request("delete", outcome);
         match deleted {
             Ok(Err(error)) if outcome == "error" => {
-                warn!(lease = name, "{}", problem::of_lease_request(&error, "delete", &self.namespace));
+                warn!(lease = name, "{}", problem::of_lease_request(&error, "delete", &self.0.namespace));
             }
             _ => debug!(lease = name, outcome, "lease collected"),
         }
@@ -123,48 +106,45 @@ impl Membership {
     async fn write(&self, stored: Option<Lease>, name: &str, profile: &Profile) -> Result<Lease, String> {
         let (verb, mut lease) = match stored {
             Some(lease) => ("update", lease),
-            None => match self.request("get", self.leases.get_opt(name)).await? {
+            None => match self.request("get", self.0.leases.get_opt(name)).await? {
                 Some(lease) => ("update", lease),
-                None => ("create", record::new(name, &self.namespace)),
+                None => ("create", record::new(name, &self.0.namespace)),
             },
         };
-        self.sign(&mut lease, profile, wall_clock())?;
+        self.sign(&mut lease, profile)?;
         let parameters = PostParams::default();
         match verb {
-            "create" => self.request(verb, self.leases.create(&parameters, &lease)).await,
-            _ => self.request(verb, self.leases.replace(name, &parameters, &lease)).await,
+            "create" => self.request(verb, self.0.leases.create(&parameters, &lease)).await,
+            _ => self.request(verb, self.0.leases.replace(name, &parameters, &lease)).await,
         }
     }
 
     async fn request<T>(&self, verb: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
-        let answer = tokio::time::timeout(self.request_timeout, request).await;
+        let answer = tokio::time::timeout(self.0.timings.request_timeout, request).await;
         let (outcome, answer) = match answer {
             Ok(Ok(answer)) => ("ok", Ok(answer)),
-            Ok(Err(error)) => ("error", Err(problem::of_lease_request(&error, verb, &self.namespace))),
-            Err(_elapsed) => {
-                ("timeout", Err(format!("no answer to {verb} the membership Lease within {:?}", self.request_timeout)))
-            }
+            Ok(Err(error)) => ("error", Err(problem::of_lease_request(&error, verb, &self.0.namespace))),
+            Err(_elapsed) => (
+                "timeout",
+                Err(format!("no answer to {verb} the membership Lease within {:?}", self.0.timings.request_timeout)),
+            ),
         };
-        self.metrics.lease_request(verb, outcome);
+        self.0.metrics.lease_request(verb, outcome);
         answer
     }
 
-    fn sign(&self, lease: &mut Lease, profile: &Profile, wall_clock: Timestamp) -> Result<(), String> {
+    fn sign(&self, lease: &mut Lease, profile: &Profile) -> Result<(), String> {
         let text = serde_json::to_string(profile).map_err(|error| error.to_string())?;
-        lease.metadata.managed_fields = None;
-        let labels = lease.metadata.labels.get_or_insert_with(BTreeMap::new);
-        labels.insert(record::INSTANCE_LABEL.to_owned(), self.instance.clone());
-        labels.insert(record::ROLE_LABEL.to_owned(), record::REPLICA.to_owned());
-        let annotations = lease.metadata.annotations.get_or_insert_with(BTreeMap::new);
         let about = format!(
             "The replica {} of {} is there while it renews this Lease; it is deleted when the replica ends.",
-            profile.pod, self.instance
+            profile.pod, self.0.instance
         );
-        annotations.insert(record::ABOUT_ANNOTATION.to_owned(), about);
+        record::mark(lease, &self.0.instance, record::REPLICA, about);
+        let annotations = lease.metadata.annotations.get_or_insert_with(BTreeMap::new);
         annotations.insert(record::PROFILE_ANNOTATION.to_owned(), text);
-        let now = Some(MicroTime(wall_clock));
-        lease.spec.holder_identity = Some(self.identity.clone());
-        lease.spec.lease_duration_seconds = i32::try_from(self.duration.as_secs()).ok();
+        let now = Some(record::wall_clock());
+        lease.spec.holder_identity = Some(self.0.identity.clone());
+        lease.spec.lease_duration_seconds = i32::try_from(self.0.timings.lease_duration.as_secs()).ok();
         lease.spec.acquire_time = lease.spec.acquire_time.take().or_else(|| now.clone());
         lease.spec.renew_time = now;
         Ok(())
@@ -184,12 +164,6 @@ fn name_of(identity: &str) -> String {
     let name = name[from..].trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
     // A part may neither begin nor end with a hyphen.
     name.split('.').map(|part| part.trim_matches('-')).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".")
-}
-
-/// Wall time is written on the Lease for people to read, and decides nothing.
-#[expect(clippy::disallowed_methods, reason = "written for people, never read back to decide")]
-fn wall_clock() -> Timestamp {
-    Timestamp::now()
 }
 
 #[cfg(test)]

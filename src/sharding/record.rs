@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use k8s_openapi::{api::coordination::v1, apimachinery::pkg::apis::meta::v1::MicroTime};
+use k8s_openapi::{api::coordination::v1, apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use kube::{
     Api, Client,
     core::{ApiResource, NotUsed, Object},
@@ -78,6 +78,21 @@ pub fn leases(client: Client, namespace: &str) -> Api<Lease> {
 /// A Lease that does not exist yet.
 pub fn new(name: &str, namespace: &str) -> Lease {
     Object::new(name, &resource(), Spec::default()).within(namespace)
+}
+
+/// Whose a Lease is, and what it is about: what every Lease of ours bears, whatever else is on it.
+pub fn mark(lease: &mut Lease, instance: &str, role: &str, about: String) {
+    lease.metadata.managed_fields = None;
+    let labels = lease.metadata.labels.get_or_insert_with(BTreeMap::new);
+    labels.insert(INSTANCE_LABEL.to_owned(), instance.to_owned());
+    labels.insert(ROLE_LABEL.to_owned(), role.to_owned());
+    lease.metadata.annotations.get_or_insert_with(BTreeMap::new).insert(ABOUT_ANNOTATION.to_owned(), about);
+}
+
+/// The time of day, as a Lease says it to people: written, and never read back to decide.
+#[expect(clippy::disallowed_methods, reason = "written for people, never read back to decide")]
+pub fn wall_clock() -> MicroTime {
+    MicroTime(Timestamp::now())
 }
 
 /// An annotation's value; `None` when it is missing or empty.

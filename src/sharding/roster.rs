@@ -236,6 +236,11 @@ impl Roster {
         }
     }
 
+    /// The longest that a replica lets others go first; also whom the last holder named.
+    pub fn grace(&self) -> Duration {
+        self.rules.grace
+    }
+
     /// What we say of ourselves.
     pub fn me(&self) -> &Profile {
         &self.me

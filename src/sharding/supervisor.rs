@@ -91,12 +91,8 @@ pub struct Surroundings {
     pub work: Handle,
     /// How long a drain may take.
     pub drain_timeout: Duration,
-    /// How long a replica lets one go first that the last holder named.
-    pub courtesy: Duration,
     /// What this replica knows of the others.
     pub roster: Roster,
-    /// How the others learn of this one.
-    pub membership: Membership,
     /// Who tells of processes that have ended; `None` outside of a Pod.
     pub witness: Option<Witness>,
 }
@@ -180,7 +176,6 @@ pub struct Supervisor {
     config: kube::Config,
     work_on: Handle,
     drain_timeout: Duration,
-    courtesy: Duration,
     roster: Roster,
     shards: Vec<Shard>,
     reports: mpsc::UnboundedReceiver<(usize, Report)>,
@@ -217,8 +212,7 @@ impl Supervisor {
         (mut board, turns): (Board, mpsc::UnboundedReceiver<Turn>),
         assignments: Vec<Assignment>,
     ) -> Self {
-        let Surroundings { shared, config, client, work, drain_timeout, courtesy, roster, membership, witness } =
-            surroundings;
+        let Surroundings { shared, config, client, work, drain_timeout, roster, witness } = surroundings;
         let (report, reports) = mpsc::unbounded_channel();
         let (verdict, verdicts) = mpsc::unbounded_channel();
         let dead = watch::Sender::default();
@@ -268,7 +262,7 @@ impl Supervisor {
             }
             None => (watch::Sender::default().subscribe(), watch::Sender::default().subscribe()),
         };
-        let membership = Arc::new(membership);
+        let membership = Arc::new(Membership(shared.clone()));
         let profile = watch::Sender::new(Some(roster.me().clone()));
         let standing = watch::Sender::default();
         let published = standing.subscribe();
@@ -278,7 +272,6 @@ impl Supervisor {
             config,
             work_on: work,
             drain_timeout,
-            courtesy,
             roster,
             shards,
             reports,
@@ -603,7 +596,7 @@ impl Supervisor {
             None => {}
         }
         self.stand_by_or_not(index, now);
-        let courtesy = self.courtesy;
+        let courtesy = self.roster.grace();
         let shard = &self.shards[index];
         let intent = Intent { patience: shard.advice.patience, courtesy, ..shard.slot.intent(now) };
         shard.intent.send_if_modified(|sent| std::mem::replace(sent, intent.clone()) != intent);
