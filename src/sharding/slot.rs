@@ -221,18 +221,18 @@ impl Slot {
 
     /// Work goes on until the successor is prepared, so that it stops for a release and an acquisition and no longer.
     fn on_handover(&mut self, now: Moment) -> Option<Command> {
-        let waits = match &self.handover {
-            Handover::Stay => self.stopping,
-            Handover::To { prepared, .. } => !prepared,
-            Handover::ToNobody => false,
-        };
-        if self.handover == Handover::Stay && !self.stopping {
-            self.hand_over_by = None;
-            return None;
+        match &self.handover {
+            Handover::Stay if !self.stopping => {
+                self.hand_over_by = None;
+                None
+            }
+            Handover::ToNobody | Handover::To { prepared: true, .. } => self.drain(now, now + self.drain_timeout),
+            Handover::Stay | Handover::To { prepared: false, .. } => {
+                // The bound is on the whole wait: another successor does not begin it anew.
+                self.hand_over_by.get_or_insert(now + PREPARE.min(self.drain_timeout));
+                self.on_tick(now)
+            }
         }
-        // The bound is on the whole wait: another successor does not begin it anew.
-        let by = *self.hand_over_by.get_or_insert(now + PREPARE.min(self.drain_timeout));
-        if waits && now < by { None } else { self.drain(now, now + self.drain_timeout) }
     }
 
     fn on_standing(&mut self, standing: Standing, now: Moment) -> Option<Command> {
