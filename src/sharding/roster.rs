@@ -379,7 +379,7 @@ impl Roster {
         }
         let view = self.view(now);
         let settled = now >= self.changed_at + self.rules.settle;
-        let moves = if self.may_move(now) { Moves::Planned } else { Moves::None };
+        let moves = if self.may_move(now, &view.present) { Moves::Planned } else { Moves::None };
         let placement = placement::placement(&view.shards, &view.replicas, moves);
         let me = view.present.iter().position(|present| present.identity == self.identity);
         let crew = view.present.iter().map(|one| (one.identity.to_owned(), one.profile.activity, one.newest));
@@ -489,12 +489,12 @@ impl Roster {
         })
     }
 
-    fn may_move(&self, now: Moment) -> bool {
+    fn may_move(&self, now: Moment, present: &[Present<'_>]) -> bool {
         let settled = now >= (self.changed_at + self.rules.settle).max(self.named_at + WHOLE);
         let rolling = self.generations > 1 && now < self.changed_at + self.rules.settle * STALLED;
         settled
             && !rolling
-            && !self.present(now).iter().any(|one| self.hearsay.contains(one.identity))
+            && !present.iter().any(|one| self.hearsay.contains(one.identity))
             && match self.rules.rebalance {
                 Rebalance::Automatic => true,
                 Rebalance::OnRestart => self.rolled,
@@ -504,8 +504,9 @@ impl Roster {
 
     fn notice_changes(&mut self, now: Moment) {
         // Whoever takes the shard takes away what it is suspected for.
-        let expired = self.members.values().filter(|member| self.has_let_expire(now, member));
-        let suspects: Vec<_> = expired.map(|member| member.what.identity.clone()).collect();
+        let expired = self.expired(now);
+        let suspects = self.members.values().filter(|member| has_let_expire(member, &expired));
+        let suspects: Vec<_> = suspects.map(|member| member.what.identity.clone()).collect();
         self.suspects.extend(suspects);
         let present = self.present(now);
         let state = |one: &Present<'_>| (one.profile.activity, one.profile.unable.clone());
@@ -526,6 +527,7 @@ impl Roster {
     /// The replicas that count: those whose membership is renewed, whose process is not known dead, and who have not
     /// let a shard expire since they were last heard of. We count ourselves whatever anybody stored.
     fn present(&self, now: Moment) -> Vec<Present<'_>> {
+        let expired = self.expired(now);
         let mut present = vec![Present { identity: &self.identity, profile: &self.me, newest: false }];
         for member in self.members.values() {
             let (what, since) = (&member.what, member.since);
@@ -534,7 +536,7 @@ impl Roster {
                 && !self.dead.contains(&what.identity)
                 && !self.is_replaced(what)
                 && !self.suspects.contains(&what.identity)
-                && !self.has_let_expire(now, member);
+                && !has_let_expire(member, &expired);
             if is_there {
                 present.push(Present { identity: &what.identity, profile: &what.profile, newest: false });
             }
@@ -547,13 +549,17 @@ impl Roster {
         present
     }
 
-    /// A shard of it has expired since it was last heard of.
-    fn has_let_expire(&self, now: Moment, member: &Sighted<Member>) -> bool {
-        self.holdings.values().any(|holding| {
+    /// When a shard expired last, by holder.
+    fn expired(&self, now: Moment) -> BTreeMap<&str, Moment> {
+        let mut expired = BTreeMap::new();
+        for holding in self.holdings.values() {
             let silent = self.silent_at(holding.what.duration, holding.since);
-            let its = holding.what.holder.as_deref() == Some(member.what.identity.as_str());
-            its && silent <= now && member.since < silent
-        })
+            if let (Some(holder), true) = (holding.what.holder.as_deref(), silent <= now) {
+                let last = expired.entry(holder).or_insert(silent);
+                *last = silent.max(*last);
+            }
+        }
+        expired
     }
 
     /// A later process of the same Pod is there.
@@ -607,7 +613,8 @@ impl Roster {
         let Some(Sighted { what: holding, since }) = known else {
             return placement::Shard { lease, weight, holder: None, pinned: fails, taken: false };
         };
-        let find = |name: &str| present.iter().position(|one| one.identity == name);
+        // They stand in the order of their identities.
+        let find = |name: &str| present.binary_search_by_key(&name, |one| one.identity).ok();
         let takes = |index: &usize| {
             let profile = present[*index].profile;
             profile.activity == Activity::Active && profile.can_run(lease)
@@ -658,6 +665,11 @@ impl Roster {
     fn silent_at(&self, duration: Option<Duration>, since: Moment) -> Moment {
         since + duration.unwrap_or(self.rules.lease_duration)
     }
+}
+
+/// A shard of it has expired since it was last heard of.
+fn has_let_expire(member: &Sighted<Member>, expired: &BTreeMap<&str, Moment>) -> bool {
+    expired.get(member.what.identity.as_str()).is_some_and(|last| member.since < *last)
 }
 
 /// Names the term of a holding: the next one has another.
