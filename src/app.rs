@@ -1,6 +1,12 @@
 //! The library's front door: a configuration, reconcilers by name, and a replica that runs them.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    env::{self, VarError},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::Stream;
 use kube::{Client, client::ClientBuilder};
@@ -39,6 +45,22 @@ pub struct Replica {
 }
 
 impl Replica {
+    /// As a manifest gives it by the downward API: `POD_NAME` and `POD_NAMESPACE`, and `POD_UID`, `POD_TEMPLATE_HASH` and
+    /// `TERMINATION_LOG` where they are set.
+    ///
+    /// # Errors
+    /// If one of the first two is missing.
+    pub fn from_env() -> Result<Self, VarError> {
+        let optional = |name| env::var(name).ok().filter(|value| !value.is_empty());
+        Ok(Self {
+            pod_name: env::var("POD_NAME")?,
+            pod_namespace: env::var("POD_NAMESPACE")?,
+            pod_uid: optional("POD_UID"),
+            pod_template_hash: optional("POD_TEMPLATE_HASH"),
+            termination_log: optional("TERMINATION_LOG").map(PathBuf::from),
+        })
+    }
+
     /// A holder identity that no other process has, not even the next one of the same Pod (rule 9).
     fn new_identity(&self) -> String {
         format!("{}_{:016x}", self.pod_name, fastrand::u64(..))

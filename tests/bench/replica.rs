@@ -33,21 +33,13 @@ async fn run(work: tokio::runtime::Handle) -> Result<(), BoxError> {
     };
     let config =
         leasehold::config::load(&file, &std::fs::read_to_string(&file)?, &[Offer { name: "seen", only: None }])?;
-    let variable = |name: &str| std::env::var(name);
-    let replica = Replica {
-        pod_name: variable("POD_NAME")?,
-        pod_namespace: variable("POD_NAMESPACE")?,
-        pod_uid: variable("POD_UID").ok(),
-        pod_template_hash: variable("POD_TEMPLATE_HASH").ok(),
-        termination_log: variable("TERMINATION_LOG").ok().map(Into::into),
-    };
     let (status, metrics) = (Status::default(), Metrics::default());
     let listener = http::bind(address.parse()?).await?;
     let replica = Leasehold::new(config)
         .reconciler("seen", Seen)
         .observed_by(status.clone(), metrics.clone())
         .work_on(work)
-        .run(kube::Config::infer().await?, replica, shutdown_signals()?);
+        .run(kube::Config::infer().await?, Replica::from_env()?, shutdown_signals()?);
     tokio::select! {
         served = http::serve(listener, status, metrics, std::future::pending()) => Ok(served?),
         stopped = replica => Ok(stopped?),

@@ -49,21 +49,13 @@ async fn run(work: tokio::runtime::Handle) -> Result<(), BoxError> {
     let file = std::env::args().nth(1).ok_or("usage: observer CONFIG [HOST:PORT]")?;
     let config =
         leasehold::config::load(&file, &std::fs::read_to_string(&file)?, &[Offer { name: "observer", only: None }])?;
-    let variable = |name: &str| std::env::var(name);
-    let replica = Replica {
-        pod_name: variable("POD_NAME")?,
-        pod_namespace: variable("POD_NAMESPACE")?,
-        pod_uid: variable("POD_UID").ok(),
-        pod_template_hash: variable("POD_TEMPLATE_HASH").ok(),
-        termination_log: variable("TERMINATION_LOG").ok().map(Into::into),
-    };
     let (status, metrics) = (Status::default(), Metrics::default());
     let endpoints = serve(std::env::args().nth(2), status.clone(), metrics.clone());
     let replica = Leasehold::new(config)
         .reconciler("observer", observe)
         .observed_by(status, metrics)
         .work_on(work)
-        .run(kube::Config::infer().await?, replica, shutdown_signals()?);
+        .run(kube::Config::infer().await?, Replica::from_env()?, shutdown_signals()?);
     tokio::select! {
         served = endpoints => served,
         stopped = replica => Ok(stopped?),
