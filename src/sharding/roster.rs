@@ -454,7 +454,8 @@ impl Roster {
                 // so that the next one finds some left.
                 let total: u32 = self.plans.values().map(|plan| plan.weight).sum();
                 let before = *queued;
-                *queued += view.shards[shard].weight;
+                // The weight may be what a hand wrote on the Lease.
+                *queued = queued.saturating_add(view.shards[shard].weight);
                 grace.mul_f64(f64::from(before.min(total)) / f64::from(total.max(1)))
             }
             Some(0) => Duration::ZERO,

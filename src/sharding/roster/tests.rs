@@ -104,6 +104,17 @@ fn one_that_starts_alone_takes_its_shards_slowly_and_then_whatever_is_free_at_on
 }
 
 #[test]
+fn a_weight_beyond_all_bounds_on_a_lease_costs_balance_and_nothing_else() {
+    let mut alone = roster(&[], ["", "", "", ""]);
+    for lease in LEASES {
+        let heavy = Holding { version: version(2), holder: None, weight: Some(u32::MAX), ..held_by("") };
+        alone.holding(at(0), lease, Some(heavy));
+    }
+    let shards = alone.advise(at(0)).shards;
+    assert!(shards.values().all(|advice| advice.target.as_deref() == Some("me") && advice.patience <= RULES.grace));
+}
+
+#[test]
 fn the_target_goes_at_once_and_the_others_in_turn_within_the_grace() {
     let mut roster = roster(&["x", "y", "z"], ["x", "y", "z", ""]);
     assert_eq!(
