@@ -14,12 +14,15 @@ use std::{
 pub struct Shard<'a> {
     /// Name of its Lease.
     pub lease: &'a str,
-    /// How much work it is; 0 counts as 1.
+    /// How much work it is.
     pub weight: u32,
     /// Index of the replica that holds it (or is named to get it), if that is a live one.
     pub holder: Option<usize>,
     /// Somebody asked for it to be there by hand: it is not moved for balance.
     pub pinned: bool,
+    /// It has failed lately, at these replicas: wherever it goes, no other shard is moved because of it, and it is not
+    /// moved to them for balance.
+    pub ailing: Option<Vec<usize>>,
     /// Held by somebody who is none of the replicas (a stranger's live claim): nobody is its target.
     pub taken: bool,
 }
@@ -71,12 +74,17 @@ pub struct Placement {
 /// A live holder that can run its shard keeps it. Every other shard goes to the eligible replica that has the least
 /// load per capacity with it, of the newest generation if one of that is eligible. Then, if `moves` allows it, shards
 /// move to the newest generation until no single move would lower the higher load of the two replicas concerned.
+/// Ailing shards are no load until all this is decided for the others, and what their absence may explain is not evened
+/// out; then it is decided for them.
 /// Deciding again with the targets as holders changes nothing.
 pub fn placement(shards: &[Shard<'_>], replicas: &[Replica<'_>], moves: Moves) -> Placement {
     let mut plan = Plan::new(shards, replicas);
-    plan.place_unheld();
-    if moves == Moves::Planned {
-        Balance::new(&mut plan).run();
+    for ailing in [false, true] {
+        plan.count_held(ailing);
+        plan.place_unheld(ailing);
+        if moves == Moves::Planned {
+            Balance::new(&mut plan, ailing).run();
+        }
     }
     let successors = plan.successors();
     Placement {
@@ -132,12 +140,14 @@ pub fn rank(
 }
 
 /// A shard that may have a target.
-struct Item {
+struct Item<'a> {
     /// Index in what was given.
     index: usize,
     weight: u64,
     hash: u64,
     pinned: bool,
+    /// The replicas that it has failed at lately.
+    ailing: Option<&'a [usize]>,
     /// The candidate that holds it and can go on.
     home: Option<usize>,
     /// The candidate that is to have it.
@@ -158,7 +168,7 @@ struct Plan<'a> {
     /// How many shards were given.
     shards: usize,
     /// In the order in which they are placed: heavier first, then by name.
-    items: Vec<Item>,
+    items: Vec<Item<'a>>,
     /// Those of the newest generation first, then by identity.
     candidates: Vec<Candidate<'a>>,
     /// How many of the candidates are of the newest generation.
@@ -168,8 +178,8 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Everything that can stay where it is, and nothing else placed.
-    fn new(shards: &[Shard<'_>], replicas: &'a [Replica<'_>]) -> Self {
+    /// Everything that can stay where it is, nothing else placed, and nothing counted.
+    fn new(shards: &'a [Shard<'_>], replicas: &'a [Replica<'_>]) -> Self {
         let mut active: Vec<_> = replicas.iter().enumerate().filter(|(_, replica)| replica.active).collect();
         active.sort_by_key(|(_, replica)| (Reverse(replica.newest), replica.identity));
         let mut candidate_of = vec![None; replicas.len()];
@@ -189,26 +199,32 @@ impl<'a> Plan<'a> {
 
         let mut placeable: Vec<_> = shards.iter().enumerate().filter(|(_, shard)| !shard.taken).collect();
         placeable.sort_by_key(|(_, shard)| (Reverse(weight(shard)), shard.lease));
-        let mut loads = vec![0; candidates.len()];
+        let loads = vec![0; candidates.len()];
         let items = placeable
             .into_iter()
             .map(|(index, shard)| {
                 let holder = shard.holder.and_then(|holder| candidate_of.get(holder).copied().flatten());
                 let home = holder.filter(|&holder| candidates[holder].able.can(index));
-                if let Some(home) = home {
-                    loads[home] += weight(shard);
-                }
                 let (weight, hash) = (weight(shard), shard_hash(shard.lease));
-                Item { index, weight, hash, pinned: shard.pinned, home, at: home }
+                Item { index, weight, hash, pinned: shard.pinned, ailing: shard.ailing.as_deref(), home, at: home }
             })
             .collect();
         Self { shards: shards.len(), items, candidates, newest, loads }
     }
 
+    /// Counts what stays where it is as load.
+    fn count_held(&mut self, ailing: bool) {
+        for item in self.items.iter().filter(|item| item.ails() == ailing) {
+            if let Some(home) = item.home {
+                self.loads[home] += item.weight;
+            }
+        }
+    }
+
     /// Gives every shard that nobody can keep to a candidate.
-    fn place_unheld(&mut self) {
+    fn place_unheld(&mut self, ailing: bool) {
         for item in 0..self.items.len() {
-            if self.items[item].at.is_none() {
+            if self.items[item].ails() == ailing && self.items[item].at.is_none() {
                 self.items[item].at = self.take(item, None);
             }
         }
@@ -217,20 +233,26 @@ impl<'a> Plan<'a> {
     /// Chooses the candidate for a shard, `without` one of them, and counts the shard as its load.
     fn take(&mut self, item: usize, without: Option<usize>) -> Option<usize> {
         let item = &self.items[item];
-        let chosen = self.least(item, 0..self.newest, without);
-        let chosen = chosen.or_else(|| self.least(item, self.newest..self.candidates.len(), without))?;
+        let (newest, older) = (0..self.newest, self.newest..self.candidates.len());
+        let chosen = |suits: &dyn Fn(usize) -> bool| {
+            let among = |candidates: &Range<usize>| self.least(item, candidates.clone(), &suits);
+            among(&newest).or_else(|| among(&older))
+        };
+        let other = |candidate| Some(candidate) != without;
+        let sound = |candidate| other(candidate) && !item.has_failed_at(self.candidates[candidate].index);
+        let chosen = chosen(&sound).or_else(|| item.ails().then(|| chosen(&other)).flatten())?;
         self.loads[chosen] += item.weight;
         Some(chosen)
     }
 
     /// The candidate that has the least load per capacity with the shard; among equals the one it has most affinity to.
     /// A plain loop: this is what a decision spends its time in.
-    fn least(&self, item: &Item, among: Range<usize>, without: Option<usize>) -> Option<usize> {
+    fn least(&self, item: &Item<'_>, among: Range<usize>, suits: impl Fn(usize) -> bool) -> Option<usize> {
         let mut best: Option<(usize, Ratio, u64)> = None;
         for candidate in among {
             let loaded = self.ratio(candidate, self.loads[candidate] + item.weight);
             let order = best.as_ref().map_or(Ordering::Less, |(_, least, _)| loaded.cmp(least));
-            if order.is_gt() || Some(candidate) == without || !self.candidates[candidate].able.can(item.index) {
+            if order.is_gt() || !suits(candidate) || !self.candidates[candidate].able.can(item.index) {
                 continue;
             }
             let affinity = self.affinity(candidate, item);
@@ -244,18 +266,29 @@ impl<'a> Plan<'a> {
     /// By item: who gets it if its target goes, and with it everything that it has.
     fn successors(&mut self) -> Vec<Option<usize>> {
         let mut successors = vec![None; self.items.len()];
-        let loads = self.loads.clone();
-        for (candidate, items) in self.items_of(|_| true).into_iter().enumerate() {
-            for item in items {
+        let mut ailing = vec![0; self.candidates.len()];
+        for item in self.items.iter().filter(|item| item.ails()) {
+            if let Some(at) = item.at {
+                ailing[at] += item.weight;
+            }
+        }
+        let sound: Vec<_> = self.loads.iter().zip(&ailing).map(|(all, ailing)| all - ailing).collect();
+        let orphans = [self.items_of(|item| !item.ails()), self.items_of(|item| item.ails())];
+        for candidate in 0..self.candidates.len() {
+            self.loads.copy_from_slice(&sound);
+            for &item in &orphans[0][candidate] {
                 successors[item] = self.take(item, Some(candidate));
             }
-            self.loads.copy_from_slice(&loads);
+            self.loads.iter_mut().zip(&ailing).for_each(|(load, ailing)| *load += ailing);
+            for &item in &orphans[1][candidate] {
+                successors[item] = self.take(item, Some(candidate));
+            }
         }
         successors
     }
 
     /// By candidate: those of its shards that are `wanted`, in their order.
-    fn items_of(&self, wanted: impl Fn(&Item) -> bool) -> Vec<Vec<usize>> {
+    fn items_of(&self, wanted: impl Fn(&Item<'_>) -> bool) -> Vec<Vec<usize>> {
         let mut items = vec![Vec::new(); self.candidates.len()];
         for (index, item) in self.items.iter().enumerate() {
             if let Some(at) = item.at.filter(|_| wanted(item)) {
@@ -274,7 +307,7 @@ impl<'a> Plan<'a> {
         self.ratio(candidate, self.loads[candidate])
     }
 
-    fn affinity(&self, candidate: usize, item: &Item) -> u64 {
+    fn affinity(&self, candidate: usize, item: &Item<'_>) -> u64 {
         affinity(self.candidates[candidate].hash, item.hash)
     }
 
@@ -297,19 +330,25 @@ const ALIKE: usize = 32;
 /// or not at all. To stop it after its first step would leave steps to the next decision, and kinds would wander.
 struct Balance<'p, 'a> {
     plan: &'p mut Plan<'a>,
-    /// By candidate: its shards that are not pinned, in their order.
+    /// Which shards this is for; the others stay.
+    ailing: bool,
+    /// The weight of those that are not counted: they may come to be where they seem to be missing.
+    slack: u64,
+    /// By candidate: those that are not pinned, in their order.
     movable: Vec<Vec<usize>>,
     /// The candidates, the least loaded first.
     line: Vec<usize>,
 }
 
 impl<'p, 'a> Balance<'p, 'a> {
-    fn new(plan: &'p mut Plan<'a>) -> Self {
+    fn new(plan: &'p mut Plan<'a>, ailing: bool) -> Self {
         // What weighs nothing is nothing gained.
-        let movable = plan.items_of(|item| !item.pinned && item.weight > 0);
+        let movable = plan.items_of(|item| item.ails() == ailing && !item.pinned && item.weight > 0);
         let mut line: Vec<_> = (0..plan.candidates.len()).collect();
         line.sort_by_key(|&candidate| (plan.loaded(candidate), candidate));
-        Self { plan, movable, line }
+        let ails = plan.items.iter().filter(|item| item.ails() && !ailing);
+        let slack = ails.map(|item| item.weight).sum();
+        Self { plan, ailing, slack, movable, line }
     }
 
     /// Moves until nothing is gained. It ends, because each step lowers the loads, the highest first, or leaves them
@@ -331,9 +370,9 @@ impl<'p, 'a> Balance<'p, 'a> {
         })
     }
 
-    /// Whether to move that weight lowers the higher of the two loads.
+    /// Whether to move that weight lowers the higher of the two loads, whatever comes to the other one besides.
     fn gains(&self, donor: usize, receiver: usize, weight: u64) -> bool {
-        self.plan.ratio(receiver, self.plan.loads[receiver] + weight) < self.plan.loaded(donor)
+        self.plan.ratio(receiver, self.plan.loads[receiver] + weight + self.slack) < self.plan.loaded(donor)
     }
 
     /// The shard whose move lowers the higher of the two loads the most.
@@ -353,7 +392,7 @@ impl<'p, 'a> Balance<'p, 'a> {
             if best.is_some_and(|(least, ..)| higher > least) || looked_at == ALIKE {
                 break;
             }
-            if to.able.can(item.index) {
+            if to.able.can(item.index) && !item.has_failed_at(to.index) {
                 looked_at += 1;
                 // Back home is one move less, and what is not at home anyway costs no further one.
                 let costs = if item.home == Some(receiver) { 0 } else { 1 + u8::from(item.home == Some(donor)) };
@@ -369,7 +408,7 @@ impl<'p, 'a> Balance<'p, 'a> {
         let plan = &*self.plan;
         plan.items.iter().enumerate().find_map(|(index, item)| {
             let (home, at) = (item.home?, item.at?);
-            if home == at {
+            if home == at || item.ails() != self.ailing {
                 return None;
             }
             let sorted = |a: Ratio, b: Ratio| if a < b { (b, a) } else { (a, b) };
@@ -381,7 +420,7 @@ impl<'p, 'a> Balance<'p, 'a> {
     }
 
     fn relocate(&mut self, index: usize, to: usize) {
-        let Self { plan, movable, line } = self;
+        let Self { plan, movable, line, .. } = self;
         let item = &mut plan.items[index];
         let (weight, Some(from)) = (item.weight, item.at.replace(to)) else {
             return;
@@ -397,6 +436,16 @@ impl<'p, 'a> Balance<'p, 'a> {
             let position = line.partition_point(|&other| (plan.loaded(other), other) < place);
             line.insert(position, candidate);
         }
+    }
+}
+
+impl Item<'_> {
+    fn ails(&self) -> bool {
+        self.ailing.is_some()
+    }
+
+    fn has_failed_at(&self, replica: usize) -> bool {
+        self.ailing.is_some_and(|failed_at| failed_at.contains(&replica))
     }
 }
 

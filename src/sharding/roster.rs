@@ -50,7 +50,7 @@ pub struct Profile {
     pub shards: BTreeSet<String>,
     /// Those of them that it cannot run now: CRD missing, permission denied, cooling down.
     pub unable: BTreeSet<String>,
-    /// Those of them whose last term failed here, and that cool down.
+    /// Those of them that have failed here lately.
     pub failing: BTreeSet<String>,
     /// Shards it has filled a cache for as the named successor, and the token of the term it is to follow.
     pub prepared: BTreeMap<String, String>,
@@ -160,6 +160,10 @@ const STALLED: u32 = 12;
 /// taken for gone.
 const SAFE: u32 = 4;
 
+/// A kind that is said to fail no more may be the only one that is moved for this many settle periods: what went
+/// elsewhere by failing comes back by itself.
+const AFTERCARE: u32 = 2;
+
 /// Whoever stops names its successors and says that it stops in one instant and in several writes: until the last of
 /// them is seen it looks like a replica that takes shards and has next to none.
 const WHOLE: Duration = Duration::from_secs(1);
@@ -191,6 +195,8 @@ pub struct Roster {
     crew: BTreeMap<String, (Activity, BTreeSet<String>)>,
     changed_at: Moment,
     joined_at: Moment,
+    /// When a shard was last said to fail, by Lease.
+    ailing: BTreeMap<String, Moment>,
     /// When another holder was last seen to name a successor.
     named_at: Moment,
     /// A rollout has ended, and its result was not evened out yet.
@@ -230,6 +236,7 @@ impl Roster {
             crew: BTreeMap::new(),
             changed_at: Moment::default(),
             joined_at: Moment::default(),
+            ailing: BTreeMap::new(),
             named_at: Moment::default(),
             rolled: false,
             generations: 1,
@@ -398,6 +405,10 @@ impl Roster {
                     let named = holding.and_then(|holding| holding.successor.as_deref());
                     let successor = &view.present[target];
                     let must = self.must_leave(lease) || view.shards[index].pinned;
+                    if !must && view.shards[index].holder.is_none() {
+                        // It has expired as far as we see. If it is ours again before we see that, it stays.
+                        return None;
+                    }
                     if !must && named != Some(successor.identity) && std::mem::replace(&mut moving, true) {
                         return None;
                     }
@@ -514,6 +525,9 @@ impl Roster {
         let crew: BTreeMap<_, _> = present.iter().map(|one| (one.identity.to_owned(), state(one))).collect();
         let active = present.iter().filter(|one| one.profile.activity == Activity::Active);
         let generations = active.map(|one| one.profile.generation.as_str()).collect::<BTreeSet<_>>().len();
+        let ailing: BTreeSet<_> = present.iter().flat_map(|one| one.profile.failing.iter().cloned()).collect();
+        self.ailing.retain(|_, last| now < *last + self.rules.settle * AFTERCARE);
+        self.ailing.extend(ailing.into_iter().map(|lease| (lease, now)));
         if crew != self.crew {
             if crew.keys().any(|identity| !self.crew.contains_key(identity)) {
                 self.joined_at = now;
@@ -608,11 +622,13 @@ impl Roster {
         let known = self.holdings.get(lease);
         // Replicas whose configurations differ must count alike, or each gives the other what it has just got.
         let weight = known.and_then(|it| it.what.weight).or(plan.map(|plan| plan.weight)).unwrap_or(1);
-        // What fails somewhere goes round the replicas until it does not: the others are not moved about because of it.
-        let fails = present.iter().any(|one| one.profile.failing.contains(lease));
-        let weight = if fails { 0 } else { weight };
+        // What has failed somewhere goes round the replicas until it works, and may go back when it has worked for a
+        // while: the others are not moved about because of it.
+        let fails = |index: &usize| present[*index].profile.failing.contains(lease);
+        let ails = self.ailing.get(lease).is_some_and(|last| now < *last + self.rules.settle * AFTERCARE);
+        let ailing = ails.then(|| (0..present.len()).filter(fails).collect());
         let Some(Sighted { what: holding, since }) = known else {
-            return placement::Shard { lease, weight, holder: None, pinned: fails, taken: false };
+            return placement::Shard { lease, weight, holder: None, pinned: false, ailing, taken: false };
         };
         // They stand in the order of their identities.
         let find = |name: &str| present.binary_search_by_key(&name, |one| one.identity).ok();
@@ -640,7 +656,8 @@ impl Roster {
             lease,
             weight,
             holder: wanted.or(named).or(held),
-            pinned: wanted.is_some() || fails,
+            pinned: wanted.is_some(),
+            ailing,
             taken: holder.is_some() && held.is_none() && named.is_none() && wanted.is_none(),
         }
     }
@@ -660,7 +677,8 @@ impl Roster {
             self.joined_at + self.rules.grace,
             self.named_at + WHOLE,
         ];
-        silent.chain(awaited).chain(settled).filter(|moment| *moment > now).min()
+        let cared = self.ailing.values().map(|last| *last + self.rules.settle * AFTERCARE);
+        silent.chain(awaited).chain(settled).chain(cared).filter(|moment| *moment > now).min()
     }
 
     fn silent_at(&self, duration: Option<Duration>, since: Moment) -> Moment {
@@ -692,6 +710,7 @@ pub fn elsewhere(lease: &str, from: &str, members: &[Member], holdings: &[(Strin
             weight: holding.weight.unwrap_or(1),
             holder: find(&holding.holder).filter(|_| name != lease),
             pinned: false,
+            ailing: None,
             taken: name != lease && find(&holding.holder).is_none(),
         })
         .collect();

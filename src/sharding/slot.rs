@@ -105,6 +105,7 @@ pub struct Slot {
     stopping: bool,
     failures: u32,
     cooling_until: Moment,
+    forgiven_at: Moment,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -123,6 +124,8 @@ const ABORT_PATIENCE: Duration = Duration::from_secs(2);
 const COOL_DOWN: Duration = Duration::from_secs(1);
 /// The longest pause after a failed term.
 const COOL_DOWN_MOST: Duration = Duration::from_secs(300);
+/// A failure is remembered for so many times the pause that it made, counted from the pause's end.
+const REMEMBERED: u32 = 3;
 /// A term that lasted this long clears the failures before it.
 const PROVEN: Duration = Duration::from_secs(600);
 
@@ -139,6 +142,7 @@ impl Slot {
             stopping: false,
             failures: 0,
             cooling_until: Moment::default(),
+            forgiven_at: Moment::default(),
         }
     }
 
@@ -176,6 +180,12 @@ impl Slot {
         (now < self.cooling_until).then_some(self.cooling_until)
     }
 
+    /// Until when the last failure here is remembered: the kind may be tried again before, but need not come here while
+    /// it works elsewhere.
+    pub fn failing_until(&self, now: Moment) -> Option<Moment> {
+        (now < self.forgiven_at).then_some(self.forgiven_at)
+    }
+
     /// When to send [`Event::Tick`] if nothing else happens.
     pub fn next_wake(&self, now: Moment) -> Moment {
         let work = match self.work {
@@ -184,7 +194,8 @@ impl Slot {
             Work::Aborting { term, give_up, .. } if self.intent.abandoned < term => give_up,
             _ => Moment::NEVER,
         };
-        self.cooling_until(now).map_or(work, |cooled| work.min(cooled))
+        let later = [self.cooling_until(now), self.failing_until(now)].into_iter().flatten();
+        later.fold(work, Moment::min)
     }
 
     /// Takes in what happened.
@@ -300,7 +311,9 @@ impl Slot {
     }
 
     fn cool_down(&mut self, now: Moment) {
-        self.cooling_until = now + COOL_DOWN.saturating_mul(1 << self.failures.min(16)).min(COOL_DOWN_MOST);
+        let pause = COOL_DOWN.saturating_mul(1 << self.failures.min(16)).min(COOL_DOWN_MOST);
+        self.cooling_until = now + pause;
+        self.forgiven_at = self.cooling_until + pause * REMEMBERED;
         self.failures += 1;
     }
 
@@ -487,6 +500,7 @@ mod tests {
             slot.on(Event::Standing(Standing::Leading(grant(term, now))), at(now));
             slot.on(ended(term, Outcome::Panicked("it happens".to_owned())), at(now));
             assert_eq!(slot.cooling_until(at(now)), Some(at(now + pause)), "after term {term}");
+            assert_eq!(slot.failing_until(at(now)), Some(at(now + 4 * pause)), "it is remembered for longer");
             assert!(!slot.intent(at(now)).compete);
             now += pause;
             assert!(slot.intent(at(now)).compete);

@@ -506,7 +506,7 @@ impl Supervisor {
             if self.give_up.is_none() && !shard.slot.can_run(now) {
                 unable.insert(lease.clone());
             }
-            if shard.slot.cooling_until(now).is_some() {
+            if shard.slot.failing_until(now).is_some() {
                 failing.insert(lease.clone());
             }
             let filled = shard.standby.as_ref().is_some_and(|cache| cache.promotion.filled.is_cancelled());

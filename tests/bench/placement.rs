@@ -20,7 +20,14 @@ pub(crate) fn measure(report: &mut Report) {
         let shards: Vec<_> = leases
             .iter()
             .enumerate()
-            .map(|(index, lease)| Shard { lease, weight: 1, holder: holder(index), pinned: false, taken: false })
+            .map(|(index, lease)| Shard {
+                lease,
+                weight: 1,
+                holder: holder(index),
+                pinned: false,
+                ailing: None,
+                taken: false,
+            })
             .collect();
         let replicas: Vec<_> = names
             .iter()

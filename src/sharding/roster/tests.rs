@@ -320,7 +320,8 @@ fn a_kind_that_fails_somewhere_moves_no_other_one() {
     renew(&mut roster, at(10), 11);
     roster.advise(at(10));
     assert_eq!(given_away(&mut roster, at(14)), []);
-    assert_eq!(given_away(&mut roster, at(15)).len(), 1, "it fails no more");
+    let back = given_away(&mut roster, at(16));
+    assert_eq!(back, [("b".to_owned(), "x".to_owned())], "it fails no more, and is the one to go back");
 }
 
 #[test]
@@ -473,4 +474,17 @@ fn whoever_asks_for_a_shard_to_be_elsewhere_is_told_the_least_loaded() {
     let holdings = [("a", "x"), ("b", "y"), ("c", "z"), ("d", "z")].map(|(it, by)| (it.to_owned(), held_by(by)));
     assert_eq!(elsewhere("a", "x", &members, &holdings).as_deref(), Some("y"));
     assert_eq!(elsewhere("a", "x", &members[..1], &holdings), None);
+}
+
+#[test]
+fn what_has_expired_here_and_is_ours_again_is_not_given_away() {
+    let mut roster = roster(&["x"], ["me", "me", "x", "me"]);
+    roster.advise(at(0));
+    let silent = roster.holdings["a"].clone();
+    renew(&mut roster, at(9), 5);
+    renew(&mut roster, at(18), 6);
+    roster.holdings.insert("a".to_owned(), silent);
+    let advice = roster.advise(at(20)).shards["a"].clone();
+    assert!(advice.held && advice.hand_over.is_none(), "{advice:?}");
+    assert_eq!(advice.target.as_deref(), Some("x"), "it was placed as a free one");
 }

@@ -437,7 +437,7 @@ impl Replica {
             if !self.stopping() && !shard.slot.can_run(now) {
                 me.unable.insert(shard.lease.clone());
             }
-            if shard.slot.cooling_until(now).is_some() {
+            if shard.slot.failing_until(now).is_some() {
                 me.failing.insert(shard.lease.clone());
             }
             if let (Some(token), Some(Cache { filled: true, .. })) = (&shard.advice.named, &shard.standby) {

@@ -525,7 +525,7 @@ impl World {
     pub(super) fn cools_for(&self) -> Global {
         let cools = |host: usize| {
             let (now, clock) = (self.local(host), &self.hosts[host].clock);
-            let until = self.hosts[host].replica.shards.iter().filter_map(|shard| shard.slot.cooling_until(now)).max();
+            let until = self.hosts[host].replica.shards.iter().filter_map(|shard| shard.slot.failing_until(now)).max();
             until.map_or(0, |until| clock.until(until, self.time.now))
         };
         self.active().into_iter().map(cools).max().unwrap_or(0)
@@ -807,7 +807,7 @@ impl World {
         let kinds: BTreeMap<String, u32> =
             active.iter().flat_map(|&host| self.hosts[host].template.kinds.iter().cloned()).collect();
         if self.cools_for() > 0 {
-            return Some("a kind cools down".to_owned());
+            return Some("a kind fails".to_owned());
         }
         let order = |host: &usize| (self.hosts[*host].template.revision, *host);
         let newest = &self.hosts[active.iter().copied().max_by_key(order)?].template.name;
