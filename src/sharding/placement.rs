@@ -235,7 +235,7 @@ impl<'a> Plan<'a> {
         let item = &self.items[item];
         let (newest, older) = (0..self.newest, self.newest..self.candidates.len());
         let chosen = |suits: &dyn Fn(usize) -> bool| {
-            let among = |candidates: &Range<usize>| self.least(item, candidates.clone(), &suits);
+            let among = |candidates: &Range<usize>| self.least(item, candidates.clone(), suits);
             among(&newest).or_else(|| among(&older))
         };
         let other = |candidate| Some(candidate) != without;
@@ -273,14 +273,14 @@ impl<'a> Plan<'a> {
             }
         }
         let sound: Vec<_> = self.loads.iter().zip(&ailing).map(|(all, ailing)| all - ailing).collect();
-        let orphans = [self.items_of(|item| !item.ails()), self.items_of(|item| item.ails())];
-        for candidate in 0..self.candidates.len() {
+        let orphans = self.items_of(|item| !item.ails()).into_iter().zip(self.items_of(|item| item.ails()));
+        for (candidate, (of_sound, of_ailing)) in orphans.enumerate() {
             self.loads.copy_from_slice(&sound);
-            for &item in &orphans[0][candidate] {
+            for item in of_sound {
                 successors[item] = self.take(item, Some(candidate));
             }
             self.loads.iter_mut().zip(&ailing).for_each(|(load, ailing)| *load += ailing);
-            for &item in &orphans[1][candidate] {
+            for item in of_ailing {
                 successors[item] = self.take(item, Some(candidate));
             }
         }
