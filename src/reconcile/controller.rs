@@ -7,7 +7,7 @@
 
 use std::{
     any::Any,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     error::Error as StdError,
     fmt::Debug,
     future::{Future, pending},
@@ -16,6 +16,7 @@ use std::{
     pin::pin,
     sync::Arc,
     time::Duration,
+    vec,
 };
 
 use futures::{
@@ -178,7 +179,9 @@ where
         let mut queue = Queue::default();
         recent.newest_first().for_each(|object| queue.add(Lane::Soon, object));
         let reconcile = begin(term.clone());
-        let work = Work { controller: self, queue, term, backoff: Backoff::default(), timers: Timers::default() };
+        let (to_sweep, swept) = (Vec::new().into_iter(), HashSet::new());
+        let (backoff, timers) = (Backoff::default(), Timers::default());
+        let work = Work { controller: self, queue, to_sweep, swept, term, backoff, timers };
         work.run(reconcile).await;
     }
 }
@@ -226,6 +229,9 @@ where
     (!same).then_some(key)
 }
 
+/// A sweep makes so many objects due at a time, so that no change waits for the rest of them.
+const STRIDE: usize = 100;
+
 /// A term's work.
 struct Work<K>
 where
@@ -234,6 +240,10 @@ where
 {
     controller: Controller<K>,
     queue: Queue<ObjectRef<K>>,
+    /// Objects that a sweep has not made due yet.
+    to_sweep: vec::IntoIter<Arc<K>>,
+    /// Those that were begun with meanwhile: the sweep leaves them out.
+    swept: HashSet<ObjectRef<K>>,
     term: Term,
     backoff: Backoff,
     timers: Timers<ObjectRef<K>>,
@@ -248,6 +258,7 @@ where
     News(News<K>),
     Time(Lane, ObjectRef<K>),
     Done(ObjectRef<K>, Outcome<E>),
+    Sweep,
 }
 
 impl<K> Work<K>
@@ -264,7 +275,7 @@ where
         let concurrency = usize::from(self.term.kind().concurrency);
         let mut running = FuturesUnordered::new();
         let mut draining = pin!(self.term.draining());
-        let mut swept = self.sweep();
+        let mut listed_once = self.sweep();
         while draining.as_mut().now_or_never().is_none() {
             while running.len() < concurrency
                 && let Some((key, object)) = self.start()
@@ -280,6 +291,7 @@ where
                         Some(news) = self.controller.sources.next() => Step::News(news),
                         Some((lane, key)) = self.timers.next() => Step::Time(lane, key),
                         Some((key, outcome)) = running.next() => Step::Done(key, outcome),
+                        () = future::ready(()), if !self.to_sweep.as_slice().is_empty() => Step::Sweep,
                         else => pending().await,
                     }
                 } => step,
@@ -287,10 +299,11 @@ where
             match step {
                 Step::News(News { due: (lane, keys), listed }) => {
                     keys.into_iter().for_each(|key| self.queue.add(lane, key));
-                    swept = swept || (listed && self.sweep());
+                    listed_once = listed_once || (listed && self.sweep());
                 }
                 Step::Time(lane, key) => self.queue.add(lane, key),
                 Step::Done(key, outcome) => self.done(key, outcome),
+                Step::Sweep => self.sweep_on(),
             }
             consume_budget().await;
         }
@@ -299,14 +312,22 @@ where
         }
     }
 
-    /// Makes every object due, if the first list of the kind is complete. Returns whether it is.
+    /// Begins to make every object due, if the first list of the kind is complete. Returns whether it is.
     fn sweep(&mut self) -> bool {
-        let Controller { dyntype, objects, .. } = &self.controller;
+        let objects = &self.controller.objects;
         let filled = objects.wait_until_ready().now_or_never().is_some();
-        for object in objects.state() {
-            self.queue.add(Lane::Sweep, ObjectRef::from_obj_with(&*object, dyntype.clone()));
-        }
+        self.to_sweep = objects.state().into_iter();
         filled
+    }
+
+    /// Makes some more objects due, in their turn.
+    fn sweep_on(&mut self) {
+        for object in self.to_sweep.by_ref().take(STRIDE) {
+            let key = ObjectRef::from_obj_with(&*object, self.controller.dyntype.clone());
+            if !self.swept.remove(&key) {
+                self.queue.add(Lane::Sweep, key);
+            }
+        }
     }
 
     /// The next object that is due and still there.
@@ -314,6 +335,9 @@ where
         while let Some(key) = self.queue.start() {
             self.timers.cancel(&key);
             if let Some(object) = self.controller.objects.get(&key) {
+                if !self.to_sweep.as_slice().is_empty() {
+                    self.swept.insert(key.clone());
+                }
                 return Some((key, object));
             }
             self.backoff.reset(key.namespace.as_deref(), &key.name);
