@@ -197,6 +197,9 @@ pub struct Roster {
     joined_at: Moment,
     /// When a shard was last said to fail, by Lease.
     ailing: BTreeMap<String, Moment>,
+    /// Free shards whose target we were at the last look: ours to be, while the replicas are the same. What we take is seen
+    /// one by one, and must not make us the target of others meanwhile.
+    claims: BTreeSet<String>,
     /// When another holder was last seen to name a successor.
     named_at: Moment,
     /// A rollout has ended, and its result was not evened out yet.
@@ -216,6 +219,8 @@ struct View<'a> {
     leases: Vec<&'a str>,
     present: Vec<Present<'a>>,
     shards: Vec<placement::Shard<'a>>,
+    /// By shard: nobody holds it, and nobody is named or wanted for it.
+    free: Vec<bool>,
     replicas: Vec<placement::Replica<'a>>,
 }
 
@@ -237,6 +242,7 @@ impl Roster {
             changed_at: Moment::default(),
             joined_at: Moment::default(),
             ailing: BTreeMap::new(),
+            claims: BTreeSet::new(),
             named_at: Moment::default(),
             rolled: false,
             generations: 1,
@@ -246,6 +252,13 @@ impl Roster {
     /// The longest that a replica lets others go first; also whom the last holder named.
     pub fn grace(&self) -> Duration {
         self.rules.grace
+    }
+
+    /// It was held in our Pod before this process was started.
+    pub fn comes_back(&self, lease: &str) -> bool {
+        let holding = self.holdings.get(lease).map(|holding| &holding.what);
+        let pod = holding.and_then(|holding| holding.holder_pod.as_ref());
+        pod.is_some() && pod == self.me.pod_uid.as_ref()
     }
 
     /// What we say of ourselves.
@@ -389,6 +402,9 @@ impl Roster {
         let moves = if self.may_move(now, &view.present) { Moves::Planned } else { Moves::None };
         let placement = placement::placement(&view.shards, &view.replicas, moves);
         let me = view.present.iter().position(|present| present.identity == self.identity);
+        let claims =
+            view.leases.iter().enumerate().filter(|(index, _)| view.free[*index] && placement.targets[*index] == me);
+        let claims = claims.map(|(_, lease)| (*lease).to_owned()).collect();
         let crew = view.present.iter().map(|one| (one.identity.to_owned(), one.profile.activity, one.newest));
         let mut counsel = Counsel { shards: BTreeMap::new(), crew: crew.collect(), next: self.next_change(now) };
         let mut moving = self.a_move_is_on_its_way(&view);
@@ -404,8 +420,8 @@ impl Roster {
                 advice.hand_over = target.filter(|target| Some(*target) != me).and_then(|target| {
                     let named = holding.and_then(|holding| holding.successor.as_deref());
                     let successor = &view.present[target];
-                    let must = self.must_leave(lease) || view.shards[index].pinned;
-                    if !must && view.shards[index].holder.is_none() {
+                    let must = self.must_leave(lease) || self.is_wanted(&view, index);
+                    if !must && view.free[index] {
                         // It has expired as far as we see. If it is ours again before we see that, it stays.
                         return None;
                     }
@@ -429,6 +445,7 @@ impl Roster {
             }
             counsel.shards.insert((*lease).to_owned(), advice);
         }
+        self.claims = claims;
         if settled && moves == Moves::Planned && !moving {
             self.rolled = false;
         }
@@ -453,9 +470,7 @@ impl Roster {
         queued: &mut u32,
     ) -> Duration {
         let grace = self.rules.grace;
-        let pod = self.holdings.get(view.leases[shard]).and_then(|holding| holding.what.holder_pod.as_ref());
-        if pod.is_some() && pod == self.me.pod_uid.as_ref() {
-            // It was ours before we were restarted.
+        if self.comes_back(view.leases[shard]) {
             return Duration::ZERO;
         }
         let rank = me.and_then(|me| placement::rank(shard, me, &view.shards, &view.replicas, placement));
@@ -486,6 +501,15 @@ impl Roster {
         self.plans.values().filter(held).map(|plan| plan.weight).sum()
     }
 
+    /// Somebody asked for it by hand, and where it is wanted it can be run.
+    fn is_wanted(&self, view: &View<'_>, shard: usize) -> bool {
+        let wanted = self.holdings.get(view.leases[shard]).and_then(|holding| holding.what.wanted.as_deref());
+        wanted.is_some_and(|wanted| {
+            let called = |one: &Present<'_>| one.identity == wanted || one.profile.pod == wanted;
+            view.shards[shard].holder.is_some_and(|at| called(&view.present[at]))
+        })
+    }
+
     fn must_leave(&self, lease: &str) -> bool {
         self.me.activity == Activity::Draining || !self.me.can_run(lease)
     }
@@ -496,7 +520,7 @@ impl Roster {
             self.holdings.get(*lease).is_some_and(|holding| {
                 let ours = holding.what.holder.as_deref() == Some(self.identity.as_str());
                 let elsewhere = view.shards[index].holder.map(|holder| view.present[holder].identity);
-                ours && !view.shards[index].pinned && elsewhere.is_some_and(|holder| holder != self.identity)
+                ours && !self.is_wanted(view, index) && elsewhere.is_some_and(|holder| holder != self.identity)
             })
         })
     }
@@ -533,6 +557,7 @@ impl Roster {
                 self.joined_at = now;
             }
             self.changed_at = now;
+            self.claims.clear();
             self.crew = crew;
         }
         self.rolled |= self.generations > 1 && generations == 1;
@@ -603,7 +628,14 @@ impl Roster {
         let present = self.present(now);
         let leases: BTreeSet<&str> = self.plans.keys().chain(self.holdings.keys()).map(String::as_str).collect();
         let leases: Vec<_> = leases.into_iter().collect();
-        let shards = leases.iter().map(|lease| self.shard(now, lease, &present)).collect();
+        let mut shards: Vec<_> = leases.iter().map(|lease| self.shard(now, lease, &present)).collect();
+        let free: Vec<_> = shards.iter().map(|shard| shard.holder.is_none() && !shard.taken).collect();
+        let me = present.iter().position(|one| one.identity == self.identity);
+        for (shard, _) in
+            shards.iter_mut().zip(&free).filter(|(shard, free)| **free && self.claims.contains(shard.lease))
+        {
+            shard.holder = me;
+        }
         let replicas = present
             .iter()
             .map(|one| placement::Replica {
@@ -614,7 +646,7 @@ impl Roster {
                 able: Able::Only(leases.iter().map(|lease| one.profile.can_run(lease)).collect()),
             })
             .collect();
-        View { leases, present, shards, replicas }
+        View { leases, present, shards, free, replicas }
     }
 
     fn shard<'a>(&'a self, now: Moment, lease: &'a str, present: &[Present<'_>]) -> placement::Shard<'a> {
@@ -656,7 +688,8 @@ impl Roster {
             lease,
             weight,
             holder: wanted.or(named).or(held),
-            pinned: wanted.is_some(),
+            // What is on its way arrives, whatever would be decided without it: else it might be called back for ever.
+            pinned: wanted.is_some() || named.is_some(),
             ailing,
             taken: holder.is_some() && held.is_none() && named.is_none() && wanted.is_none(),
         }

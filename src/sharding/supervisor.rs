@@ -164,6 +164,13 @@ struct Cache {
     promotion: Promotion,
 }
 
+impl Shard {
+    /// The preflight has said something of it.
+    fn was_asked(&self) -> bool {
+        self.verdict != Verdict::Unknown(NOT_ASKED.to_owned())
+    }
+}
+
 /// What a task of ours is for.
 enum Job {
     Standby(usize),
@@ -189,6 +196,8 @@ pub struct Supervisor {
     dead: watch::Sender<Arc<BTreeSet<String>>>,
     profile: watch::Sender<Option<Profile>>,
     membership: Arc<Membership>,
+    /// The Leases were listed, and we have described ourselves accordingly.
+    seen: CancellationToken,
     published: watch::Receiver<membership::Standing>,
     /// Whether something has been seen that the advice must follow.
     stale: bool,
@@ -266,7 +275,16 @@ impl Supervisor {
         let profile = watch::Sender::new(Some(roster.me().clone()));
         let standing = watch::Sender::default();
         let published = standing.subscribe();
-        staff.spawn(Membership::run(Arc::clone(&membership), profile.subscribe(), standing).map(|()| MEMBERSHIP));
+        let (seen, patience) = (CancellationToken::new(), shared.timings.request_timeout);
+        staff.spawn({
+            let (seen, membership, profiles) = (seen.clone(), Arc::clone(&membership), profile.subscribe());
+            async move {
+                // What we lay claim to is known when the Leases are; without them we are there all the same.
+                let _seen_or_not = tokio::time::timeout(patience, seen.cancelled()).await;
+                Membership::run(membership, profiles, standing).await;
+                MEMBERSHIP
+            }
+        });
         Self {
             shared,
             config,
@@ -283,6 +301,7 @@ impl Supervisor {
             dead,
             profile,
             membership,
+            seen,
             published,
             stale: true,
             advise_at: Moment::NEVER,
@@ -367,6 +386,9 @@ impl Supervisor {
             }
         }
         self.advise();
+        if self.blind.is_none() {
+            self.seen.cancel();
+        }
         self.say_whether_ready();
         self.stopped()
     }
@@ -502,8 +524,10 @@ impl Supervisor {
         let mut prepared = BTreeMap::new();
         for shard in &self.shards {
             let lease = &shard.kind.lease_name;
+            // A process that is restarted is to get its kinds back before anybody else, and could run them before.
+            let hopeful = !shard.was_asked() && self.roster.comes_back(lease);
             // While we stop we say so by our activity; a term that runs is no sign of being unable.
-            if self.give_up.is_none() && !shard.slot.can_run(now) {
+            if self.give_up.is_none() && !hopeful && !shard.slot.can_run(now) {
                 unable.insert(lease.clone());
             }
             if shard.slot.failing_until(now).is_some() {
@@ -526,7 +550,7 @@ impl Supervisor {
     }
 
     fn say_whether_ready(&mut self) {
-        let unasked = self.shards.iter().any(|shard| shard.verdict == Verdict::Unknown(NOT_ASKED.to_owned()));
+        let unasked = !self.shards.iter().all(Shard::was_asked);
         let standing = self.published.borrow().clone();
         let unready = self.blind.clone().or_else(|| match standing {
             membership::Standing { published: false, trouble } => {

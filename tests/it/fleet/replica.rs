@@ -147,6 +147,8 @@ struct Membership {
     unread: bool,
     in_flight: Option<u64>,
     again: Moment,
+    /// When it is written whatever was seen.
+    begins_at: Moment,
     published: bool,
     ended: bool,
 }
@@ -207,11 +209,12 @@ impl Replica {
             woken: false,
             wakes_at: Moment::default(),
         };
+        let begins_at = now + who.timings.request_timeout;
         let mut this = Self {
             shards: who.plans.iter().map(shard).collect(),
             roster: Roster::new(who.identity.clone(), me.clone(), who.plans.clone(), who.rules),
             effects: Vec::new(),
-            membership: Membership { profile: Some(me), ..Membership::default() },
+            membership: Membership { profile: Some(me), begins_at, ..Membership::default() },
             blind: true,
             dead: BTreeSet::new(),
             asked: BTreeSet::new(),
@@ -224,7 +227,7 @@ impl Replica {
             wakes_at: Moment::default(),
             who,
         };
-        this.publish(now);
+        this.effects.push(Effect::At(begins_at, Happening::Publish));
         for index in 0..this.shards.len() {
             this.elect(index, now);
         }
@@ -303,6 +306,10 @@ impl Replica {
     /// What follows each event of the supervisor.
     fn conclude(&mut self, now: Moment) {
         self.advise(now);
+        if !self.blind && now < self.membership.begins_at {
+            self.membership.begins_at = now;
+            self.publish(now);
+        }
         if let Some(clean) = self.stopped(now) {
             self.effects.push(Effect::Exits(clean));
         }
@@ -433,8 +440,9 @@ impl Replica {
         me.unable.clear();
         me.failing.clear();
         let mut prepared = BTreeMap::new();
-        for shard in &self.shards {
-            if !self.stopping() && !shard.slot.can_run(now) {
+        for (index, shard) in self.shards.iter().enumerate() {
+            let hopeful = !self.asked.contains(&index) && self.roster.comes_back(&shard.lease);
+            if !self.stopping() && !hopeful && !shard.slot.can_run(now) {
                 me.unable.insert(shard.lease.clone());
             }
             if shard.slot.failing_until(now).is_some() {
@@ -680,7 +688,7 @@ impl Replica {
 
     fn publish(&mut self, now: Moment) {
         let this = &mut self.membership;
-        if this.in_flight.is_some() || this.ended || !(this.unread || now >= this.again) {
+        if now < this.begins_at || this.in_flight.is_some() || this.ended || !(this.unread || now >= this.again) {
             return;
         }
         this.unread = false;

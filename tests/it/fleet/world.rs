@@ -25,6 +25,8 @@ use super::{
 use crate::timeline::{Global, SkewedClock, Timeline};
 
 pub(super) const SETTLE: Global = 5_000;
+/// As in roster.rs.
+const AFTERCARE: Global = 2;
 pub(super) const LEASE: Global = 15_000;
 
 pub(super) fn timings() -> Timings {
@@ -681,7 +683,14 @@ impl World {
             let last = self.terms.iter().rev().find(|term| term.lease == lease && term.for_balance);
             if let Some(last) = last {
                 let since = last.at.saturating_sub(2 * SETTLE);
-                let answered = self.changes.iter().any(|&change| since <= change && change <= self.time.now);
+                // A kind that is forgiven counts again, and comes back for balance.
+                let forgiven = (0..self.hosts.len()).any(|host| {
+                    let it = &self.hosts[host];
+                    let before = it.clock.read(since.saturating_sub(AFTERCARE * SETTLE));
+                    it.replica.shards.iter().any(|it| it.slot.failing_until(before).is_some())
+                });
+                let answered =
+                    forgiven || self.changes.iter().any(|&change| since <= change && change <= self.time.now);
                 self.demand(answered, || {
                     format!("{lease} was moved twice, at {} first, and nothing had changed", last.at)
                 });
