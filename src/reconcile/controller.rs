@@ -181,8 +181,11 @@ where
         let reconcile = begin(term.clone());
         let (to_sweep, swept) = (Vec::new().into_iter(), HashSet::new());
         let (backoff, timers) = (Backoff::default(), Timers::default());
-        let work = Work { controller: self, queue, to_sweep, swept, term, backoff, timers };
+        let mut work = Work { controller: self, queue, to_sweep, swept, term, backoff, timers };
         work.run(reconcile).await;
+        let Work { controller: Self { objects, sources, .. }, queue, to_sweep, swept, term, timers, .. } = work;
+        drop(sources);
+        term.leave((objects, queue, to_sweep, swept, timers));
     }
 }
 
@@ -266,7 +269,7 @@ where
     K: Resource + Clone + 'static,
     K::DynamicType: Clone + Debug + Eq + Hash + Unpin + Send,
 {
-    async fn run<F, Fut, E>(mut self, reconcile: F)
+    async fn run<F, Fut, E>(&mut self, reconcile: F)
     where
         F: Fn(Arc<K>) -> Fut,
         Fut: Future<Output = Result<Again, E>> + Send + 'static,

@@ -125,6 +125,19 @@ pub struct Rules {
     pub lease_duration: Duration,
 }
 
+/// Whether a replica is to keep a cache of a shard that it does not hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// It is not.
+    #[default]
+    None,
+    /// One that was begun is kept, but none is begun now: the replicas have just changed, so others are handing over, and
+    /// who is next may change too.
+    Begun,
+    /// It is.
+    Kept,
+}
+
 /// What to do about one shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Advice {
@@ -136,8 +149,8 @@ pub struct Advice {
     pub hand_over: Option<(String, bool)>,
     /// The watch shows us as its holder.
     pub held: bool,
-    /// Not held here: a cache of it is to be kept.
-    pub keep_cache: bool,
+    /// Whether a cache of it is to be kept, if it is not held here.
+    pub cache: Cache,
     /// Not held here: we are named to follow the term with this token.
     pub named: Option<String>,
 }
@@ -435,12 +448,17 @@ impl Roster {
             } else {
                 let named = holding.filter(|holding| holding.successor.as_deref() == Some(self.identity.as_str()));
                 advice.named = named.map(token_of);
-                advice.keep_cache = named.is_some()
-                    || match plan.standby {
-                        StandbyMode::None => false,
-                        StandbyMode::Successor => me.is_some() && (placement.successors[index] == me || target == me),
-                        StandbyMode::All => true,
-                    };
+                let may_be_next = match plan.standby {
+                    StandbyMode::None => false,
+                    StandbyMode::Successor => me.is_some() && (placement.successors[index] == me || target == me),
+                    StandbyMode::All => true,
+                };
+                advice.cache = match (named, may_be_next) {
+                    (Some(_), _) => Cache::Kept,
+                    (None, true) if settled => Cache::Kept,
+                    (None, true) => Cache::Begun,
+                    (None, false) => Cache::None,
+                };
                 advice.patience = self.patience(now, index, me, &view, &placement, &mut queued);
             }
             counsel.shards.insert((*lease).to_owned(), advice);

@@ -33,7 +33,7 @@ use super::{
     preflight::{self, Verdict},
     proof::{Deaths, Origin, Witness},
     record,
-    roster::{Activity, Advice, Profile, Roster},
+    roster::{self, Activity, Advice, Profile, Roster},
     slot::{self, Command, Handover, Outcome, Slot, State},
     term::{BoxError, Promotion, Reconciler, Standby, Term},
 };
@@ -147,6 +147,7 @@ struct Shard {
 
 struct Task {
     token: FencingToken,
+    term: Term,
     fence: Fence,
     draining: CancellationToken,
     abort: AbortHandle,
@@ -630,12 +631,15 @@ impl Supervisor {
     /// Begins or ends the standby, as it is wanted and possible now.
     fn stand_by_or_not(&mut self, index: usize, now: Moment) {
         let shard = &self.shards[index];
-        let wanted = shard.can_keep_cache && shard.advice.keep_cache && shard.slot.can_stand_by(now);
+        let possible = shard.can_keep_cache && shard.slot.can_stand_by(now);
+        let advised = if possible { shard.advice.cache } else { roster::Cache::None };
         match (&shard.standby, &shard.fence) {
-            (Some(cache), fence) if !wanted || !fence.as_ref().is_some_and(|fence| fence.is(&cache.fence)) => {
+            (Some(cache), fence)
+                if advised == roster::Cache::None || !fence.as_ref().is_some_and(|fence| fence.is(&cache.fence)) =>
+            {
                 self.dismiss(index);
             }
-            (None, Some(fence)) if wanted && fence.is_before_its_term() => {
+            (None, Some(fence)) if advised == roster::Cache::Kept && fence.is_before_its_term() => {
                 let fence = fence.clone();
                 self.stand_by(index, fence);
             }
@@ -708,11 +712,17 @@ impl Supervisor {
             let warm = cache.promotion.filled.is_cancelled();
             cache.promotion.filled.cancel();
             let term = begin(&self.shards[index].kind, cache.client);
-            if cache.promotion.term.send(term).is_ok() {
+            if cache.promotion.term.send(term.clone()).is_ok() {
                 info!(kind, lease, holder, token = %grant.token, warm, "leading: the term begins");
                 self.jobs.insert(cache.task, Job::Term(index, grant.term));
-                self.shards[index].task =
-                    Some(Task { token: grant.token.clone(), fence, draining, abort: cache.abort, drain_began: None });
+                self.shards[index].task = Some(Task {
+                    token: grant.token.clone(),
+                    term,
+                    fence,
+                    draining,
+                    abort: cache.abort,
+                    drain_began: None,
+                });
                 return;
             }
             self.jobs.remove(&cache.task);
@@ -729,9 +739,10 @@ impl Supervisor {
         let shard = &mut self.shards[index];
         let term = begin(&shard.kind, client);
         let reconciler = Arc::clone(&shard.reconciler);
-        let abort = self.work.spawn_on(async move { reconciler.run(term).await }, &self.work_on);
+        let running = term.clone();
+        let abort = self.work.spawn_on(async move { reconciler.run(running).await }, &self.work_on);
         self.jobs.insert(abort.id(), Job::Term(index, grant.term));
-        shard.task = Some(Task { token: grant.token.clone(), fence, draining, abort, drain_began: None });
+        shard.task = Some(Task { token: grant.token.clone(), term, fence, draining, abort, drain_began: None });
     }
 
     #[expect(clippy::disallowed_methods, reason = "measures the drain and decides nothing")]
@@ -804,6 +815,8 @@ impl Supervisor {
             info!(kind, lease, token = %task.token, drained = ?drained, "the term's work has ended");
             task.fence.close();
             fence = Some(task.fence);
+            let leftovers = task.term.leftovers();
+            self.work_on.spawn_blocking(move || drop(leftovers));
         }
         self.pending.push(Box::pin(async move {
             let mut unanswered = false;

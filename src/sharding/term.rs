@@ -1,6 +1,11 @@
 //! A term: the time from winning a kind's Lease to losing it, as its reconciler sees it; and the standby before it.
 
-use std::{error::Error, future::Future, sync::Arc};
+use std::{
+    any::Any,
+    error::Error,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use futures::future::{BoxFuture, pending};
 use kube::Client;
@@ -23,6 +28,7 @@ struct Inner {
     token: FencingToken,
     client: Client,
     draining: CancellationToken,
+    leftovers: Mutex<Vec<Box<dyn Any + Send>>>,
 }
 
 impl Term {
@@ -33,7 +39,7 @@ impl Term {
         client: Client,
         draining: CancellationToken,
     ) -> Self {
-        Self { inner: Arc::new(Inner { kind, holder, token, client, draining }) }
+        Self { inner: Arc::new(Inner { kind, holder, token, client, draining, leftovers: Mutex::default() }) }
     }
 
     /// The kind this term is about, with its concurrency and resync.
@@ -66,6 +72,17 @@ impl Term {
     /// Cancel safe; resolves at once if the term drains already.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + Sync + 'static {
         self.inner.draining.clone().cancelled_owned()
+    }
+
+    /// Leaves something to be dropped after the term: to free a cache of ten thousand objects takes tens of milliseconds,
+    /// and the release of the Lease waits for the end of the term's task. It must not hold this term.
+    pub fn leave(&self, what: impl Any + Send) {
+        self.inner.leftovers.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(what));
+    }
+
+    /// What was left, to be dropped where it delays nothing.
+    pub(crate) fn leftovers(&self) -> Vec<Box<dyn Any + Send>> {
+        std::mem::take(&mut *self.inner.leftovers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

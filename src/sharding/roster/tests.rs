@@ -119,7 +119,7 @@ fn the_target_goes_at_once_and_the_others_in_turn_within_the_grace() {
     let mut roster = roster(&["x", "y", "z"], ["x", "y", "z", ""]);
     assert_eq!(
         roster.advise(at(3)).shards["d"],
-        Advice { target: Some("me".to_owned()), keep_cache: true, ..Advice::default() }
+        Advice { target: Some("me".to_owned()), cache: Cache::Begun, ..Advice::default() }
     );
     let mut crowded = self::roster(&["x", "y", "z"], ["me", "y", "z", ""]);
     let advice = crowded.advise(at(3)).shards["d"].clone();
@@ -289,16 +289,21 @@ fn who_keeps_a_cache() {
         let holders = [("a", "x"), ("b", "x"), ("c", "me"), ("d", "me")];
         let holdings = holders.map(|(lease, holder)| (lease.to_owned(), held_by(holder))).into();
         roster.listed(at(0), vec![member("x"), member("y")], holdings);
-        let shards = roster.advise(at(0)).shards;
-        assert_eq!(shards["a"].keep_cache && shards["b"].keep_cache, keeps, "{standby:?}: y has nothing and is next");
-        assert!(!shards["c"].keep_cache, "the leader has one of its own");
+        for (seconds, kept) in [(0, Cache::Begun), (6, Cache::Kept)] {
+            let shards = roster.advise(at(seconds)).shards;
+            for lease in ["a", "b"] {
+                let expected = if keeps { kept } else { Cache::None };
+                assert_eq!(shards[lease].cache, expected, "{standby:?}, {seconds} s: y has nothing and is next");
+            }
+            assert_eq!(shards["c"].cache, Cache::None, "the leader has one of its own");
+        }
         roster.holding(
-            at(1),
+            at(7),
             "a",
             Some(Holding { version: version(2), successor: Some("me".to_owned()), ..held_by("x") }),
         );
-        let named = roster.advise(at(1)).shards["a"].clone();
-        assert!(named.keep_cache, "{standby:?}: a planned handover waits for it in any case");
+        let named = roster.advise(at(7)).shards["a"].clone();
+        assert_eq!(named.cache, Cache::Kept, "{standby:?}: a planned handover waits for it in any case");
         assert_eq!(named.named.as_deref(), Some("u/3"));
     }
 }

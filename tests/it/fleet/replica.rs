@@ -12,7 +12,7 @@ use leasehold::{
     sharding::{
         election::{Election, Grant, Intent, Proposal, Purpose, RELEASED, Standing, Step},
         moment::Moment,
-        roster::{Activity, Advice, Plan, Profile, Roster, Rules},
+        roster::{self, Activity, Advice, Plan, Profile, Roster, Rules},
         slot::{self, Command, Handover, Outcome, Slot, State},
     },
 };
@@ -491,10 +491,14 @@ impl Replica {
 
     fn stand_by_or_not(&mut self, index: usize, now: Moment) {
         let shard = &mut self.shards[index];
-        let wanted = shard.advice.keep_cache && shard.slot.can_stand_by(now);
+        let advised = if shard.slot.can_stand_by(now) { shard.advice.cache } else { roster::Cache::None };
         match (&shard.standby, shard.fence) {
-            (Some(cache), fence) if !wanted || fence != Some(cache.fence) => shard.standby = None,
-            (None, Some(fence)) if wanted && fence == shard.own_fence && shard.fence_term.is_none() => {
+            (Some(cache), fence) if advised == roster::Cache::None || fence != Some(cache.fence) => {
+                shard.standby = None
+            }
+            (None, Some(fence))
+                if advised == roster::Cache::Kept && fence == shard.own_fence && shard.fence_term.is_none() =>
+            {
                 self.numbers += 1;
                 shard.standby = Some(Cache { number: self.numbers, fence, filled: false });
                 self.effects.push(Effect::Fills(index, self.numbers));
