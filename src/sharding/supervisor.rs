@@ -146,7 +146,6 @@ struct Shard {
 }
 
 struct Task {
-    token: FencingToken,
     term: Term,
     fence: Fence,
     draining: CancellationToken,
@@ -715,14 +714,7 @@ impl Supervisor {
             if cache.promotion.term.send(term.clone()).is_ok() {
                 info!(kind, lease, holder, token = %grant.token, warm, "leading: the term begins");
                 self.jobs.insert(cache.task, Job::Term(index, grant.term));
-                self.shards[index].task = Some(Task {
-                    token: grant.token.clone(),
-                    term,
-                    fence,
-                    draining,
-                    abort: cache.abort,
-                    drain_began: None,
-                });
+                self.shards[index].task = Some(Task { term, fence, draining, abort: cache.abort, drain_began: None });
                 return;
             }
             self.jobs.remove(&cache.task);
@@ -742,14 +734,14 @@ impl Supervisor {
         let running = term.clone();
         let abort = self.work.spawn_on(async move { reconciler.run(running).await }, &self.work_on);
         self.jobs.insert(abort.id(), Job::Term(index, grant.term));
-        shard.task = Some(Task { token: grant.token.clone(), term, fence, draining, abort, drain_began: None });
+        shard.task = Some(Task { term, fence, draining, abort, drain_began: None });
     }
 
     #[expect(clippy::disallowed_methods, reason = "measures the drain and decides nothing")]
     fn drain(&mut self, index: usize) {
         let shard = &mut self.shards[index];
         if let Some(task) = &mut shard.task {
-            info!(kind = shard.kind.name(), lease = shard.kind.lease_name, token = %task.token, "draining");
+            info!(kind = shard.kind.name(), lease = shard.kind.lease_name, token = %task.term.token(), "draining");
             task.drain_began = Some(Instant::now());
             if matches!(shard.handover, Handover::To { .. }) {
                 self.shared.metrics.handed_over(&shard.kind.name());
@@ -762,7 +754,7 @@ impl Supervisor {
         let shard = &mut self.shards[index];
         if let Some(task) = &shard.task {
             task.fence.close();
-            warn!(kind = shard.kind.name(), lease = shard.kind.lease_name, token = %task.token, "aborting the term");
+            warn!(kind = shard.kind.name(), lease = shard.kind.lease_name, token = %task.term.token(), "aborting the term");
             task.draining.cancel();
             task.abort.abort();
             self.shared.metrics.aborted(&shard.kind.name());
@@ -812,7 +804,7 @@ impl Supervisor {
             if let Some(took) = drained {
                 self.shared.metrics.drained(&kind, took);
             }
-            info!(kind, lease, token = %task.token, drained = ?drained, "the term's work has ended");
+            info!(kind, lease, token = %task.term.token(), drained = ?drained, "the term's work has ended");
             task.fence.close();
             fence = Some(task.fence);
             let leftovers = task.term.leftovers();
@@ -840,7 +832,7 @@ impl Supervisor {
             }
             (State::Idle, Verdict::Runnable) => (ShardState::Standby, None),
         };
-        let token = shard.task.as_ref().map(|task| task.token.clone());
+        let token = shard.task.as_ref().map(|task| task.term.token().clone());
         let leading = state == ShardState::Leading;
         let leadership = Leadership { token: token.clone().filter(|_| leading) };
         shard.leadership.send_if_modified(|old| std::mem::replace(old, leadership.clone()) != leadership);
