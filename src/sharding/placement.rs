@@ -234,25 +234,24 @@ impl<'a> Plan<'a> {
     fn take(&mut self, item: usize, without: Option<usize>) -> Option<usize> {
         let item = &self.items[item];
         let (newest, older) = (0..self.newest, self.newest..self.candidates.len());
-        let chosen = |suits: &dyn Fn(usize) -> bool| {
-            let among = |candidates: &Range<usize>| self.least(item, candidates.clone(), suits);
-            among(&newest).or_else(|| among(&older))
-        };
-        let other = |candidate| Some(candidate) != without;
-        let sound = |candidate| other(candidate) && !item.has_failed_at(self.candidates[candidate].index);
-        let chosen = chosen(&sound).or_else(|| item.ails().then(|| chosen(&other)).flatten())?;
+        let among = |candidates: &Range<usize>, shun| self.least(item, candidates.clone(), without, shun);
+        let chosen = |shun| among(&newest, shun).or_else(|| among(&older, shun));
+        let chosen = chosen(true).or_else(|| item.ails().then(|| chosen(false)).flatten())?;
         self.loads[chosen] += item.weight;
         Some(chosen)
     }
 
     /// The candidate that has the least load per capacity with the shard; among equals the one it has most affinity to.
+    /// `shun`: not one that it has failed at.
     /// A plain loop: this is what a decision spends its time in.
-    fn least(&self, item: &Item<'_>, among: Range<usize>, suits: impl Fn(usize) -> bool) -> Option<usize> {
+    fn least(&self, item: &Item<'_>, among: Range<usize>, without: Option<usize>, shun: bool) -> Option<usize> {
         let mut best: Option<(usize, Ratio, u64)> = None;
         for candidate in among {
             let loaded = self.ratio(candidate, self.loads[candidate] + item.weight);
             let order = best.as_ref().map_or(Ordering::Less, |(_, least, _)| loaded.cmp(least));
-            if order.is_gt() || !suits(candidate) || !self.candidates[candidate].able.can(item.index) {
+            let Candidate { index, able, .. } = &self.candidates[candidate];
+            let barred = Some(candidate) == without || (shun && item.has_failed_at(*index));
+            if order.is_gt() || barred || !able.can(item.index) {
                 continue;
             }
             let affinity = self.affinity(candidate, item);

@@ -208,7 +208,7 @@ pub struct Roster {
     crew: BTreeMap<String, (Activity, BTreeSet<String>)>,
     changed_at: Moment,
     joined_at: Moment,
-    /// When a shard was last said to fail, by Lease.
+    /// When a shard was last said to fail, by Lease; those only for which that matters still.
     ailing: BTreeMap<String, Moment>,
     /// Free shards whose target we were at the last look: ours to be, while the replicas are the same. What we take is seen
     /// one by one, and must not make us the target of others meanwhile.
@@ -231,6 +231,8 @@ struct Present<'a> {
 struct View<'a> {
     leases: Vec<&'a str>,
     present: Vec<Present<'a>>,
+    /// Our own place among them.
+    me: Option<usize>,
     shards: Vec<placement::Shard<'a>>,
     /// By shard: nobody holds it, and nobody is named or wanted for it.
     free: Vec<bool>,
@@ -414,7 +416,7 @@ impl Roster {
         let settled = now >= self.changed_at + self.rules.settle;
         let moves = if self.may_move(now, &view.present) { Moves::Planned } else { Moves::None };
         let placement = placement::placement(&view.shards, &view.replicas, moves);
-        let me = view.present.iter().position(|present| present.identity == self.identity);
+        let me = view.me;
         let claims =
             view.leases.iter().enumerate().filter(|(index, _)| view.free[*index] && placement.targets[*index] == me);
         let claims = claims.map(|(_, lease)| (*lease).to_owned()).collect();
@@ -664,7 +666,7 @@ impl Roster {
                 able: Able::Only(leases.iter().map(|lease| one.profile.can_run(lease)).collect()),
             })
             .collect();
-        View { leases, present, shards, free, replicas }
+        View { leases, present, me, shards, free, replicas }
     }
 
     fn shard<'a>(&'a self, now: Moment, lease: &'a str, present: &[Present<'_>]) -> placement::Shard<'a> {
@@ -675,8 +677,7 @@ impl Roster {
         // What has failed somewhere goes round the replicas until it works, and may go back when it has worked for a
         // while: the others are not moved about because of it.
         let fails = |index: &usize| present[*index].profile.failing.contains(lease);
-        let ails = self.ailing.get(lease).is_some_and(|last| now < *last + self.rules.settle * AFTERCARE);
-        let ailing = ails.then(|| (0..present.len()).filter(fails).collect());
+        let ailing = self.ailing.contains_key(lease).then(|| (0..present.len()).filter(fails).collect());
         let Some(Sighted { what: holding, since }) = known else {
             return placement::Shard { lease, weight, holder: None, pinned: false, ailing, taken: false };
         };
