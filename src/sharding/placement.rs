@@ -18,13 +18,25 @@ pub struct Shard<'a> {
     pub weight: u32,
     /// Index of the replica that holds it (or is named to get it), if that is a live one.
     pub holder: Option<usize>,
-    /// Somebody asked for it to be there by hand: it is not moved for balance.
-    pub pinned: bool,
+    /// What may take it from there.
+    pub tie: Tie,
     /// It has failed lately, at these replicas: wherever it goes, no other shard is moved because of it, and it is not
     /// moved to them for balance.
     pub ailing: Option<Vec<usize>>,
     /// Held by somebody who is none of the replicas (a stranger's live claim): nobody is its target.
     pub taken: bool,
+}
+
+/// What may take a shard from its holder while that one can run it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tie {
+    /// Balance, if [`Moves::Planned`] allows it.
+    #[default]
+    Held,
+    /// Nothing: somebody asked for it to be there by hand, or it is as good as there.
+    Pinned,
+    /// Balance, always: whoever had it gives it up in any case, so that it costs no move to send it elsewhere.
+    Loose,
 }
 
 /// One live replica.
@@ -56,7 +68,7 @@ pub enum Able {
 pub enum Moves {
     /// They may, towards the newest generation.
     Planned,
-    /// They stay with their holder as long as it can run them.
+    /// They stay with their holder as long as it can run them, but for [`Tie::Loose`].
     None,
 }
 
@@ -72,8 +84,9 @@ pub struct Placement {
 /// Decides who should hold what.
 ///
 /// A live holder that can run its shard keeps it. Every other shard goes to the eligible replica that has the least
-/// load per capacity with it, of the newest generation if one of that is eligible. Then, if `moves` allows it, shards
-/// move to the newest generation until no single move would lower the higher load of the two replicas concerned.
+/// load per capacity with it, of the newest generation if one of that is eligible. Then the shards that their [`Tie`] and
+/// `moves` allow to move to the newest generation until no single move would lower the higher load of the two replicas
+/// concerned.
 /// Ailing shards are no load until all this is decided for the others, and what their absence may explain is not evened
 /// out; then it is decided for them.
 /// Deciding again with the targets as holders changes nothing.
@@ -82,9 +95,7 @@ pub fn placement(shards: &[Shard<'_>], replicas: &[Replica<'_>], moves: Moves) -
     for ailing in [false, true] {
         plan.count_held(ailing);
         plan.place_unheld(ailing);
-        if moves == Moves::Planned {
-            Balance::new(&mut plan, ailing).run();
-        }
+        Balance::new(&mut plan, ailing, moves).run();
     }
     let successors = plan.successors();
     Placement {
@@ -145,7 +156,7 @@ struct Item<'a> {
     index: usize,
     weight: u64,
     hash: u64,
-    pinned: bool,
+    tie: Tie,
     /// The replicas that it has failed at lately.
     ailing: Option<&'a [usize]>,
     /// The candidate that holds it and can go on.
@@ -206,7 +217,7 @@ impl<'a> Plan<'a> {
                 let holder = shard.holder.and_then(|holder| candidate_of.get(holder).copied().flatten());
                 let home = holder.filter(|&holder| candidates[holder].able.can(index));
                 let (weight, hash) = (weight(shard), shard_hash(shard.lease));
-                Item { index, weight, hash, pinned: shard.pinned, ailing: shard.ailing.as_deref(), home, at: home }
+                Item { index, weight, hash, tie: shard.tie, ailing: shard.ailing.as_deref(), home, at: home }
             })
             .collect();
         Self { shards: shards.len(), items, candidates, newest, loads }
@@ -333,16 +344,21 @@ struct Balance<'p, 'a> {
     ailing: bool,
     /// The weight of those that are not counted: they may come to be where they seem to be missing.
     slack: u64,
-    /// By candidate: those that are not pinned, in their order.
+    /// By candidate: those that may move, in their order.
     movable: Vec<Vec<usize>>,
     /// The candidates, the least loaded first.
     line: Vec<usize>,
 }
 
 impl<'p, 'a> Balance<'p, 'a> {
-    fn new(plan: &'p mut Plan<'a>, ailing: bool) -> Self {
+    fn new(plan: &'p mut Plan<'a>, ailing: bool, moves: Moves) -> Self {
+        let may_move = |tie| match tie {
+            Tie::Held => moves == Moves::Planned,
+            Tie::Pinned => false,
+            Tie::Loose => true,
+        };
         // What weighs nothing is nothing gained.
-        let movable = plan.items_of(|item| item.ails() == ailing && !item.pinned && item.weight > 0);
+        let movable = plan.items_of(|item| item.ails() == ailing && may_move(item.tie) && item.weight > 0);
         let mut line: Vec<_> = (0..plan.candidates.len()).collect();
         line.sort_by_key(|&candidate| (plan.loaded(candidate), candidate));
         let ails = plan.items.iter().filter(|item| item.ails() && !ailing);

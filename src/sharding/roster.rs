@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     election::Version,
     moment::Moment,
-    placement::{self, Able, Moves, Placement},
+    placement::{self, Able, Moves, Placement, Tie},
 };
 use crate::config::{Rebalance, StandbyMode};
 
@@ -213,6 +213,8 @@ pub struct Roster {
     /// Free shards whose target we were at the last look: ours to be, while the replicas are the same. What we take is seen
     /// one by one, and must not make us the target of others meanwhile.
     claims: BTreeSet<String>,
+    /// By Lease that we hold: whom we have named to follow at the last look.
+    naming: BTreeMap<String, String>,
     /// When another holder was last seen to name a successor.
     named_at: Moment,
     /// A rollout has ended, and its result was not evened out yet.
@@ -258,6 +260,7 @@ impl Roster {
             joined_at: Moment::default(),
             ailing: BTreeMap::new(),
             claims: BTreeSet::new(),
+            naming: BTreeMap::new(),
             named_at: Moment::default(),
             rolled: false,
             generations: 1,
@@ -433,7 +436,7 @@ impl Roster {
             if holding.is_some_and(|holding| holding.holder.as_deref() == Some(self.identity.as_str())) {
                 advice.held = true;
                 advice.hand_over = target.filter(|target| Some(*target) != me).and_then(|target| {
-                    let named = holding.and_then(|holding| holding.successor.as_deref());
+                    let named = self.naming.get(*lease).map(String::as_str);
                     let successor = &view.present[target];
                     let must = self.must_leave(lease) || self.is_wanted(&view, index);
                     if !must && view.free[index] {
@@ -466,6 +469,8 @@ impl Roster {
             counsel.shards.insert((*lease).to_owned(), advice);
         }
         self.claims = claims;
+        let named = |(lease, advice): (&String, &Advice)| Some((lease.clone(), advice.hand_over.as_ref()?.0.clone()));
+        self.naming = counsel.shards.iter().filter_map(named).collect();
         if settled && moves == Moves::Planned && !moving {
             self.rolled = false;
         }
@@ -473,7 +478,8 @@ impl Roster {
     }
 
     /// Without the watch nobody is named and nothing is moved, and whoever sees goes first.
-    fn advise_blindly(&self) -> Counsel {
+    fn advise_blindly(&mut self) -> Counsel {
+        self.naming.clear();
         let advice = |_: &Plan| Advice { patience: self.rules.grace, ..Advice::default() };
         let shards = self.plans.values().map(|plan| (plan.lease.clone(), advice(plan))).collect();
         Counsel { shards, crew: vec![(self.identity.clone(), self.me.activity, true)], next: None }
@@ -528,6 +534,14 @@ impl Roster {
             let called = |one: &Present<'_>| one.identity == wanted || one.profile.pod == wanted;
             view.shards[shard].holder.is_some_and(|at| called(&view.present[at]))
         })
+    }
+
+    /// Whom its holder has named. What we say ourselves is seen late, and a word taken back is no word.
+    fn successor<'a>(&'a self, lease: &str, holding: &'a Holding) -> Option<&'a str> {
+        if holding.holder.as_ref() == Some(&self.identity) {
+            return self.naming.get(lease).map(String::as_str);
+        }
+        holding.successor.as_deref()
     }
 
     fn must_leave(&self, lease: &str) -> bool {
@@ -679,7 +693,7 @@ impl Roster {
         let fails = |index: &usize| present[*index].profile.failing.contains(lease);
         let ailing = self.ailing.contains_key(lease).then(|| (0..present.len()).filter(fails).collect());
         let Some(Sighted { what: holding, since }) = known else {
-            return placement::Shard { lease, weight, holder: None, pinned: false, ailing, taken: false };
+            return placement::Shard { lease, weight, holder: None, tie: Tie::Held, ailing, taken: false };
         };
         // They stand in the order of their identities.
         let find = |name: &str| present.binary_search_by_key(&name, |one| one.identity).ok();
@@ -696,7 +710,11 @@ impl Roster {
         });
         // Free for longer than the grace: whoever was named has not come.
         let awaited = holder.is_some() || now < *since + self.rules.grace;
-        let named = holding.successor.as_deref().filter(|_| awaited).and_then(find).filter(takes);
+        let named = self.successor(lease, holding).filter(|_| awaited).and_then(find).filter(takes);
+        // Several that stop at once name the same replica before they know of each other. Whom a shard goes to can be
+        // mended until that one is prepared, as long as it goes.
+        let leaves = holder.and_then(find).is_some_and(|index| !takes(&index));
+        let is_prepared = |index: usize| present[index].profile.prepared.get(lease) == Some(&token_of(holding));
         // A later process of the holder's Pod is there: the holder is dead, and that one takes its shards back.
         let back = holding.holder_pod.as_ref().and_then(|uid| {
             let same_pod = |one: &Present<'_>| one.profile.pod_uid.as_ref() == Some(uid);
@@ -707,8 +725,12 @@ impl Roster {
             lease,
             weight,
             holder: wanted.or(named).or(held),
-            // What is on its way arrives, whatever would be decided without it: else it might be called back for ever.
-            pinned: wanted.is_some() || named.is_some(),
+            tie: match (wanted, named) {
+                (None, None) => Tie::Held,
+                (None, Some(named)) if leaves && !is_prepared(named) => Tie::Loose,
+                // What is on its way arrives, whatever would be decided without it: else it might be called back for ever.
+                _ => Tie::Pinned,
+            },
             ailing,
             taken: holder.is_some() && held.is_none() && named.is_none() && wanted.is_none(),
         }
@@ -761,7 +783,7 @@ pub fn elsewhere(lease: &str, from: &str, members: &[Member], holdings: &[(Strin
             lease: name,
             weight: holding.weight.unwrap_or(1),
             holder: find(&holding.holder).filter(|_| name != lease),
-            pinned: false,
+            tie: Tie::Held,
             ailing: None,
             taken: name != lease && find(&holding.holder).is_none(),
         })

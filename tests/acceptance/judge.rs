@@ -1,7 +1,7 @@
 //! Says from the API server's own record whether two replicas ever worked on one kind: all writes are put in the order
 //! of the resourceVersions they were stored under, those of the objects and those of the Lease in one line.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use anyhow::{Result, bail};
 use leasehold_cluster::AuditEvent;
@@ -82,6 +82,45 @@ fn leased(event: &AuditEvent, lease: &str) -> Option<Stored> {
 
 fn version(object: &Value) -> Option<u64> {
     object.pointer("/metadata/resourceVersion")?.as_str()?.parse().ok()
+}
+
+/// What became of all Leases, renewals left out: for a failure.
+pub fn story(stage: &Stage) -> Result<String> {
+    let mut events: Vec<_> = stage
+        .audit()?
+        .into_iter()
+        .filter(|event| event.is_write() && event.succeeded() && event.resource == "leases")
+        .filter_map(|event| Some((version(event.response_object.as_ref()?).unwrap_or(u64::MAX), event)))
+        .collect();
+    // A deletion is answered with a status, and stands where it was answered.
+    events.sort_by_key(|(version, event)| (event.stage, *version));
+    let mut last = BTreeMap::new();
+    let mut text = String::new();
+    for (_, event) in events {
+        let object = event.response_object.as_ref();
+        let name = object.and_then(|object| object.pointer("/metadata/name")?.as_str().map(str::to_owned));
+        let Some(name) = event.name.clone().or(name) else { continue };
+        let says = |path: &str| Some(object?.pointer(path)?.to_string());
+        let annotation = |name: &str| says(&format!("/metadata/annotations/leasehold.dev~1{name}"));
+        let told = match event.verb.as_str() {
+            "delete" => "deleted".to_owned(),
+            _ => ["/spec/holderIdentity", "/spec/leaseTransitions"]
+                .into_iter()
+                .filter_map(says)
+                .chain(
+                    ["successor", "hand-over-to", "replica"]
+                        .into_iter()
+                        .filter_map(|name| Some(format!("{name}={}", annotation(name)?.replace("\\\"", "")))),
+                )
+                .collect::<Vec<_>>()
+                .join(" "),
+        };
+        if last.insert(name.clone(), told.clone()).as_ref() != Some(&told) {
+            let by = event.pod.as_deref().unwrap_or(&event.user);
+            text.push_str(&format!("{} {name} by {by}: {told}\n", event.stage));
+        }
+    }
+    Ok(text)
 }
 
 /// Fails if a replica ever wrote while the Lease did not carry its very token: then no two can have interleaved.

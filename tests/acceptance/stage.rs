@@ -364,7 +364,7 @@ spec:
     }
 }
 
-/// Runs a play on a stage; a failure shows the replicas' logs.
+/// Runs a play on a stage; a failure shows the replicas' logs and what became of the Leases.
 pub async fn play<F: Future<Output = Result<()>>>(stage: Stage, act: impl FnOnce(&'static Stage) -> F) {
     // Stages live as long as the test process: a failed one keeps its state for the log.
     let stage: &'static Stage = Box::leak(Box::new(stage));
@@ -372,7 +372,8 @@ pub async fn play<F: Future<Output = Result<()>>>(stage: Stage, act: impl FnOnce
     let judged = crate::judge::judge(stage);
     let delete = ["delete", "deployment", "observer", "-n", &stage.namespace, "--wait=false", "--ignore-not-found"];
     if let Err(error) = played.and(judged) {
-        panic!("{error:#}\n{}", stage.log().await);
+        let story = crate::judge::story(stage).unwrap_or_else(|error| format!("{error:#}"));
+        panic!("{error:#}\n{}\n--- the Leases, without renewals\n{story}", stage.log().await);
     }
     stage.cluster.kubectl(&delete).await.expect("the Deployment is deleted");
 }

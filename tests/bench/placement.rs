@@ -2,7 +2,7 @@
 
 use std::{hint::black_box, time::Instant};
 
-use leasehold::sharding::placement::{Able, Moves, Replica, Shard, placement};
+use leasehold::sharding::placement::{Able, Moves, Replica, Shard, Tie, placement};
 
 use crate::report::Report;
 
@@ -24,7 +24,7 @@ pub(crate) fn measure(report: &mut Report) {
                 lease,
                 weight: 1,
                 holder: holder(index),
-                pinned: false,
+                tie: Tie::Held,
                 ailing: None,
                 taken: false,
             })

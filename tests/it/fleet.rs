@@ -32,6 +32,7 @@ const SCENARIOS: &[Scenario] = &[
     ("fresh_start", fresh_start),
     ("join", join),
     ("leave", leave),
+    ("scale_down", scale_down),
     ("crash", crash),
     ("restart", restart),
     ("rollout", rollout),
@@ -84,6 +85,11 @@ fn a_replica_that_joins_gets_its_share_and_nothing_else_moves() {
 #[test]
 fn a_replica_that_leaves_hands_over_its_shards_and_nothing_else_moves() {
     play("leave", 15);
+}
+
+#[test]
+fn replicas_that_leave_together_hand_over_their_shards_and_nothing_else_moves() {
+    play("scale_down", 30);
 }
 
 #[test]
@@ -240,6 +246,29 @@ fn leave(world: &mut World) {
     world.comes_to_rest(bound(2 * template.kinds.len()));
     moved_once(world, since, &shards);
     world.demand(!world.hosts[leaver].alive, || "it has not stopped".to_owned());
+}
+
+/// Several are told to stop within a moment, as the ReplicaSet controller does it.
+fn scale_down(world: &mut World) {
+    let (template, replicas) = some(world, 3..=6);
+    begin(world, &template, replicas);
+    let leavers = world.rng.usize(2..replicas);
+    let since = world.now();
+    let of_leavers: BTreeSet<_> = (0..leavers).flat_map(|leaver| led_by(&leaders(world, &template), leaver)).collect();
+    let apart = if world.flip(128) { 1 } else { 300 };
+    for leaver in 0..leavers {
+        world.terminate(leaver);
+        let wait = world.rng.u64(0..apart);
+        world.run_for(wait);
+    }
+    world.run_for(100);
+    world.comes_to_rest(bound(2 * template.kinds.len()));
+    let terms = world.terms_since(since);
+    let moved: BTreeSet<_> = terms.keys().cloned().collect();
+    world.demand(moved == of_leavers, || format!("{moved:?} have moved instead of {of_leavers:?}"));
+    // Who got it before it was told to stop too hands it on.
+    let astray = terms.iter().find(|(_, hosts)| hosts.iter().rev().skip(1).any(|host| *host >= leavers));
+    world.demand(astray.is_none(), || format!("{astray:?} has moved on from one that stays"));
 }
 
 fn crash(world: &mut World) {

@@ -147,6 +147,33 @@ fn one_that_stops_names_a_successor_for_each_shard_and_says_when_that_one_is_pre
     assert!(roster.advise(at(1)).shards["a"].hand_over.clone().unwrap().1);
 }
 
+/// Three of them stop at once, and two have named the same one before they knew of each other.
+#[test]
+fn whom_a_shard_goes_to_is_mended_until_that_one_is_prepared() {
+    let going = |prepared: bool| {
+        let mut roster = roster(&["w", "x", "y"], ["me", "x", "w", "y"]);
+        roster.advise(at(1));
+        roster.introduce(Profile { activity: Activity::Draining, ..profile("me") });
+        let (first, _) = roster.advise(at(1)).shards["a"].hand_over.clone().unwrap();
+        change(&mut roster, at(1), "x", 2, |x| x.activity = Activity::Draining);
+        // An earlier word of ours comes late: it is not what we say now.
+        let stale = Holding { version: version(2), successor: Some("x".to_owned()), ..held_by("me") };
+        roster.holding(at(1), "a", Some(stale.clone()));
+        if prepared {
+            change(&mut roster, at(1), &first, 3, |it| it.prepared = [("a".to_owned(), token_of(&stale))].into());
+        }
+        let other = Holding { version: version(2), successor: Some(first.clone()), ..held_by("x") };
+        roster.holding(at(1), "b", Some(other));
+        let counsel = roster.advise(at(1));
+        let mine = counsel.shards["a"].hand_over.clone().unwrap().0;
+        let others = counsel.shards["b"].target.clone().unwrap();
+        (mine == first, others == first)
+    };
+    let (mine, others) = going(false);
+    assert!(mine != others, "one of the two is sent elsewhere, and both know which");
+    assert_eq!(going(true), (true, false), "who is prepared gets it");
+}
+
 #[test]
 fn a_successor_that_goes_away_is_replaced_by_the_next_one() {
     let mut roster = roster(&["x", "y"], ["me", "x", "y", "y"]);
@@ -443,7 +470,7 @@ fn nothing_is_moved_while_a_replica_is_known_from_a_list_only() {
 #[test]
 fn nothing_is_moved_in_the_moment_in_which_another_names_its_successors() {
     let mut roster = roster(&["x", "y"], ["me", "me", "x", "me"]);
-    roster.advise(at(9));
+    roster.advise(at(4));
     let named = Holding { version: version(2), successor: Some("y".to_owned()), ..held_by("x") };
     roster.holding(at(9), "c", Some(named));
     assert_eq!(given_away(&mut roster, at(9)), [], "x may be about to say that it stops");
@@ -452,9 +479,9 @@ fn nothing_is_moved_in_the_moment_in_which_another_names_its_successors() {
 
 #[test]
 fn replicas_that_are_configured_differently_count_a_shard_alike() {
-    let mut roster = roster(&["x"], ["me", "me", "me", "x"]);
-    assert_eq!(given_away(&mut roster, at(9)).len(), 1, "three and one");
-    let heavy = Holding { version: version(2), weight: Some(3), ..held_by("x") };
+    let view = || roster(&["x"], ["me", "me", "me", "x"]);
+    assert_eq!(given_away(&mut view(), at(9)).len(), 1, "three and one");
+    let (mut roster, heavy) = (view(), Holding { version: version(2), weight: Some(3), ..held_by("x") });
     roster.holding(at(9), "d", Some(heavy));
     assert_eq!(given_away(&mut roster, at(9)), [], "three and three, as x says");
 }

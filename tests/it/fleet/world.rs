@@ -689,8 +689,9 @@ impl World {
                     let before = it.clock.read(since.saturating_sub(AFTERCARE * SETTLE));
                     it.replica.shards.iter().any(|it| it.slot.failing_until(before).is_some())
                 });
-                let answered =
-                    forgiven || self.changes.iter().any(|&change| since <= change && change <= self.time.now);
+                let answered = forgiven
+                    || self.reweighed(since)
+                    || self.changes.iter().any(|&change| since <= change && change <= self.time.now);
                 self.demand(answered, || {
                     format!("{lease} was moved twice, at {} first, and nothing had changed", last.at)
                 });
@@ -927,5 +928,17 @@ impl World {
             terms.entry(term.lease.clone()).or_default().push(term.host);
         }
         terms
+    }
+
+    /// A term has begun since at a replica that counts its shard for another weight than the one before it did.
+    fn reweighed(&self, since: Global) -> bool {
+        let weight = |host: usize, lease: &str| {
+            let kinds = &self.hosts[host].template.kinds;
+            kinds.iter().find(|(name, _)| name == lease).map(|(_, weight)| *weight)
+        };
+        self.terms.iter().enumerate().filter(|(_, term)| term.at >= since).any(|(index, term)| {
+            let before = self.terms[..index].iter().rev().find(|other| other.lease == term.lease);
+            before.is_some_and(|before| weight(before.host, &term.lease) != weight(term.host, &term.lease))
+        })
     }
 }
