@@ -277,9 +277,11 @@ fn crash(world: &mut World) {
     begin(world, &template, replicas);
     let dead = world.rng.usize(0..replicas);
     let (since, shards) = (world.now(), led_by(&leaders(world, &template), dead));
+    world.crash(dead);
+    // A renewal that was on its way still counts.
+    world.run_for(1_000);
     let leases = world.server.leases.values();
     let renewed: BTreeMap<_, _> = leases.map(|lease| (lease.name.clone(), lease.renewed)).collect();
-    world.crash(dead);
     world.comes_to_rest(bound(template.kinds.len()));
     moved_once(world, since, &shards);
     // Nobody leaves time for the dead to come: whoever is the target knows it when the first Lease has expired.
