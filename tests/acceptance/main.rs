@@ -12,6 +12,7 @@ mod faults;
 mod handover;
 mod judge;
 mod misbehaviour;
+mod modes;
 mod process;
 mod shipped;
 mod spread;

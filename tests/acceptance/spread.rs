@@ -25,7 +25,7 @@ async fn ten(name: &str) -> Result<Stage> {
 
 impl Stage {
     /// Waits until the kinds are spread within one over exactly this many replicas, each of which satisfies `by`.
-    async fn even(&self, replicas: usize, by: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>> {
+    pub async fn even(&self, replicas: usize, by: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>> {
         let names: BTreeSet<_> = self.kinds.iter().map(|kind| lease_of(kind)).collect();
         let even = |holders: &BTreeMap<String, String>| {
             let mut shares: BTreeMap<&str, usize> = BTreeMap::new();
@@ -60,7 +60,7 @@ impl Stage {
         Ok(moves)
     }
 
-    async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         self.cluster.kubectl(&[&["-n", &self.namespace], arguments].concat()).await
     }
 
@@ -69,7 +69,7 @@ impl Stage {
         self.rolled_out().await
     }
 
-    async fn rolled_out(&self) -> Result<()> {
+    pub async fn rolled_out(&self) -> Result<()> {
         self.kubectl(&["rollout", "status", "deployment/observer", "--timeout=120s"]).await?;
         Ok(())
     }

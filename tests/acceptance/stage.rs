@@ -58,6 +58,8 @@ pub struct Stage {
     pub beat: u64,
     /// What the configuration says of placement.
     pub placement: &'static str,
+    /// Who stands by, if the observers of this stage do; they then list their kind, and try to write.
+    pub standby: Option<&'static str>,
     /// Whether replicas know their Pod's uid: what proof of a death rests on.
     pub proof: bool,
     started: usize,
@@ -90,6 +92,7 @@ impl Stage {
             stubborn: true,
             beat: 20,
             placement: "grace: 1s, settle: 2s",
+            standby: None,
             proof: true,
             started: 0,
         };
@@ -220,6 +223,8 @@ subjects: [{{kind: ServiceAccount, name: observer, namespace: {namespace}}}]
         let namespace = &self.namespace;
         let (beat, placement) = (self.beat, self.placement);
         let stubborn = if self.stubborn { "- {name: STUBBORN, value: \"true\"}" } else { "" };
+        let stands_by = self.standby.map_or("", |_| "- {name: STANDS_BY, value: \"true\"}");
+        let standby = self.standby.unwrap_or("Successor");
         let uid = "- {name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}";
         let uid = if self.proof { uid } else { "" };
         let config: String = kinds.iter().map(|(kind, weight)| format!("{kind}-{weight}-")).collect::<String>();
@@ -246,6 +251,7 @@ data:
     instance: {namespace}
     leases: {{{TIMINGS}}}
     placement: {{{placement}}}
+    defaults: {{standby: {standby}}}
     drainTimeout: 3s
     kinds:
 {kinds}
@@ -270,6 +276,7 @@ spec:
         env:
         - {{name: BEAT, value: "{beat}"}}
         {stubborn}
+        {stands_by}
         - {{name: POD_NAME, valueFrom: {{fieldRef: {{fieldPath: metadata.name}}}}}}
         - {{name: POD_NAMESPACE, valueFrom: {{fieldRef: {{fieldPath: metadata.namespace}}}}}}
         {uid}

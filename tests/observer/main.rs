@@ -4,19 +4,24 @@
 //! few milliseconds, so that the API server's own order of writes shows whether two replicas ever worked on one kind.
 //! What an object's annotation `order` says makes its reconciler misbehave: `panic`, `hang` (ignores the drain),
 //! `block` (holds its thread, which nothing can abort) or `fail` (the term's task ends with an error).
+//!
+//! With the variable `STANDS_BY` it lists its kind as a standby, and tries to write before its term.
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, future::ready};
+use futures::{
+    StreamExt,
+    future::{BoxFuture, ready},
+};
 use kube::{
     Api, ResourceExt,
-    api::{ApiResource, DynamicObject, Patch, PatchParams},
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
     core::GroupVersionKind,
     runtime::{Controller, controller::Action, watcher},
 };
 use leasehold::{
-    BoxError, Leasehold, Replica, Term,
-    config::Offer,
+    BoxError, Leasehold, Reconciler, Replica, Standby, Term,
+    config::{Kind, Offer},
     ops::{http, metrics::Metrics, status::Status},
     shutdown_signals,
 };
@@ -52,7 +57,7 @@ async fn run(work: tokio::runtime::Handle) -> Result<(), BoxError> {
     let (status, metrics) = (Status::default(), Metrics::default());
     let endpoints = serve(std::env::args().nth(2), status.clone(), metrics.clone());
     let replica = Leasehold::new(config)
-        .reconciler("observer", observe)
+        .reconciler("observer", Observer)
         .observed_by(status, metrics)
         .work_on(work)
         .run(kube::Config::infer().await?, Replica::from_env()?, shutdown_signals()?);
@@ -69,9 +74,34 @@ async fn serve(address: Option<String>, status: Status, metrics: Metrics) -> Res
     Ok(http::serve(listener, status, metrics, std::future::pending()).await?)
 }
 
+struct Observer;
+
+impl Reconciler for Observer {
+    fn run(&self, term: Term) -> BoxFuture<'static, Result<(), BoxError>> {
+        Box::pin(observe(term))
+    }
+
+    fn stand_by(&self, standby: Standby) -> Option<BoxFuture<'static, Result<(), BoxError>>> {
+        std::env::var_os("STANDS_BY").map(|_| Box::pin(stand_by(standby)) as _)
+    }
+}
+
+/// Reads what a cache would be filled with, and tries what a standby must not.
+async fn stand_by(mut standby: Standby) -> Result<(), BoxError> {
+    let objects: Api<DynamicObject> = Api::default_namespaced_with(standby.client(), &resource(standby.kind()));
+    objects.list(&ListParams::default()).await?;
+    let early = Patch::Merge(json!({"spec": {"early": true}}));
+    let _refused = objects.patch(OBJECT, &PatchParams::default(), &early).await;
+    standby.prepared();
+    observe(standby.lead().await).await
+}
+
+fn resource(kind: &Kind) -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk(&kind.group, &kind.version, &kind.kind))
+}
+
 async fn observe(term: Term) -> Result<(), BoxError> {
-    let kind = GroupVersionKind::gvk(&term.kind().group, &term.kind().version, &term.kind().kind);
-    let resource = ApiResource::from_gvk(&kind);
+    let resource = resource(term.kind());
     let objects: Api<DynamicObject> = Api::default_namespaced_with(term.client(), &resource);
     let (failed, mut failures) = mpsc::unbounded_channel();
     if std::env::var_os("STUBBORN").is_some() {
