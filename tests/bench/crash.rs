@@ -38,6 +38,10 @@ pub(crate) async fn measure(field: &Field, trials: usize, report: &mut Report) -
         fleet.running(2).await?;
         let mut figures: [Vec<f64>; 4] = Default::default();
         for trial in 1..=trials {
+            // A container that crashes again backs off, and then another replica follows it: each trial is a first crash.
+            fleet.kubectl(&["rollout", "restart", "deployment/replica"]).await?;
+            fleet.kubectl(&["rollout", "status", "deployment/replica", "--timeout=180s"]).await?;
+            fleet.running(2).await?;
             for cause in [Cause::Restarted, Cause::Terminated, Cause::Silent] {
                 once(&fleet, cause, &mut figures).await?;
             }
