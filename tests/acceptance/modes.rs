@@ -128,11 +128,8 @@ async fn listing(mode: &'static str, replicas: usize) -> Result<()> {
         let new = stage.held(kind, |holder| *holder != old).await?;
         stage.written_by(kind, |holder| holder == new).await?;
         ensure(!history(stage, kind)?.is_empty(), || "nothing was written".to_owned())?;
-        let early = stage.audit()?.into_iter().find(|event| {
-            let early =
-                event.request_object.as_ref().and_then(|object| object.pointer("/spec/early").map(Value::is_null));
-            early.is_some()
-        });
+        let is_early = |object: &Value| object.pointer("/spec/early").is_some();
+        let early = stage.audit()?.into_iter().find(|event| event.request_object.as_ref().is_some_and(is_early));
         ensure(early.is_none(), || format!("{early:?}"))
     })
     .await;
