@@ -14,6 +14,7 @@ mod judge;
 mod misbehaviour;
 mod modes;
 mod process;
+mod program;
 mod shipped;
 mod spread;
 mod stage;

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::{
     judge::history,
+    program::Said,
     stage::{PATIENCE, Stage, ensure, lease_of, not, play, plural, pod_of},
 };
 
@@ -36,19 +37,6 @@ impl Stage {
         let lists = self.audit()?.into_iter().filter(|event| event.verb == "list" && event.resource == resource);
         Ok(lists.filter_map(|event| event.pod).collect())
     }
-
-    /// `leasehold hand-over`: exit code, and what it says.
-    async fn hand_over(&self, arguments: &[&str]) -> Result<(Option<i32>, String)> {
-        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold"))
-            .arg("hand-over")
-            .args(arguments)
-            .args(["-n", &self.namespace])
-            .env("KUBECONFIG", self.cluster.kubeconfig())
-            .output()
-            .await?;
-        let said = [output.stdout, output.stderr].concat();
-        Ok((output.status.code(), String::from_utf8_lossy(&said).into_owned()))
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,7 +62,7 @@ async fn on_restart_evens_out_after_a_rollout_only() -> Result<()> {
 async fn never_leaves_all_moves_to_hands() -> Result<()> {
     let mut stage = Stage::set("never", 4).await?;
     stage.placement = "grace: 1s, settle: 1s, rebalance: Never";
-    play(stage, |stage| async {
+    play(stage, |stage| async move {
         stage.replicas(1).await?;
         let before = stage.all_led().await?;
         let first = pod_of(before.values().next().context("a holder")?).to_owned();
@@ -87,16 +75,20 @@ async fn never_leaves_all_moves_to_hands() -> Result<()> {
         let second = pods.iter().map(ResourceExt::name_any).find(|pod| *pod != first).context("a second pod")?;
         stage.kubelet.signal(&stage.namespace, &second, Signal::STOP)?;
         let lease = lease_of(&stage.kinds[0]);
-        let (code, said) = stage.hand_over(&[&lease, "--to", &second, "--timeout", "1"]).await?;
+        let hand_over = |timeout| {
+            let arguments = [lease.as_str(), "--to", &second, "--timeout", timeout];
+            async move { Said::by_hand_over(stage.cluster.kubeconfig(), &stage.namespace, &arguments).await }
+        };
+        let said = hand_over("1").await?;
         let taken_back = "was not handed over within 1 s and the request is taken back";
-        ensure(code == Some(1) && said.contains(taken_back), || format!("{code:?} {said}"))?;
+        ensure(said.code == Some(1) && said.stderr.contains(taken_back), || format!("{said:?}"))?;
         let leases: Api<Record> = leasehold::sharding::record::leases(stage.client.clone(), &stage.namespace);
         let asked = leases.get(&lease).await?.metadata.annotations.unwrap_or_default();
         ensure(!asked.contains_key("leasehold.dev/hand-over-to"), || format!("{asked:?}"))?;
         stage.kubelet.signal(&stage.namespace, &second, Signal::CONT)?;
 
-        let can = || async { stage.hand_over(&[&lease, "--to", &second, "--timeout", "20"]).await };
-        eventually("it is handed over to one that lives", PATIENCE, can, |(code, _)| *code == Some(0)).await?;
+        let handed_over = |said: &Said| said.code == Some(0);
+        eventually("it is handed over to one that lives", PATIENCE, || hand_over("20"), handed_over).await?;
         stage.held(&stage.kinds[0], not(&first)).await?;
         stage.nothing_moves().await?;
         let after = stage.holders().await?;

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Output, Stdio},
+    process::Stdio,
 };
 
 use anyhow::{Context, Result};
@@ -10,20 +10,13 @@ use leasehold_cluster::{Fault, Rule, eventually};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    process::{Child, Command},
+    process::Child,
 };
 
-use crate::stage::{PATIENCE, Stage, ensure, play};
-
-fn leasehold() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
-    command.env_remove("KUBECONFIG").stdin(Stdio::null()).kill_on_drop(true);
-    command
-}
-
-async fn output(command: &mut Command) -> Result<Output> {
-    Ok(command.output().await?)
-}
+use crate::{
+    program::{Said, leasehold},
+    stage::{PATIENCE, Stage, ensure, play},
+};
 
 fn write(folder: &Path, text: &str) -> Result<PathBuf> {
     let file = folder.join("leasehold.yaml");
@@ -44,9 +37,9 @@ async fn a_bad_configuration_is_shown_whole_and_starts_nothing() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = write(folder.path(), TWO_MISTAKES)?;
     for verb in [vec!["check", "-f"], vec!["run", "--http", "127.0.0.1:0", "--config"]] {
-        let shown = output(leasehold().args(&verb).arg(&file)).await?;
-        let text = String::from_utf8_lossy(&[shown.stdout, shown.stderr].concat()).into_owned();
-        ensure(shown.status.code() == Some(2), || format!("{verb:?}: {:?}\n{text}", shown.status))?;
+        let said = Said::by(leasehold().args(&verb).arg(&file)).await?;
+        let text = said.stdout + &said.stderr;
+        ensure(said.code == Some(2), || format!("{verb:?}: {:?}\n{text}", said.code))?;
         for expected in ["leasehold.yaml:3:", "renewDeadline", "leasehold.yaml:5:", "wieght"] {
             ensure(text.contains(expected), || format!("{verb:?} says {expected}:\n{text}"))?;
         }
@@ -57,8 +50,8 @@ async fn a_bad_configuration_is_shown_whole_and_starts_nothing() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shipped_configuration_passes_the_check() -> Result<()> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/leasehold.yaml");
-    let shown = output(leasehold().args(["check", "-f"]).arg(file)).await?;
-    ensure(shown.status.success(), || format!("{shown:?}"))
+    let said = Said::by(leasehold().args(["check", "-f"]).arg(file)).await?;
+    ensure(said.code == Some(0), || format!("{said:?}"))
 }
 
 /// A running replica and where its endpoints are.

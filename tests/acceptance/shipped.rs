@@ -15,7 +15,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::stage::{PATIENCE, ensure, kubelet, pod_of};
+use crate::{
+    program::Said,
+    stage::{PATIENCE, ensure, kubelet, pod_of},
+};
 
 const NAMESPACE: &str = "leasehold-system";
 
@@ -200,31 +203,21 @@ async fn says_what_is_wrong_with_an_object(installation: &Installation) -> Resul
 
 /// `leasehold hand-over`, with what it says of requests that cannot be met; those change nothing.
 async fn hands_over(installation: &Installation) -> Result<()> {
-    let run = |arguments: &'static [&'static str]| async move {
-        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_leasehold"))
-            .arg("hand-over")
-            .args(arguments)
-            .args(["-n", NAMESPACE])
-            .env("KUBECONFIG", installation.cluster.kubeconfig())
-            .output()
-            .await?;
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        anyhow::Ok((output.status.code(), text(output.stdout), text(output.stderr)))
-    };
+    let run = |arguments| Said::by_hand_over(installation.cluster.kubeconfig(), NAMESPACE, arguments);
     let before = installation.led(|_| true).await?;
     for (arguments, says) in [
         (&["NoSuchKind"][..], "there are ExpiryPolicy.leasehold.dev, Propagation.leasehold.dev"),
         (&["Propagation", "--to", "nobody"], "there is no replica nobody"),
         (&["Propagation", "--instance", "another"], "has no Leases of an installation another"),
     ] {
-        let (code, _, said) = run(arguments).await?;
-        ensure(code == Some(2) && said.contains(says), || format!("{arguments:?}: {code:?} {said}"))?;
+        let said = run(arguments).await?;
+        ensure(said.code == Some(2) && said.stderr.contains(says), || format!("{arguments:?}: {said:?}"))?;
     }
     ensure(installation.led(|_| true).await? == before, || "a request that cannot be met moved something".to_owned())?;
 
-    let (code, said, error) = run(&["propagation.leasehold.dev", "-o", "json"]).await?;
-    ensure(code == Some(0), || format!("{code:?} {error}"))?;
-    let said: Value = serde_json::from_str(&said)?;
+    let said = run(&["propagation.leasehold.dev", "-o", "json"]).await?;
+    ensure(said.code == Some(0), || format!("{said:?}"))?;
+    let said: Value = serde_json::from_str(&said.stdout)?;
     let after = installation.led(|_| true).await?;
     let lease = "propagation.leasehold.dev";
     ensure(said["from"] == before[lease] && said["to"] == after[lease] && said["from"] != said["to"], || {
