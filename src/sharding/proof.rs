@@ -59,12 +59,17 @@ pub fn deaths_of(pod: &Pod) -> Deaths {
     let goes_on = pod.metadata.deletion_timestamp.is_none() && policy.is_none_or(|policy| policy == "Always");
     let statuses = pod.status.iter().filter_map(|status| status.container_statuses.as_ref()).flatten();
     for container in statuses {
-        // The kubelet starts what has just ended at once, or says that it backs off.
-        let backs_off = container.state.as_ref().is_some_and(|state| state.waiting.is_some());
+        // The kubelet starts what has just ended at once, or says what keeps it from that: a back-off, an image.
+        let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
+        let stays_down = waiting.is_some_and(|waiting| !waiting.reason.as_deref().is_none_or(is_being_started));
         let dead = [&container.state, &container.last_state].into_iter().flatten().flat_map(testimony);
-        if goes_on && !backs_off { deaths.restarted.extend(dead) } else { deaths.ended.extend(dead) }
+        if goes_on && !stays_down { deaths.restarted.extend(dead) } else { deaths.ended.extend(dead) }
     }
     deaths
+}
+
+fn is_being_started(waiting: &str) -> bool {
+    matches!(waiting, "ContainerCreating" | "PodInitializing")
 }
 
 /// The identities that an ended container has written to its log.
@@ -341,8 +346,11 @@ mod tests {
         let log = "\nleasehold holder p_1\nthread main panicked\n";
         assert_eq!(deaths(container(&terminated(log), &json!({}))), (vec![], set(&["p_1"])));
         assert_eq!(deaths(container(&running(), &terminated(log))), (vec![], set(&["p_1"])));
-        let waiting = json!({"waiting": {"reason": "CrashLoopBackOff"}});
-        assert_eq!(deaths(container(&waiting, &terminated(log))), (set(&["p_1"]), vec![]));
+        for (reason, stays_down) in [("CrashLoopBackOff", true), ("ErrImagePull", true), ("ContainerCreating", false)] {
+            let waiting = json!({"waiting": {"reason": reason}});
+            let (ended, restarted) = deaths(container(&waiting, &terminated(log)));
+            assert_eq!((ended.is_empty(), restarted.is_empty()), (!stays_down, stays_down), "{reason}");
+        }
         let both = || container(&terminated("leasehold holder p_2"), &terminated(log));
         assert_eq!(deaths(both()), (vec![], set(&["p_1", "p_2"])), "ended again before it was seen to run");
         let deleted = json!({"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"});
