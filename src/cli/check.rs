@@ -1,4 +1,4 @@
-//! `leasehold check`: is this file a configuration?
+//! `leasehold check`: are these files a configuration?
 
 use std::{
     io::{self, Write as _},
@@ -9,12 +9,12 @@ use std::{
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::{Bad, Failure, load};
+use super::{Failure, load::load};
 
 #[derive(Args)]
 pub(super) struct Options {
-    /// The configuration file
-    #[arg(short, long, value_name = "FILE")]
+    /// The configuration file, or a folder with a leasehold.yaml
+    #[arg(short, long, value_name = "PATH")]
     file: PathBuf,
     /// How to print the outcome
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
@@ -29,30 +29,23 @@ enum Output {
 
 pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
     let file = options.file.display();
-    let outcome = load(&options.file, &leasehold::kinds::builtin());
-    match (options.output, outcome) {
-        (Output::Text, Ok(config)) => {
-            let kinds = config.kinds.len();
+    match (options.output, load(&options.file)) {
+        (Output::Text, Ok(loaded)) => {
+            let kinds = loaded.config.kinds.len();
             writeln!(io::stdout(), "{file}: ok, {kinds} kind{}", if kinds == 1 { "" } else { "s" })?;
             Ok(ExitCode::SUCCESS)
         }
         (Output::Text, Err(bad)) => Err(Failure::Usage(bad.to_string())),
-        (Output::Json, outcome) => {
-            let (document, code) = match outcome {
-                Ok(config) => {
-                    let kinds: Vec<_> = config.kinds.iter().map(|kind| kind.name()).collect();
-                    (json!({"file": file.to_string(), "kinds": kinds, "errors": []}), ExitCode::SUCCESS)
-                }
-                Err(Bad::Wrong(errors)) => {
-                    (json!({"file": file.to_string(), "kinds": [], "errors": errors.violations()}), ExitCode::from(2))
-                }
-                Err(Bad::Unreadable(message)) => (
-                    json!({"file": file.to_string(), "kinds": [], "errors": [{"message": message}]}),
-                    ExitCode::from(2),
-                ),
-            };
+        (Output::Json, Ok(loaded)) => {
+            let kinds: Vec<_> = loaded.config.kinds.iter().map(|kind| kind.name()).collect();
+            let document = json!({"file": file.to_string(), "kinds": kinds, "errors": []});
             writeln!(io::stdout(), "{document:#}")?;
-            Ok(code)
+            Ok(ExitCode::SUCCESS)
+        }
+        (Output::Json, Err(bad)) => {
+            let document = json!({"file": file.to_string(), "kinds": [], "errors": bad.json()});
+            writeln!(io::stdout(), "{document:#}")?;
+            Ok(ExitCode::from(2))
         }
     }
 }

@@ -3,16 +3,16 @@
 mod check;
 mod crds;
 mod hand_over;
+mod load;
 mod logging;
+mod rbac;
+mod render;
 mod run;
 
-use std::{fmt, io, path::Path, process::ExitCode};
+use std::{fmt, io, process::ExitCode};
 
-use clap::{Parser, Subcommand};
-use leasehold::{
-    config::{self, Configuration},
-    kinds::Builtin,
-};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 
 /// Spreads Kubernetes CRD kinds over the replicas of one Deployment, one Lease a kind.
 #[derive(Parser)]
@@ -26,12 +26,21 @@ struct Cli {
 enum Command {
     /// Run one replica: elect, reconcile, serve health and metrics
     Run(run::Options),
-    /// Check a configuration file, offline, and show all of its errors
+    /// Check a configuration and its compositions, offline, and show all of their errors
     Check(check::Options),
     /// Hand a kind over to another replica, without a gap that anybody notices
     HandOver(hand_over::Options),
+    /// Print the children that a composed kind would make of an object, offline
+    Render(render::Options),
+    /// Print the least ClusterRole that the kinds of a configuration need, as YAML
+    Rbac(rbac::Options),
     /// Print the CRDs of the built-in kinds as YAML
     Crds(crds::Options),
+    /// Print what completes this command line in a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
 }
 
 /// Why a command failed; each has an exit code of its own.
@@ -75,7 +84,13 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(options) => run::run(options),
         Command::Check(options) => check::run(&options),
         Command::HandOver(options) => hand_over::run(&options),
+        Command::Render(options) => render::run(&options),
+        Command::Rbac(options) => rbac::run(&options),
         Command::Crds(options) => crds::run(&options),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "leasehold", &mut io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
     };
     match outcome {
         Ok(code) => code,
@@ -96,63 +111,12 @@ fn complain(failure: &Failure) {
     eprintln!("{failure}");
 }
 
-/// A file as text and as a configuration for these reconcilers.
-fn load(file: &Path, builtin: &[Builtin]) -> Result<Configuration, Bad> {
-    let name = file.display().to_string();
-    let text = std::fs::read_to_string(file).map_err(|error| {
-        let help = match error.kind() {
-            io::ErrorKind::NotFound => "no such file; start from config/leasehold.yaml".to_owned(),
-            io::ErrorKind::InvalidData => "not UTF-8 text".to_owned(),
-            _ => error.to_string(),
-        };
-        Bad::Unreadable(format!("{name}: {help}"))
-    })?;
-    let offers: Vec<_> = builtin
-        .iter()
-        .map(|builtin| config::Offer { name: builtin.name, only: Some((&builtin.group, &builtin.kind)) })
-        .collect();
-    config::load(&name, &text, &offers).map_err(Bad::Wrong)
-}
-
-/// Why there is no configuration.
-enum Bad {
-    Unreadable(String),
-    Wrong(config::Errors),
-}
-
-impl fmt::Display for Bad {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreadable(text) => f.write_str(text),
-            Self::Wrong(errors) => {
-                let count = errors.violations().len();
-                write!(f, "{errors}\n{count} error{}", if count == 1 { "" } else { "s" })
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn the_shipped_configuration_suits_the_built_in_reconcilers() {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/leasehold.yaml");
-        let config = load(&file, &leasehold::kinds::builtin()).unwrap_or_else(|bad| panic!("{bad}"));
-        assert_eq!(config.kinds.len(), leasehold::kinds::builtin().len(), "every built-in kind is configured");
-    }
-
-    #[test]
-    fn a_missing_file_is_named() {
-        let bad = load(Path::new("/nowhere/x.yaml"), &[]).unwrap_err().to_string();
-        assert_eq!(bad, "/nowhere/x.yaml: no such file; start from config/leasehold.yaml");
     }
 }

@@ -4,10 +4,11 @@ use std::{net::SocketAddr, path::PathBuf, pin::pin, process::ExitCode, time::Dur
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
+use kube::Client;
 use leasehold::{
-    Configuration, Leasehold, Replica,
-    kinds::{self, Builtin},
+    Leasehold, Replica,
     ops::{http, metrics::Metrics, status::Status},
+    reconcile::watches::Watches,
     shutdown_signals,
 };
 use tokio::{
@@ -16,12 +17,16 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, load, logging};
+use super::{
+    Failure,
+    load::{Loaded, load},
+    logging,
+};
 
 #[derive(Args)]
 pub(super) struct Options {
-    /// The configuration file
-    #[arg(short, long, value_name = "FILE")]
+    /// The configuration file, or a folder with a leasehold.yaml
+    #[arg(short, long, value_name = "PATH")]
     config: PathBuf,
     /// Address of /livez, /readyz, /metrics and /shards
     #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:8080")]
@@ -50,13 +55,12 @@ pub(super) struct Options {
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
-    let builtin = kinds::builtin();
-    let config = load(&options.config, &builtin).map_err(|bad| Failure::Usage(bad.to_string()))?;
+    let loaded = load(&options.config).map_err(|bad| Failure::Usage(bad.to_string()))?;
     logging::install(options.log_format);
     // Elections and endpoints have a thread of their own: work that blocks every other one starves no renewal.
     let elections = Builder::new_current_thread().enable_all().build().context("failed to start the runtime")?;
     let work = Builder::new_multi_thread().enable_all().build().context("failed to start the runtime")?;
-    let outcome = elections.block_on(serve(options, config, builtin, work.handle().clone()));
+    let outcome = elections.block_on(serve(options, loaded, work.handle().clone()));
     // Whatever still blocks a thread has outlived its term; the process does not wait for it.
     work.shutdown_background();
     outcome?;
@@ -64,16 +68,16 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
 }
 
 /// The endpoints are up before anything is asked of the API server, and until the replica has ended.
-async fn serve(options: Options, config: Configuration, builtin: Vec<Builtin>, work: Handle) -> anyhow::Result<()> {
+async fn serve(options: Options, loaded: Loaded, work: Handle) -> anyhow::Result<()> {
     let status = Status::default();
-    let metrics = Metrics::new(config.kinds.iter().map(|kind| kind.name()), status.clone());
+    let metrics = Metrics::new(loaded.config.kinds.iter().map(|kind| kind.name()), status.clone());
     let listener = http::bind(options.http).await?;
     tracing::info!(address = %options.http, "serving /livez, /readyz, /metrics and /shards");
 
     let stop = CancellationToken::new();
     let mut server = pin!(http::serve(listener, status.clone(), metrics.clone(), stop.clone().cancelled_owned()));
     let outcome = tokio::select! {
-        outcome = replica(options, config, builtin, work, status, metrics) => outcome,
+        outcome = replica(options, loaded, work, status, metrics) => outcome,
         served = &mut server => {
             served.context("the HTTP server broke")?;
             return Err(anyhow!("the HTTP server ended by itself"));
@@ -87,8 +91,7 @@ async fn serve(options: Options, config: Configuration, builtin: Vec<Builtin>, w
 
 async fn replica(
     options: Options,
-    config: Configuration,
-    builtin: Vec<Builtin>,
+    loaded: Loaded,
     work: Handle,
     status: Status,
     metrics: Metrics,
@@ -112,9 +115,15 @@ async fn replica(
         api = %cluster.cluster_url,
         "leasehold"
     );
-    let mut leasehold = Leasehold::new(config).observed_by(status, metrics).work_on(work);
-    for builtin in builtin {
-        leasehold = leasehold.shared_reconciler(builtin.name, builtin.reconciler);
+    let watches = {
+        // The client's own tasks belong to the runtime that the work runs on.
+        let _entered = work.enter();
+        Watches::new(Client::try_from(cluster.clone()).context("failed to make a client")?)
+    };
+    let reconcilers = loaded.reconcilers(&watches);
+    let mut leasehold = Leasehold::new(loaded.config).observed_by(status, metrics).work_on(work);
+    for (name, reconciler) in reconcilers {
+        leasehold = leasehold.shared_reconciler(name, reconciler);
     }
     Ok(leasehold.run(cluster, replica, signals).await?)
 }

@@ -29,6 +29,11 @@ pub struct Violation {
 }
 
 impl Errors {
+    /// Name of the file, as it was given.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
     /// All of them, at least one.
     pub fn violations(&self) -> &[Violation] {
         &self.errors
@@ -60,7 +65,7 @@ impl fmt::Display for Errors {
 }
 
 /// Gathers violations while a file is read.
-pub(super) struct Gathered<'a> {
+pub(crate) struct Gathered<'a> {
     file: &'a str,
     text: &'a str,
     errors: Vec<Violation>,
@@ -70,11 +75,11 @@ pub(super) struct Gathered<'a> {
 const SNIPPET_MAX: usize = 160;
 
 impl<'a> Gathered<'a> {
-    pub(super) fn new(file: &'a str, text: &'a str) -> Self {
+    pub(crate) fn new(file: &'a str, text: &'a str) -> Self {
         Self { file, text, errors: Vec::new() }
     }
 
-    pub(super) fn add(&mut self, at: Position, path: &str, message: impl Into<String>) {
+    pub(crate) fn add(&mut self, at: Position, path: &str, message: impl Into<String>) {
         let line = usize::try_from(at.line.saturating_sub(1)).ok().and_then(|n| self.text.lines().nth(n));
         let snippet = line
             .map(str::trim_end)
@@ -92,12 +97,17 @@ impl<'a> Gathered<'a> {
         });
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn count(&self) -> usize {
+        self.errors.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
         self.errors.is_empty()
     }
 
-    pub(super) fn into_errors(mut self) -> Errors {
+    pub(crate) fn into_errors(mut self) -> Errors {
         self.errors.sort_by_key(|error| (error.line, error.column));
+        self.errors.dedup();
         Errors { file: self.file.to_owned(), errors: self.errors }
     }
 }

@@ -10,6 +10,16 @@ mod section;
 #[cfg(test)]
 mod tests;
 
+/// For other files than the configuration: YAML with positions, read field by field.
+pub(crate) mod tree {
+    pub(crate) use super::{
+        errors::Gathered,
+        raw::{Node, Position, Value, parse},
+        read::{group_version, is_dns_label, kind_name},
+        section::Section,
+    };
+}
+
 use std::time::Duration;
 
 pub use errors::{Errors, Violation};
@@ -128,8 +138,10 @@ pub struct Kind {
     pub resync: Duration,
     /// Who keeps a cache of it without leading it.
     pub standby: StandbyMode,
-    /// Name of the reconciler compiled into the binary.
+    /// Name under which its reconciler is registered: that of one compiled into the binary, or of the kind if it is composed.
     pub reconciler: String,
+    /// File of its composition, beside the configuration, if it is composed.
+    pub composition: Option<String>,
 }
 
 impl Kind {

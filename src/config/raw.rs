@@ -13,13 +13,13 @@ use serde_yaml::{DuplicateKeyPolicy, MergeKeyPolicy, MessageFormatter, Spanned, 
 
 /// A place in the file; both count from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Position {
-    pub(super) line: u64,
-    pub(super) column: u64,
+pub(crate) struct Position {
+    pub(crate) line: u64,
+    pub(crate) column: u64,
 }
 
 impl Position {
-    const START: Self = Self { line: 1, column: 1 };
+    pub(crate) const START: Self = Self { line: 1, column: 1 };
 }
 
 impl From<serde_yaml::Location> for Position {
@@ -30,13 +30,13 @@ impl From<serde_yaml::Location> for Position {
 }
 
 #[derive(Debug)]
-pub(super) struct Node {
-    pub(super) at: Position,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) at: Position,
+    pub(crate) value: Value,
 }
 
 #[derive(Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
     Bool(bool),
     Integer(i128),
@@ -48,14 +48,14 @@ pub(super) enum Value {
 }
 
 #[derive(Debug)]
-pub(super) struct Key {
-    pub(super) at: Position,
-    pub(super) name: String,
+pub(crate) struct Key {
+    pub(crate) at: Position,
+    pub(crate) name: String,
 }
 
 impl Node {
     /// What a person would call this value, for "expected a number, found …".
-    pub(super) fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match &self.value {
             Value::Null => "nothing".to_owned(),
             Value::Bool(b) => format!("`{b}`"),
@@ -70,15 +70,15 @@ impl Node {
 
 /// Why there is no tree. A file that is no YAML has one such error: what follows it means nothing.
 #[derive(Debug)]
-pub(super) struct Unreadable {
-    pub(super) at: Position,
-    pub(super) message: String,
+pub(crate) struct Unreadable {
+    pub(crate) at: Position,
+    pub(crate) message: String,
 }
 
 /// Deep enough for any file of ours, and no stack is exhausted by a hostile one.
 const MAX_DEPTH: usize = 32;
 
-pub(super) fn parse(text: &str) -> Result<Node, Unreadable> {
+pub(crate) fn parse(text: &str) -> Result<Node, Unreadable> {
     let options = serde_yaml::options! {
         budget: serde_yaml::budget! { max_depth: MAX_DEPTH },
         duplicate_keys: DuplicateKeyPolicy::PassThrough,

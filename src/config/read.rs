@@ -328,7 +328,7 @@ fn kind(node: &Node, path: &str, defaults: Load, reconcilers: &[Offer<'_>], erro
     }
     let (lease_at, lease_path) =
         lease.as_ref().map_or_else(|| (kind.at, kind.path.clone()), |lease| (lease.at, lease.path.clone()));
-    let entry = Kind {
+    let mut entry = Kind {
         group,
         version,
         kind: kind.value.to_owned(),
@@ -337,15 +337,24 @@ fn kind(node: &Node, path: &str, defaults: Load, reconcilers: &[Offer<'_>], erro
         concurrency: load.concurrency,
         resync: load.resync,
         standby: load.standby,
-        reconciler: reconciler.as_ref().map_or_else(String::new, |found| found.value.to_owned()),
+        reconciler: String::new(),
+        composition: None,
     };
-    if let Some(reconciler) = &reconciler {
-        suits(&entry, reconciler, reconcilers, errors);
+    match reconciler {
+        Some(By::Builtin(found)) => {
+            entry.reconciler = found.value.to_owned();
+            suits(&entry, &found, reconcilers, errors);
+        }
+        Some(By::Composition(file)) => {
+            entry.reconciler = entry.name();
+            entry.composition = Some(file.value.to_owned());
+        }
+        None => {}
     }
     Some(Seen { kind: entry, path: path.to_owned(), kind_at: kind.at, kind_path: kind.path, lease_at, lease_path })
 }
 
-fn group_version(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> Option<(String, String)> {
+pub(crate) fn group_version(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> Option<(String, String)> {
     let found = section.text("apiVersion", errors);
     let Some(found) = found else {
         if !section.has("apiVersion") {
@@ -372,7 +381,7 @@ fn group_version(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> Option
     None
 }
 
-fn kind_name<'n>(section: &mut Section<'n>, errors: &mut Gathered<'_>) -> Option<Located<&'n str>> {
+pub(crate) fn kind_name<'n>(section: &mut Section<'n>, errors: &mut Gathered<'_>) -> Option<Located<&'n str>> {
     let Some(found) = section.text("kind", errors) else {
         if !section.has("kind") {
             let message = "missing; write the kind as in the objects' `kind:`, such as `Widget`";
@@ -409,36 +418,51 @@ fn lease_name<'n>(section: &mut Section<'n>, errors: &mut Gathered<'_>) -> Optio
     found
 }
 
-fn reconciler<'n>(
-    section: &mut Section<'n>,
-    offers: &[Offer<'_>],
-    errors: &mut Gathered<'_>,
-) -> Option<Located<&'n str>> {
+/// What reconciles a kind, as the file has it.
+enum By<'n> {
+    Builtin(Located<&'n str>),
+    Composition(Located<&'n str>),
+}
+
+fn reconciler<'n>(section: &mut Section<'n>, offers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Option<By<'n>> {
     let names: Vec<_> = offers.iter().map(|offer| offer.name).collect();
     let names =
         if names.is_empty() { "none is compiled in".to_owned() } else { format!("one of {}", names.join(", ")) };
     let Some(mut reconciler) = section.section("reconciler", errors) else {
-        let message = format!("missing; write `reconciler: {{builtin: NAME}}`, NAME being {names}");
+        let message = format!(
+            "missing; write `reconciler: {{builtin: NAME}}`, NAME being {names}, or `reconciler: {{compose: FILE}}`"
+        );
         errors.add(section.at(), &section.path_of("reconciler"), message);
         return None;
     };
-    let found = reconciler.text("builtin", errors);
+    let builtin = reconciler.text("builtin", errors);
+    let composition = reconciler.text("compose", errors);
     if !["builtin", "compose", "hook"].iter().any(|field| reconciler.has(field)) {
-        let message = format!("missing; write the name of a reconciler, {names}");
+        let message = format!("missing; write the name of a reconciler, {names}, or `compose: FILE`");
         errors.add(reconciler.at(), &reconciler.path_of("builtin"), message);
     }
-    reconciler.not_yet("compose", errors);
     reconciler.not_yet("hook", errors);
     reconciler.finish(errors);
-    let found = found?;
-    if offers.iter().any(|offer| offer.name == found.value) {
-        return Some(found);
+    match (builtin, composition) {
+        (Some(_), Some(second)) => {
+            errors.add(second.at, &second.path, "a kind has one reconciler: remove `builtin` or `compose`");
+            None
+        }
+        (None, Some(file)) if file.value.is_empty() => {
+            errors.add(file.at, &file.path, "is empty; write the name of a file beside this one");
+            None
+        }
+        (None, Some(file)) => Some(By::Composition(file)),
+        (Some(found), None) if offers.iter().any(|offer| offer.name == found.value) => Some(By::Builtin(found)),
+        (Some(found), None) => {
+            let message = format!("`{}` is no reconciler of this binary: {names}", found.value);
+            errors.add(found.at, &found.path, message);
+            None
+        }
+        (None, None) => None,
     }
-    errors.add(found.at, &found.path, format!("`{}` is no reconciler of this binary: {names}", found.value));
-    None
 }
 
-/// A reconciler compiled for one kind cannot be given another.
 fn suits(kind: &Kind, reconciler: &Located<&str>, offers: &[Offer<'_>], errors: &mut Gathered<'_>) {
     let only = offers.iter().find(|offer| offer.name == reconciler.value).and_then(|offer| offer.only);
     if let Some((group, only)) = only
@@ -457,7 +481,7 @@ fn is_label_value(text: &str) -> bool {
         && text.ends_with(|c: char| c.is_ascii_alphanumeric())
 }
 
-fn is_dns_label(text: &str) -> bool {
+pub(crate) fn is_dns_label(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     (1..=LABEL_MAX).contains(&text.len())
         && text.chars().all(|c| inner(c) || c == '-')

@@ -8,7 +8,7 @@ use super::{
     raw::{Node, Position, Value},
 };
 
-pub(super) struct Section<'n> {
+pub(crate) struct Section<'n> {
     path: String,
     at: Position,
     fields: Vec<Field<'n>>,
@@ -24,15 +24,15 @@ struct Field<'n> {
 
 /// A field's value with where it stands and what it is called.
 #[derive(Clone, Debug)]
-pub(super) struct Located<T> {
-    pub(super) at: Position,
-    pub(super) path: String,
-    pub(super) value: T,
+pub(crate) struct Located<T> {
+    pub(crate) at: Position,
+    pub(crate) path: String,
+    pub(crate) value: T,
 }
 
 impl<'n> Section<'n> {
     /// The mapping in `node`, or an error and an empty section, so that reading goes on with the defaults.
-    pub(super) fn open(node: &'n Node, path: &str, errors: &mut Gathered<'_>) -> Self {
+    pub(crate) fn open(node: &'n Node, path: &str, errors: &mut Gathered<'_>) -> Self {
         let mut section = Self { path: path.to_owned(), at: node.at, fields: Vec::new(), known: Vec::new() };
         let Value::Map(entries) = &node.value else {
             let message = format!("expected a mapping of fields, found {}", node.describe());
@@ -51,15 +51,15 @@ impl<'n> Section<'n> {
     }
 
     /// Where the section begins: the place for an error about a field that is not there.
-    pub(super) fn at(&self) -> Position {
+    pub(crate) fn at(&self) -> Position {
         self.at
     }
 
-    pub(super) fn path_of(&self, field: &str) -> String {
+    pub(crate) fn path_of(&self, field: &str) -> String {
         if self.path.is_empty() { field.to_owned() } else { format!("{}.{field}", self.path) }
     }
 
-    pub(super) fn take(&mut self, name: &'static str) -> Option<&'n Node> {
+    pub(crate) fn take(&mut self, name: &'static str) -> Option<&'n Node> {
         self.known.push(name);
         let field = self.fields.iter_mut().find(|field| field.name == name)?;
         field.taken = true;
@@ -67,7 +67,7 @@ impl<'n> Section<'n> {
     }
 
     /// Refuses a field that is documented but not built yet, in words kinder than "unknown".
-    pub(super) fn not_yet(&mut self, name: &str, errors: &mut Gathered<'_>) {
+    pub(crate) fn not_yet(&mut self, name: &str, errors: &mut Gathered<'_>) {
         if let Some(field) = self.fields.iter_mut().find(|field| field.name == name) {
             field.taken = true;
             let at = field.key_at;
@@ -76,7 +76,7 @@ impl<'n> Section<'n> {
     }
 
     /// Reports every field nobody asked for.
-    pub(super) fn finish(self, errors: &mut Gathered<'_>) {
+    pub(crate) fn finish(self, errors: &mut Gathered<'_>) {
         for field in self.fields.iter().filter(|field| !field.taken) {
             let meant = self.known.iter().find(|known| known.eq_ignore_ascii_case(field.name));
             let help = meant.map_or_else(
@@ -87,12 +87,12 @@ impl<'n> Section<'n> {
         }
     }
 
-    pub(super) fn section(&mut self, name: &'static str, errors: &mut Gathered<'_>) -> Option<Self> {
+    pub(crate) fn section(&mut self, name: &'static str, errors: &mut Gathered<'_>) -> Option<Self> {
         let node = self.take(name)?;
         Some(Self::open(node, &self.path_of(name), errors))
     }
 
-    pub(super) fn text(&mut self, name: &'static str, errors: &mut Gathered<'_>) -> Option<Located<&'n str>> {
+    pub(crate) fn text(&mut self, name: &'static str, errors: &mut Gathered<'_>) -> Option<Located<&'n str>> {
         let node = self.take(name)?;
         let path = self.path_of(name);
         match &node.value {
@@ -109,7 +109,7 @@ impl<'n> Section<'n> {
     }
 
     /// A text that must be exactly `expected`; it is an error if it is not there.
-    pub(super) fn exactly(&mut self, name: &'static str, expected: &str, errors: &mut Gathered<'_>) {
+    pub(crate) fn exactly(&mut self, name: &'static str, expected: &str, errors: &mut Gathered<'_>) {
         let found = self.text(name, errors);
         match found {
             Some(found) if found.value != expected => {
@@ -122,11 +122,11 @@ impl<'n> Section<'n> {
         }
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.fields.iter().any(|field| field.name == name)
     }
 
-    pub(super) fn number(
+    pub(crate) fn number(
         &mut self,
         name: &'static str,
         (least, most): (u16, u16),
@@ -145,7 +145,7 @@ impl<'n> Section<'n> {
     }
 
     /// One of a few words.
-    pub(super) fn choice<T: Copy>(
+    pub(crate) fn choice<T: Copy>(
         &mut self,
         name: &'static str,
         choices: &[(&str, T)],
@@ -164,7 +164,7 @@ impl<'n> Section<'n> {
         None
     }
 
-    pub(super) fn duration(
+    pub(crate) fn duration(
         &mut self,
         name: &'static str,
         (least, most): (Duration, Duration),

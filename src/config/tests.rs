@@ -73,9 +73,10 @@ fn the_shipped_file_loads_and_says_what_it_shows() {
     let least = read(GOOD).unwrap();
     assert_eq!(c.timings, least.timings);
     assert_eq!((c.instance, c.placement, c.drain_timeout), (least.instance, least.placement, least.drain_timeout));
-    assert_eq!(c.kinds.len(), 2);
-    assert_eq!(c.kinds[0].lease_name, "propagation.leasehold.dev");
-    assert_eq!(c.kinds[1].lease_name, "expirypolicy.leasehold.dev");
+    let leases: Vec<_> = c.kinds.iter().map(|kind| kind.lease_name.as_str()).collect();
+    let expected = ["propagation", "expirypolicy", "tenant", "webapp"].map(|kind| format!("{kind}.leasehold.dev"));
+    assert_eq!(leases, expected);
+    assert_eq!(c.kinds[2].composition.as_deref(), Some("tenant.yaml"));
 }
 
 #[test]
@@ -134,7 +135,8 @@ fn what_this_release_does_not_have() {
     check_with("election: Single", "7:1 election: not in this release; remove the field");
     check_with("onLoss: Exit", "7:1 onLoss: not in this release");
     let kind = |lines: &str| GOOD.replace("  reconciler: {builtin: expiry}", lines);
-    check(&kind("  reconciler: {compose: x}"), "6:16 kinds[0].reconciler.compose: not in this release");
+    check(&kind("  reconciler: {compose: ''}"), "6:25 kinds[0].reconciler.compose: is empty");
+    check(&kind("  reconciler: {builtin: expiry, compose: x}"), "6:42 kinds[0].reconciler.compose: a kind has one");
     check(&kind("  reconciler: {hook: {}}"), "6:16 kinds[0].reconciler.hook: not in this release");
 }
 

@@ -1,5 +1,6 @@
 //! The built-in kinds.
 
+pub mod compose;
 pub mod expiry;
 pub mod propagation;
 mod schema;
@@ -63,7 +64,7 @@ pub fn crd_file(crd: &CustomResourceDefinition) -> String {
 
 /// One entry a verb.
 fn access(group: &'static str, resource: &'static str, verbs: &[&'static str]) -> Vec<Access> {
-    verbs.iter().map(|verb| Access { verb, group, resource }).collect()
+    verbs.iter().map(|verb| Access::new(verb, group, resource)).collect()
 }
 
 #[cfg(test)]
@@ -95,6 +96,8 @@ mod tests {
             assert!(committed == yaml, "{} is out of date: run UPDATE=1 cargo test", file.display());
         }
         if env::var_os("UPDATE").is_none() {
+            // A composed kind is known by its file; no type says what it is.
+            files.retain(|file| !["tenants", "webapps"].iter().any(|plural| file.starts_with(plural)));
             assert_eq!(files, expected, "crds/ holds these files and no others");
         }
     }

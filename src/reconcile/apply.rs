@@ -15,10 +15,21 @@ use crate::sharding::term::Term;
 pub const SHARD: &str = "leasehold.dev/shard";
 /// Bears the uid of the object that a child belongs to.
 pub const OWNER_UID: &str = "leasehold.dev/owner-uid";
+/// Annotation: namespace and name of the object that a child belongs to, as `namespace/name` or `name`.
+pub const OWNER: &str = "leasehold.dev/owner";
+/// Annotation: a digest of what we applied last.
+pub const APPLIED: &str = "leasehold.dev/applied";
 /// The well-known label that says who manages an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Our value of [`MANAGED_BY`].
 pub const LEASEHOLD: &str = "leasehold";
+
+/// A number that changes when the bytes do. FNV-1a, because it must stay the same from one release to the next:
+/// another number would make a new leader write everything.
+pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
 
 /// The field manager of a kind: `leasehold/<kind in lower case>`. The same on every replica, so that a new leader
 /// owns the fields that the last one applied.

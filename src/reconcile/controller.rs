@@ -136,6 +136,15 @@ where
         self
     }
 
+    /// Makes the objects due that the stream names, and how urgently. The stream says once, by `true`, that its first list is
+    /// complete: a standby is not prepared before, and a term does not wait for it.
+    pub fn follow(mut self, due: impl Stream<Item = (Lane, Vec<ObjectRef<K>>, bool)> + Send + 'static) -> Self {
+        let news = due.map(|(lane, objects, listed)| News { due: (lane, objects), listed });
+        self.sources.push(news.boxed());
+        self.unlisted += 1;
+        self
+    }
+
     /// Makes the objects that the stream names due.
     pub fn trigger(mut self, due: impl Stream<Item = ObjectRef<K>> + Send + 'static) -> Self {
         self.sources.push(due.map(|object| News { due: (Lane::Changed, vec![object]), listed: false }).boxed());

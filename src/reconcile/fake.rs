@@ -81,6 +81,7 @@ impl Fake {
             resync: Duration::from_secs(600),
             standby: crate::config::StandbyMode::Successor,
             reconciler: "propagation".to_owned(),
+            composition: None,
         };
         let token = FencingToken { uid: "lease-uid".to_owned(), transitions };
         let drain = CancellationToken::new();

@@ -5,12 +5,15 @@
 
 pub mod apply;
 pub mod backoff;
+pub mod children;
 pub mod clock;
 pub mod conditions;
 pub mod controller;
 pub mod events;
+pub mod finalizer;
 mod queue;
 pub mod status;
+pub mod watches;
 
 #[cfg(test)]
 pub(crate) mod fake;

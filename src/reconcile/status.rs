@@ -54,11 +54,11 @@ pub async fn write<K>(
     next: impl Fn(Option<&K::Status>) -> K::Status,
 ) -> Result<bool, Error>
 where
-    K: Resource<DynamicType = ()> + HasStatus + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
+    K: Resource + HasStatus + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
     K::Status: Stamped,
 {
     let name = object.meta().name.clone().unwrap_or_default();
-    let params = PostParams { field_manager: Some(field_manager(&K::kind(&()))), ..PostParams::default() };
+    let params = PostParams { field_manager: Some(field_manager(&term.kind().kind)), ..PostParams::default() };
     let mut object = object.clone();
     for attempt in 1.. {
         let mut status = next(object.status());

@@ -79,13 +79,14 @@ async fn look(client: &Client, kind: &Kind, needs: &[Access]) -> Result<Verdict,
         }
         Err(error) => return Err(error),
     };
-    let own = ["list", "watch"].map(|verb| (verb, kind.group.as_str(), resource.plural.as_str()));
-    let others = needs.iter().map(|access| (access.verb, access.group, access.resource));
+    let own = ["list", "watch"].map(|verb| Access::new(verb, kind.group.clone(), resource.plural.clone()));
     let mut denied = Vec::new();
-    for (verb, group, resource) in own.into_iter().chain(others) {
-        if !allowed(client, verb, group, resource).await? {
-            let group = if group.is_empty() { String::new() } else { format!(".{group}") };
-            denied.push(format!("{verb} {resource}{group}"));
+    for access in own.iter().chain(needs) {
+        if !allowed(client, access).await? {
+            let Access { group, resource, name, verb } = access;
+            let dot = if group.is_empty() { "" } else { "." };
+            let name = name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+            denied.push(format!("{verb} {resource}{dot}{group}{name}"));
         }
     }
     if denied.is_empty() {
@@ -105,16 +106,17 @@ fn is_missing(error: &kube::Error) -> bool {
     }
 }
 
-async fn allowed(client: &Client, verb: &str, group: &str, resource: &str) -> Result<bool, kube::Error> {
-    let (resource, subresource) = match resource.split_once('/') {
+async fn allowed(client: &Client, access: &Access) -> Result<bool, kube::Error> {
+    let (resource, subresource) = match access.resource.split_once('/') {
         Some((resource, subresource)) => (resource, Some(subresource.to_owned())),
-        None => (resource, None),
+        None => (&*access.resource, None),
     };
     let attributes = ResourceAttributes {
-        verb: Some(verb.to_owned()),
-        group: Some(group.to_owned()),
+        verb: Some(access.verb.to_owned()),
+        group: Some(access.group.to_string()),
         resource: Some(resource.to_owned()),
         subresource,
+        name: access.name.as_ref().map(ToString::to_string),
         ..ResourceAttributes::default()
     };
     let review = SelfSubjectAccessReview {

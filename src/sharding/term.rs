@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    borrow::Cow,
     error::Error,
     future::Future,
     sync::{Arc, Mutex, PoisonError},
@@ -154,14 +155,34 @@ impl Standby {
 pub type BoxError = Box<dyn Error + Send + Sync + 'static>;
 
 /// One permission a reconciler needs, as in an RBAC rule.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Access {
+    /// API group; empty for the core group.
+    pub group: Cow<'static, str>,
+    /// Resource in the plural, such as `configmaps` or `widgets/status`.
+    pub resource: Cow<'static, str>,
+    /// The only object it is about; `None`: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Cow<'static, str>>,
     /// Verb, such as `list`.
     pub verb: &'static str,
-    /// API group; empty for the core group.
-    pub group: &'static str,
-    /// Resource in the plural, such as `configmaps` or `widgets/status`.
-    pub resource: &'static str,
+}
+
+impl Access {
+    /// A permission on all objects of a resource.
+    pub fn new(
+        verb: &'static str,
+        group: impl Into<Cow<'static, str>>,
+        resource: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self { group: group.into(), resource: resource.into(), name: None, verb }
+    }
+
+    /// On the one object of that name.
+    #[must_use]
+    pub fn named(self, name: impl Into<Cow<'static, str>>) -> Self {
+        Self { name: Some(name.into()), ..self }
+    }
 }
 
 /// What a kind implements: work from the start of a term to its end.

@@ -8,7 +8,7 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Pod},
 };
 use kube::{Api, Client, ResourceExt, api::ListParams};
-use leasehold_cluster::{Cluster, Kubelet, Signal, eventually};
+use leasehold_cluster::{AuditEvent, Cluster, Kubelet, Signal, eventually};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -16,16 +16,18 @@ use tokio::{
 };
 
 use crate::{
+    composed,
     program::Said,
     stage::{PATIENCE, ensure, kubelet, pod_of},
 };
 
-const NAMESPACE: &str = "leasehold-system";
+pub const NAMESPACE: &str = "leasehold-system";
+const KINDS: usize = 4;
 
-struct Installation {
-    cluster: &'static Cluster,
+pub struct Installation {
+    pub cluster: &'static Cluster,
     kubelet: &'static Kubelet,
-    client: Client,
+    pub client: Client,
 }
 
 impl Installation {
@@ -49,7 +51,7 @@ impl Installation {
         self.cluster.kubectl(&[&["-n", NAMESPACE], arguments].concat()).await
     }
 
-    async fn holders(&self) -> Result<BTreeMap<String, String>> {
+    pub async fn holders(&self) -> Result<BTreeMap<String, String>> {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
         let all = leases.list(&ListParams::default().labels("leasehold.dev/role!=replica")).await?.items;
         let holder = |lease: Lease| {
@@ -59,9 +61,10 @@ impl Installation {
         Ok(all.into_iter().filter_map(holder).collect())
     }
 
-    async fn led(&self, by: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>> {
-        let both = |holders: &BTreeMap<String, String>| holders.len() == 2 && holders.values().all(|holder| by(holder));
-        eventually("both kinds are led as expected", PATIENCE, || self.holders(), both).await
+    pub async fn led(&self, by: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>> {
+        let all =
+            |holders: &BTreeMap<String, String>| holders.len() == KINDS && holders.values().all(|holder| by(holder));
+        eventually("all kinds are led as expected", PATIENCE, || self.holders(), all).await
     }
 
     async fn pods(&self) -> Result<Vec<Pod>> {
@@ -83,13 +86,13 @@ impl Installation {
     }
 
     /// Applies a sample: its namespaces come with it.
-    async fn sample(&self, name: &str) -> Result<()> {
+    pub async fn sample(&self, name: &str) -> Result<()> {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/samples").join(name);
         self.cluster.kubectl(&["apply", "-f", &file.display().to_string()]).await?;
         Ok(())
     }
 
-    async fn object(&self, path: &[&str]) -> Result<Value> {
+    pub async fn object(&self, path: &[&str]) -> Result<Value> {
         let text = self.cluster.kubectl(&[&["get", "-o", "json"], path].concat()).await?;
         Ok(serde_json::from_str(&text)?)
     }
@@ -101,16 +104,19 @@ async fn the_shipped_manifests_run_share_their_kinds_and_survive() -> Result<()>
     let installation = Installation::install().await?;
     let shared = installation.led(|_| true).await?;
     let replicas: std::collections::BTreeSet<_> = shared.values().collect();
-    ensure(replicas.len() == 2, || format!("two kinds on two replicas: {shared:?}"))?;
+    ensure(replicas.len() == 3, || format!("{KINDS} kinds on three replicas: {shared:?}"))?;
 
     endpoints(&installation).await?;
     propagates(&installation).await?;
     expires(&installation).await?;
+    composed::tenants(&installation).await?;
+    composed::web_apps(&installation).await?;
     says_what_is_wrong_with_an_object(&installation).await?;
     hands_over(&installation).await?;
     survives_a_crash(&installation).await?;
     rolls(&installation).await?;
     writes_nothing_when_nothing_changed(&installation).await?;
+    composed::leave_nothing_behind(&installation).await?;
     installation.cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]).await?;
     Ok(())
 }
@@ -124,7 +130,7 @@ async fn endpoints(installation: &Installation) -> Result<()> {
         let (_, shards) = installation.get(&pod, "/shards").await?;
         let shards: Value = serde_json::from_str(&shards)?;
         let listed = shards.pointer("/shards").and_then(Value::as_array).context("a list of shards")?;
-        ensure(listed.len() == 2, || format!("{shards}"))?;
+        ensure(listed.len() == KINDS, || format!("{shards}"))?;
         let (_, metrics) = installation.get(&pod, "/metrics").await?;
         ensure(metrics.contains("leasehold_leading{kind=\"Propagation.leasehold.dev\"}"), || metrics.clone())?;
     }
@@ -243,32 +249,32 @@ async fn rolls(installation: &Installation) -> Result<()> {
     Ok(())
 }
 
-/// The take-over of the rollout, and half a minute more, left settled objects alone.
+/// A take-over leaves settled objects alone, of every kind: counted by what the API server was asked.
 async fn writes_nothing_when_nothing_changed(installation: &Installation) -> Result<()> {
-    let versions = || async {
-        let list = installation.object(&["propagations"]).await?;
-        let copies: Api<ConfigMap> = Api::all(installation.client.clone());
-        let selector = ListParams::default().labels("leasehold.dev/owner-uid");
-        let mut all: Vec<_> = copies.list(&selector).await?.items.iter().map(|copy| copy.resource_version()).collect();
-        let items = list["items"].as_array().cloned().unwrap_or_default();
-        all.extend(items.iter().map(|item| item["metadata"]["resourceVersion"].as_str().map(str::to_owned)));
-        anyhow::Ok(all)
-    };
-    let before = versions().await?;
-    let holders = installation.led(|_| true).await?;
-    let lease = "propagation.leasehold.dev";
-    installation.kubelet.signal(NAMESPACE, pod_of(&holders[lease]), Signal::TERM)?;
-    let old = holders[lease].clone();
-    installation.led(|holder| holder != old).await?;
+    // The sweeps of the rollout are over.
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let after = versions().await?;
-    if before != after {
-        bail!("a take-over wrote although nothing had changed: {before:?} {after:?}");
+    let before = installation.cluster.audit()?.len();
+    let holders = installation.led(|_| true).await?;
+    for lease in holders.keys() {
+        let said = Said::by_hand_over(installation.cluster.kubeconfig(), NAMESPACE, &[lease]).await?;
+        ensure(said.code == Some(0), || format!("{lease}: {said:?}"))?;
     }
-    Ok(())
+    installation.led(|_| true).await?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let after = installation.cluster.audit()?;
+    let of_replicas = |event: &&AuditEvent| event.user == format!("system:serviceaccount:{NAMESPACE}:leasehold");
+    // Elections go on, and permissions are asked for by a creation.
+    let aside = |event: &&AuditEvent| !["leases", "selfsubjectaccessreviews"].contains(&event.resource.as_str());
+    let writes: Vec<_> =
+        after.iter().skip(before).filter(of_replicas).filter(aside).filter(|it| it.is_write()).collect();
+    if let Some(first) = writes.first() {
+        bail!("{} writes although nothing had changed, the first: {first:#?}", writes.len());
+    }
+    let moved = installation.led(|_| true).await?;
+    ensure(holders.iter().all(|(lease, holder)| moved[lease] != *holder), || format!("{holders:?} {moved:?}"))
 }
 
-fn condition(object: &Value, kind: &str) -> Option<String> {
+pub fn condition(object: &Value, kind: &str) -> Option<String> {
     let conditions = object.pointer("/status/conditions")?.as_array()?;
     let found = conditions.iter().find(|condition| condition["type"] == kind)?;
     Some(found["status"].as_str()?.to_owned())

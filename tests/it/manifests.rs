@@ -44,20 +44,20 @@ fn configuration() -> config::Configuration {
 }
 
 #[test]
-fn every_permission_a_built_in_kind_needs_is_granted() {
-    let granted = granted("ClusterRole");
-    let definitions = kinds::crds();
-    for builtin in kinds::builtin() {
-        let definition = definitions.iter().find(|crd| crd.spec.names.kind == builtin.kind).unwrap();
-        let plural = definition.spec.names.plural.as_str();
-        let own = ["list", "watch"].map(|verb| (verb, builtin.group.as_str(), plural));
-        let needs = builtin.reconciler.needs();
-        let needs = needs.iter().map(|access| (access.verb, access.group, access.resource));
-        for (verb, group, resource) in own.into_iter().chain(needs) {
-            let entry = (verb.to_owned(), group.to_owned(), resource.to_owned());
-            assert!(granted.contains(&entry), "{}: deploy/rbac.yaml does not grant {entry:?}", builtin.name);
-        }
+fn the_role_of_the_kinds_is_the_one_that_the_configuration_asks_for() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let said = std::process::Command::new(env!("CARGO_BIN_EXE_leasehold"))
+        .args(["rbac", "-f"])
+        .arg(folder.join("config"))
+        .output()
+        .unwrap();
+    assert!(said.status.success(), "{said:?}");
+    let (file, role) = (folder.join("deploy/kinds.yaml"), String::from_utf8(said.stdout).unwrap());
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&file, &role).unwrap();
     }
+    let is_committed = fs::read_to_string(&file).is_ok_and(|committed| committed == role);
+    assert!(is_committed, "{} is out of date: run UPDATE=1 cargo test", file.display());
 }
 
 #[test]

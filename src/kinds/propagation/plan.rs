@@ -12,6 +12,7 @@ use kube::core::{Selector, SelectorExt};
 
 use super::types::{OnConflict, OnSourceMissing, PropagationSpec, Source, SourceKind};
 use crate::reconcile::apply::Ownership;
+use crate::reconcile::apply::fnv1a;
 
 /// A spec that means something.
 #[derive(Clone, Debug)]
@@ -130,14 +131,11 @@ impl Content {
         Ok(self)
     }
 
-    /// A number that changes when the content does. FNV-1a, because it must stay the same from one release to the next:
-    /// another number would make a new leader write every status. Never shown for a Secret, whose values one could guess from it.
+    /// A number that changes when the content does. Never shown for a Secret, whose values one could guess from it.
     pub(super) fn hash(&self) -> u64 {
         let fields = self.data.iter().chain(&self.binary_data).flat_map(|(key, value)| [key, value]);
         let bytes = fields.flat_map(|text| text.bytes().chain([0xff]));
-        bytes
-            .chain([u8::from(self.immutable)])
-            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+        fnv1a(bytes.chain([u8::from(self.immutable)]))
     }
 
     /// Whether a live object has everything that is wanted. Keys that others added do not matter.

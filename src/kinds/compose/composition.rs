@@ -1,0 +1,481 @@
+//! A composition as its file says it: read, checked, and put in order. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    cel::{Expression, Name},
+    template::Template,
+};
+use crate::{
+    config::{
+        Errors,
+        tree::{Gathered, Node, Position, Section, Value, group_version, is_dns_label, kind_name, parse},
+    },
+    reconcile::children::{Related, Type},
+};
+
+const API_VERSION: &str = "leasehold.dev/v1alpha1";
+const KIND: &str = "Composition";
+pub(super) const RBAC: &str = "rbac.authorization.k8s.io";
+/// Children that one template may make of a `forEach`, unless it says otherwise, and at all.
+const MAX_EACH: (u16, u16) = (256, 1000);
+
+/// What the objects of a kind shall have: templates, in the order in which children come into being.
+#[derive(Debug, Clone)]
+pub struct Composition {
+    pub(super) related: BTreeMap<String, Related>,
+    pub(super) children: Vec<Child>,
+    pub(super) status: Template,
+}
+
+/// One template.
+#[derive(Debug, Clone)]
+pub(super) struct Child {
+    pub(super) id: String,
+    pub(super) of: Arc<Type>,
+    /// All of them, or there is no such child.
+    pub(super) include_when: Vec<Expression>,
+    pub(super) for_each: Option<(Expression, u16)>,
+    /// Those that it refers to, and those it comes after anyhow.
+    pub(super) refers: BTreeSet<String>,
+    pub(super) after: BTreeSet<String>,
+    pub(super) ready_when: Vec<Expression>,
+    /// The role that it gives to somebody: its resource and its name.
+    pub(super) binds: Option<(&'static str, String)>,
+    pub(super) template: Template,
+}
+
+impl Composition {
+    /// Reads a file. `file` is its name as error messages give it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, at once.
+    pub fn read(file: &str, text: &str) -> Result<Self, Errors> {
+        let mut errors = Gathered::new(file, text);
+        let root = match parse(text) {
+            Ok(root) => root,
+            Err(unreadable) => {
+                errors.add(unreadable.at, "", unreadable.message);
+                return Err(errors.into_errors());
+            }
+        };
+        let composition = Reading { ids: Vec::new() }.top(&root, &mut errors);
+        if errors.is_empty() { Ok(composition) } else { Err(errors.into_errors()) }
+    }
+
+    /// The types of the children, each once.
+    pub fn types(&self) -> Vec<Arc<Type>> {
+        let types: BTreeSet<_> = self.children.iter().map(|child| Arc::clone(&child.of)).collect();
+        types.into_iter().collect()
+    }
+}
+
+/// Where expressions stand, and so what they may refer to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Template { each: bool },
+    Choice,
+    Ready,
+    Status,
+}
+
+struct Reading {
+    /// The ids of children and related objects, with the place of each.
+    ids: Vec<(String, Position, bool)>,
+}
+
+impl Reading {
+    fn top(mut self, root: &Node, errors: &mut Gathered<'_>) -> Composition {
+        let mut section = Section::open(root, "", errors);
+        section.exactly("apiVersion", API_VERSION, errors);
+        section.exactly("kind", KIND, errors);
+        let related_nodes = list(&mut section, "related", errors);
+        let before = errors.count();
+        let child_nodes = list(&mut section, "children", errors);
+        if child_nodes.is_empty() && errors.count() == before {
+            errors.add(section.at(), "children", "missing or empty; list at least one child");
+        }
+        self.collect_ids("related", &related_nodes, errors);
+        self.collect_ids("children", &child_nodes, errors);
+        let status = match section.take("status") {
+            None => Template::Map(Vec::new()),
+            Some(node) => {
+                let refuse = |name: &Name| self.refuse(name, Place::Status);
+                let status = Template::read(node, "status", &refuse, errors);
+                check_status(&status, node.at, errors);
+                status
+            }
+        };
+        section.finish(errors);
+
+        let mut related = BTreeMap::new();
+        for (number, node) in related_nodes.iter().enumerate() {
+            related.extend(self.related(node, &format!("related[{number}]"), errors));
+        }
+        let mut children = Vec::new();
+        for (number, node) in child_nodes.iter().enumerate() {
+            children.extend(self.child(node, &format!("children[{number}]"), errors));
+        }
+        Composition { related, children: self.in_order(children, errors), status }
+    }
+
+    fn collect_ids(&mut self, field: &str, nodes: &[&Node], errors: &mut Gathered<'_>) {
+        for (number, node) in nodes.iter().enumerate() {
+            let Value::Map(entries) = &node.value else { continue };
+            let Some((_, id)) = entries.iter().find(|(key, _)| key.name == "id") else { continue };
+            let Value::Text(text) = &id.value else { continue };
+            let path = format!("{field}[{number}].id");
+            let is_child = field == "children";
+            if !is_identifier(text) {
+                let rule = "letters and digits, beginning with a lower-case letter, at most 63, so that expressions can name it";
+                errors.add(id.at, &path, format!("`{text}` is no id: {rule}"));
+            } else if let Some((_, first, _)) =
+                self.ids.iter().find(|(known, _, child)| known == text && *child == is_child)
+            {
+                let message = format!("the id `{text}` is given twice, first on line {}; choose another", first.line);
+                errors.add(id.at, &path, message);
+            } else {
+                self.ids.push((text.clone(), id.at, is_child));
+            }
+        }
+    }
+
+    fn knows(&self, id: &str, child: bool) -> bool {
+        self.ids.iter().any(|(known, _, is_child)| known == id && *is_child == child)
+    }
+
+    /// Why a name must not be referred to where it stands.
+    fn refuse(&self, name: &Name, place: Place) -> Option<String> {
+        let known = |child| {
+            let ids: Vec<_> = self.ids.iter().filter(|(_, _, is)| *is == child).map(|(id, _, _)| id.as_str()).collect();
+            if ids.is_empty() { "there are none".to_owned() } else { format!("there are {}", ids.join(", ")) }
+        };
+        match (name, place) {
+            (Name::Child(id), _) if !self.knows(id, true) => {
+                Some(format!("no child has the id `{id}`; {}", known(true)))
+            }
+            (Name::Related(id), _) if !self.knows(id, false) => {
+                Some(format!("nothing related has the id `{id}`; {}", known(false)))
+            }
+            (Name::Myself, Place::Ready) | (Name::Each | Name::Index, Place::Template { each: true }) => None,
+            (Name::Each | Name::Index, Place::Template { each: false }) => {
+                Some("`each` and `index` need a forEach beside the template".to_owned())
+            }
+            (Name::Each | Name::Index, _) => Some("`each` and `index` are of the template only".to_owned()),
+            (Name::Myself, _) => Some("`self` is of readyWhen only".to_owned()),
+            (Name::Child(_) | Name::Related(_), Place::Ready) => {
+                Some("readyWhen is about one child: it sees `self` and `parent`".to_owned())
+            }
+            (Name::Parent | Name::Child(_) | Name::Related(_), _) => None,
+        }
+    }
+
+    fn related(&self, node: &Node, path: &str, errors: &mut Gathered<'_>) -> Option<(String, Related)> {
+        let mut section = Section::open(node, path, errors);
+        let id = id(&mut section, errors);
+        let group_version = group_version(&mut section, errors);
+        let kind = kind_name(&mut section, errors).map(|kind| kind.value.to_owned());
+        let plural = plural(&mut section, errors);
+        let namespace = section.text("namespace", errors);
+        if let Some(found) = &namespace
+            && !is_dns_label(found.value)
+        {
+            errors.add(found.at, &found.path, format!("`{}` is no namespace name", found.value));
+        }
+        let name = section.text("name", errors).map(|found| found.value.to_owned());
+        let labels = labels(&mut section, errors);
+        let namespace = namespace.map(|found| found.value.to_owned());
+        section.finish(errors);
+        let ((group, version), kind) = (group_version?, kind?);
+        let of = type_of(&group, &version, &kind, plural);
+        Some((id?, Related { of, namespace, name, labels }))
+    }
+
+    fn child(&self, node: &Node, path: &str, errors: &mut Gathered<'_>) -> Option<Child> {
+        let mut section = Section::open(node, path, errors);
+        let id = id(&mut section, errors);
+        let plural = plural(&mut section, errors);
+        let include_when = self.expressions(&mut section, "includeWhen", Place::Choice, errors);
+        let ready_when = self.expressions(&mut section, "readyWhen", Place::Ready, errors);
+        let for_each = self.for_each(&mut section, errors);
+        let after = self.after(&mut section, errors);
+        let template_node = section.take("template");
+        if template_node.is_none() {
+            errors.add(section.at(), &section.path_of("template"), "missing; write the object as you would apply it");
+        }
+        section.finish(errors);
+
+        let node = template_node?;
+        let path = format!("{path}.template");
+        let place = Place::Template { each: for_each.is_some() };
+        let template = Template::read(node, &path, &|name| self.refuse(name, place), errors);
+        let of = object(node, &path, plural, errors);
+        let mut refers = BTreeSet::new();
+        let choices = include_when.iter().chain(for_each.iter().map(|(list, _)| list));
+        for name in choices.flat_map(|expression| expression.refers()).chain(template.refers()) {
+            if let Name::Child(id) = name {
+                refers.insert(id.clone());
+            }
+        }
+        if for_each.is_some() && !template_name_varies(&template) {
+            let message = "with a forEach the name needs `each` or `index`, or all children are the same object";
+            errors.add(node.at, &format!("{path}.metadata.name"), message);
+        }
+        let of = of?;
+        let binds = binds(&of, node, &path, errors);
+        Some(Child { id: id?, of, include_when, for_each, refers, after, ready_when, binds, template })
+    }
+
+    /// A list of expressions, each one `${…}`.
+    fn expressions(
+        &self,
+        section: &mut Section<'_>,
+        field: &'static str,
+        place: Place,
+        errors: &mut Gathered<'_>,
+    ) -> Vec<Expression> {
+        let path = section.path_of(field);
+        let mut expressions = Vec::new();
+        for (number, node) in list(section, field, errors).into_iter().enumerate() {
+            expressions.extend(self.expression(node, &format!("{path}[{number}]"), place, errors));
+        }
+        expressions
+    }
+
+    fn expression(&self, node: &Node, path: &str, place: Place, errors: &mut Gathered<'_>) -> Option<Expression> {
+        let before = errors.count();
+        match Template::read(node, path, &|name| self.refuse(name, place), errors) {
+            Template::Whole(expression) => Some(expression),
+            _ if errors.count() > before => None,
+            _ => {
+                let message =
+                    format!("expected one expression such as \"${{has(parent.spec.x)}}\", found {}", node.describe());
+                errors.add(node.at, path, message);
+                None
+            }
+        }
+    }
+
+    fn for_each(&self, section: &mut Section<'_>, errors: &mut Gathered<'_>) -> Option<(Expression, u16)> {
+        let node = section.take("forEach");
+        let max = section.number("max", (1, MAX_EACH.1), errors);
+        match node {
+            Some(node) => {
+                let path = section.path_of("forEach");
+                let expression = self.expression(node, &path, Place::Choice, errors)?;
+                Some((expression, max.unwrap_or(MAX_EACH.0)))
+            }
+            None => {
+                if max.is_some() {
+                    errors.add(section.at(), &section.path_of("max"), "is of a forEach; remove it");
+                }
+                None
+            }
+        }
+    }
+
+    fn after(&self, section: &mut Section<'_>, errors: &mut Gathered<'_>) -> BTreeSet<String> {
+        let path = section.path_of("after");
+        let mut after = BTreeSet::new();
+        for (number, node) in list(section, "after", errors).into_iter().enumerate() {
+            let path = format!("{path}[{number}]");
+            match &node.value {
+                Value::Text(id) if self.knows(id, true) => _ = after.insert(id.clone()),
+                Value::Text(id) => errors.add(node.at, &path, format!("no child has the id `{id}`")),
+                _ => errors.add(node.at, &path, format!("expected the id of a child, found {}", node.describe())),
+            }
+        }
+        after
+    }
+
+    /// Each after those it refers to; among equals in the order of the file.
+    fn in_order(&self, mut children: Vec<Child>, errors: &mut Gathered<'_>) -> Vec<Child> {
+        let mut ordered: Vec<Child> = Vec::new();
+        while !children.is_empty() {
+            let is_free = |child: &Child| {
+                let mut needs = child.refers.union(&child.after);
+                needs.all(|id| !children.iter().any(|other| other.id == *id))
+            };
+            let Some(next) = children.iter().position(is_free) else {
+                let round = round(&children);
+                let at = self.ids.iter().find(|(id, _, child)| *child && *id == round[0]).map(|(_, at, _)| *at);
+                let message = format!("each waits for another: {}; break the circle", round.join(" -> "));
+                errors.add(at.unwrap_or(Position::START), "children", message);
+                return ordered;
+            };
+            ordered.push(children.remove(next));
+        }
+        ordered
+    }
+}
+
+fn check_status(status: &Template, at: Position, errors: &mut Gathered<'_>) {
+    if !matches!(status, Template::Map(_)) {
+        errors.add(at, "status", "expected a mapping of fields");
+    }
+    for ours in ["conditions", "observedGeneration", "shard"] {
+        if status.field(ours).is_some() {
+            errors.add(at, &format!("status.{ours}"), "is written by the engine; remove it");
+        }
+    }
+}
+
+/// A circle among children that all wait for one of them.
+fn round(children: &[Child]) -> Vec<String> {
+    let mut path: Vec<String> = vec![children[0].id.clone()];
+    loop {
+        let last = path.last().cloned().unwrap_or_default();
+        let next = children.iter().find(|child| child.id == last).and_then(|child| {
+            child.refers.union(&child.after).find(|id| children.iter().any(|other| other.id == **id)).cloned()
+        });
+        let Some(next) = next else { return path };
+        if let Some(begin) = path.iter().position(|id| *id == next) {
+            path.drain(..begin);
+            path.push(next);
+            return path;
+        }
+        path.push(next);
+    }
+}
+
+/// What a template says of itself must be known without an object: permissions and watches follow from it.
+fn object(node: &Node, path: &str, plural: Option<String>, errors: &mut Gathered<'_>) -> Option<Arc<Type>> {
+    let mut section = Section::open(node, path, errors);
+    for field in ["apiVersion", "kind"] {
+        if let Some(found) = section.text(field, errors)
+            && found.value.contains("${")
+        {
+            errors.add(found.at, &found.path, "must be plain text: permissions and watches follow from it");
+            return None;
+        }
+    }
+    let group_version = group_version(&mut section, errors);
+    let kind = kind_name(&mut section, errors).map(|kind| kind.value.to_owned());
+    if let Some(node) = section.take("status") {
+        errors.add(node.at, &section.path_of("status"), "is not applied; remove it");
+    }
+    match section.take("metadata") {
+        None => errors.add(section.at(), &section.path_of("metadata"), "missing; write at least `metadata: {name: …}`"),
+        Some(node) => metadata(node, &section.path_of("metadata"), errors),
+    }
+    let ((group, version), kind) = (group_version?, kind?);
+    Some(type_of(&group, &version, &kind, plural))
+}
+
+/// A role that an object chooses could be any, `cluster-admin` too: it must stand in the file, and then its binding can be granted.
+fn binds(of: &Type, node: &Node, path: &str, errors: &mut Gathered<'_>) -> Option<(&'static str, String)> {
+    if of.group != RBAC || !matches!(of.kind.as_str(), "RoleBinding" | "ClusterRoleBinding") {
+        return None;
+    }
+    let mut section = Section::open(node, path, errors);
+    let mut role = section.section("roleRef", errors)?;
+    let kind = role.text("kind", errors)?;
+    let name = role.text("name", errors)?;
+    for field in [&kind, &name] {
+        if field.value.contains("${") {
+            errors.add(field.at, &field.path, "must be plain text: the right to give it away follows from it");
+            return None;
+        }
+    }
+    let resource = if kind.value == "Role" { "roles" } else { "clusterroles" };
+    Some((resource, name.value.to_owned()))
+}
+
+fn metadata(node: &Node, path: &str, errors: &mut Gathered<'_>) {
+    let mut section = Section::open(node, path, errors);
+    if section.take("name").is_none() {
+        errors.add(section.at(), &section.path_of("name"), "missing; a child is found again by its name");
+    }
+    for (field, why) in [
+        ("generateName", "a child is found again by its name; write `name`"),
+        ("ownerReferences", "who owns a child is the engine's to say; remove it"),
+        ("uid", "is the API server's to say; remove it"),
+        ("resourceVersion", "is the API server's to say; remove it"),
+        ("managedFields", "is the API server's to say; remove it"),
+    ] {
+        if let Some(node) = section.take(field) {
+            errors.add(node.at, &section.path_of(field), why);
+        }
+    }
+    for field in ["labels", "annotations"] {
+        let Some(node) = section.take(field) else { continue };
+        let Value::Map(entries) = &node.value else { continue };
+        for (key, _) in entries {
+            if key.name.starts_with("leasehold.dev/") || key.name == "app.kubernetes.io/managed-by" {
+                let path = format!("{}.{}", section.path_of(field), key.name);
+                errors.add(key.at, &path, "is the engine's to write; remove it");
+            }
+        }
+    }
+}
+
+fn template_name_varies(template: &Template) -> bool {
+    let metadata = template.field("metadata");
+    let varies = |field| {
+        let refers = metadata.and_then(|metadata| metadata.field(field)).map(Template::refers).unwrap_or_default();
+        refers.contains(&Name::Each) || refers.contains(&Name::Index)
+    };
+    varies("name") || varies("namespace")
+}
+
+fn id(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> Option<String> {
+    let found = section.text("id", errors);
+    if found.is_none() && !section.has("id") {
+        errors.add(section.at(), &section.path_of("id"), "missing; expressions and messages name it by that");
+    }
+    found.map(|found| found.value.to_owned()).filter(|id| is_identifier(id))
+}
+
+fn is_identifier(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text.starts_with(|first: char| first.is_ascii_lowercase())
+        && text.chars().all(|character| character.is_ascii_alphanumeric())
+}
+
+fn plural(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> Option<String> {
+    let found = section.text("resource", errors)?;
+    if !is_dns_label(found.value) {
+        let message = format!("`{}` is no resource: the plural in lower case, such as `widgets`", found.value);
+        errors.add(found.at, &found.path, message);
+    }
+    Some(found.value.to_owned())
+}
+
+fn type_of(group: &str, version: &str, kind: &str, plural: Option<String>) -> Arc<Type> {
+    let mut of = Type::new(group, version, kind);
+    if let Some(plural) = plural {
+        of.plural = plural;
+    }
+    Arc::new(of)
+}
+
+fn labels(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> BTreeMap<String, String> {
+    let path = section.path_of("matchLabels");
+    let Some(node) = section.take("matchLabels") else { return BTreeMap::new() };
+    let mut labels = BTreeMap::new();
+    let Value::Map(entries) = &node.value else {
+        errors.add(node.at, &path, format!("expected a mapping of labels, found {}", node.describe()));
+        return labels;
+    };
+    for (key, value) in entries {
+        match &value.value {
+            Value::Text(text) => _ = labels.insert(key.name.clone(), text.clone()),
+            _ => errors.add(value.at, &format!("{path}.{}", key.name), "expected text; put it in quotes"),
+        }
+    }
+    labels
+}
+
+fn list<'n>(section: &mut Section<'n>, field: &'static str, errors: &mut Gathered<'_>) -> Vec<&'n Node> {
+    let Some(node) = section.take(field) else { return Vec::new() };
+    match &node.value {
+        Value::List(items) => items.iter().collect(),
+        _ => {
+            errors.add(node.at, &section.path_of(field), format!("expected a list, found {}", node.describe()));
+            Vec::new()
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! What an object shall have, by its composition. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use serde_json::{Map, Value as Json};
+
+use super::{
+    cel::{Evaluation, Name, Unknown},
+    composition::{Child, Composition, RBAC},
+    template::{Failed, Template},
+};
+use crate::{
+    reconcile::children::{Compose, Composed, Desired, Failure, Key, Related, Type, View, Waiting},
+    sharding::term::Access,
+};
+
+/// Children of one object.
+const MOST: usize = 1000;
+/// The API server takes 1.5 MiB, of which some goes to what it writes itself.
+const LARGEST: usize = 1 << 20;
+
+const FAILED: &str = "ExpressionFailed";
+
+impl Compose for Composition {
+    fn types(&self) -> Vec<Arc<Type>> {
+        Self::types(self)
+    }
+
+    /// Whoever gives rights away must have them, or the right to bind that very role.
+    fn rights(&self) -> Vec<Access> {
+        let roles = self.children.iter().filter_map(|child| child.binds.clone());
+        let bind = |(resource, name): (&'static str, String)| Access::new("bind", RBAC, resource).named(name);
+        roles.map(bind).collect()
+    }
+
+    fn related(&self) -> BTreeMap<String, Related> {
+        self.related.clone()
+    }
+
+    fn compose(&self, view: &View<'_>) -> Result<Composed, Failure> {
+        let mut seen = Evaluation::new();
+        seen.show(&Name::Parent, view.parent);
+        for (id, objects) in view.related {
+            let list = Json::Array(objects.iter().map(|object| Json::clone(object)).collect());
+            seen.show(&Name::Related(id.clone()), &list);
+        }
+        let mut pass = Pass { view, composed: Composed::default(), keys: BTreeMap::new(), fates: BTreeMap::new() };
+        for child in &self.children {
+            let fate = pass.child(child, &mut seen)?;
+            if let Fate::Waits(reason) = &fate {
+                pass.composed.waiting.push(Waiting { id: child.id.clone(), reason: reason.clone() });
+            }
+            pass.fates.insert(&child.id, fate);
+        }
+        pass.composed.status = status(&self.status, &seen)?;
+        Ok(pass.composed)
+    }
+}
+
+/// What has become of a template.
+enum Fate {
+    /// All its children are there.
+    Seen,
+    /// They are said, and not all of them are there.
+    Said,
+    /// There shall be none.
+    Excluded,
+    Waits(String),
+}
+
+struct Pass<'a, 'v> {
+    view: &'a View<'v>,
+    composed: Composed,
+    /// What is said already, and by which template.
+    keys: BTreeMap<Key, &'a str>,
+    fates: BTreeMap<&'a str, Fate>,
+}
+
+impl<'a> Pass<'a, '_> {
+    fn child(&mut self, child: &'a Child, seen: &mut Evaluation<'_>) -> Result<Fate, Failure> {
+        for id in &child.refers {
+            match self.fates.get(id.as_str()) {
+                Some(Fate::Excluded) => return Ok(Fate::Excluded),
+                Some(Fate::Seen) => {}
+                _ => return Ok(Fate::Waits(format!("for {id}"))),
+            }
+        }
+        for (number, condition) in child.include_when.iter().enumerate() {
+            let path = format!("includeWhen[{number}]");
+            match may_come(child, &path, seen.value(condition), condition.refers())? {
+                Ok(Json::Bool(true)) => {}
+                Ok(Json::Bool(false)) => return Ok(Fate::Excluded),
+                Ok(_) => return Err(failed(child, &path, "must be true or false")),
+                Err(reason) => return Ok(Fate::Waits(reason)),
+            }
+        }
+        for id in &child.after {
+            if !matches!(self.fates.get(id.as_str()), Some(Fate::Seen | Fate::Excluded)) {
+                return Ok(Fate::Waits(format!("for {id}")));
+            }
+        }
+        let Some((list, max)) = &child.for_each else {
+            return self.one(child, seen);
+        };
+        let items = match may_come(child, "forEach", seen.value(list), list.refers())? {
+            Ok(Json::Null) => Vec::new(),
+            Ok(Json::Array(items)) => items,
+            // As pairs, in the order of their keys.
+            Ok(Json::Object(fields)) => {
+                let pair = |(key, value)| {
+                    Json::Object(Map::from_iter([("key".to_owned(), Json::String(key)), ("value".to_owned(), value)]))
+                };
+                fields.into_iter().map(pair).collect()
+            }
+            Ok(_) => return Err(failed(child, "forEach", "must be a list or a mapping")),
+            Err(reason) => return Ok(Fate::Waits(reason)),
+        };
+        if items.len() > usize::from(*max) {
+            let message = format!("makes {} children, and the most is {max}; set `max` for up to 1000", items.len());
+            return Err(Failure { reason: "TooManyChildren", message: format!("{}.forEach {message}", child.id) });
+        }
+        let mut there = Some(Vec::new());
+        let mut waits = None;
+        for (index, item) in items.iter().enumerate() {
+            let mut inner = seen.inner();
+            inner.show(&Name::Each, item);
+            inner.show(&Name::Index, &Json::from(index));
+            match self.desired(child, &inner)? {
+                Ok(object) => match object {
+                    Some(object) => there.iter_mut().for_each(|there| there.push(Json::clone(&object))),
+                    None => there = None,
+                },
+                Err(reason) => waits = Some(reason),
+            }
+        }
+        Ok(match (waits, there) {
+            (Some(reason), _) => Fate::Waits(reason),
+            (None, None) => Fate::Said,
+            (None, Some(there)) => {
+                seen.show(&Name::Child(child.id.clone()), &Json::Array(there));
+                Fate::Seen
+            }
+        })
+    }
+
+    fn one(&mut self, child: &'a Child, seen: &mut Evaluation<'_>) -> Result<Fate, Failure> {
+        Ok(match self.desired(child, seen)? {
+            Ok(Some(object)) => {
+                seen.show(&Name::Child(child.id.clone()), &object);
+                Fate::Seen
+            }
+            Ok(None) => Fate::Said,
+            Err(reason) => Fate::Waits(reason),
+        })
+    }
+
+    /// Says one child. The object as it was last seen, if it was; or what it waits for.
+    fn desired(
+        &mut self,
+        child: &'a Child,
+        seen: &Evaluation<'_>,
+    ) -> Result<Result<Option<Arc<Json>>, String>, Failure> {
+        let template = match child.template.value(seen, "template") {
+            Ok(value) => value,
+            Err(Failed { path, why }) => {
+                let refers = child.template.refers().into_iter().cloned().collect();
+                match may_come(child, &path, Err(why), &refers)? {
+                    Ok(_) => None,
+                    Err(reason) => return Ok(Err(reason)),
+                }
+            }
+        };
+        let Some(mut object) = template else { return Err(failed(child, "template", "must be a mapping")) };
+        let key = self.key(child, &mut object)?;
+        if let Some(first) = self.keys.insert(key.clone(), &child.id) {
+            let message = format!("{key} is said by {first} and by {}; give one another name", child.id);
+            return Err(Failure { reason: "DuplicateChild", message });
+        }
+        if self.keys.len() > MOST {
+            let message = format!("more than {MOST} children of one object");
+            return Err(Failure { reason: "TooManyChildren", message });
+        }
+        let size = serde_json::to_vec(&object).map_or(usize::MAX, |text| text.len());
+        if size > LARGEST {
+            let message = format!("{}: {key} has {size} bytes, and the most is {LARGEST}", child.id);
+            return Err(Failure { reason: "ChildTooLarge", message });
+        }
+        let there = (self.view.child)(&key);
+        let unready = match &there {
+            None => Some("not there yet".to_owned()),
+            Some(there) => unready(child, there, seen)?,
+        };
+        self.composed.children.push(Desired { id: child.id.clone(), key, object, unready });
+        Ok(Ok(there))
+    }
+
+    /// Its name, and the namespace that it gets if it says none: that of the parent.
+    fn key(&self, child: &Child, object: &mut Json) -> Result<Key, Failure> {
+        let own = self.view.parent.pointer("/metadata/namespace").and_then(Json::as_str).map(str::to_owned);
+        let Some(metadata) = object.pointer_mut("/metadata").and_then(Json::as_object_mut) else {
+            return Err(failed(child, "template.metadata", "must be a mapping"));
+        };
+        let text = |metadata: &Map<String, Json>, field: &str| match metadata.get(field) {
+            None => Ok(None),
+            Some(Json::String(text)) if !text.is_empty() => Ok(Some(text.clone())),
+            Some(_) => Err(failed(child, &format!("template.metadata.{field}"), "must be text, and not empty")),
+        };
+        let name = text(metadata, "name")?.ok_or_else(|| failed(child, "template.metadata.name", "is left out"))?;
+        let mut namespace = text(metadata, "namespace")?;
+        if !(self.view.is_namespaced)(&child.of) {
+            if namespace.is_some() {
+                let message = format!("a {} is in no namespace", child.of.kind);
+                return Err(failed(child, "template.metadata.namespace", &message));
+            }
+        } else if namespace.is_none() {
+            let Some(own) = own else {
+                let message = "is left out, and the object that is reconciled has none to give";
+                return Err(failed(child, "template.metadata.namespace", message));
+            };
+            metadata.insert("namespace".to_owned(), Json::String(own.clone()));
+            namespace = Some(own);
+        }
+        Ok(Key { of: Arc::clone(&child.of), namespace, name })
+    }
+}
+
+/// What a child is waited for to be ready.
+fn unready(child: &Child, there: &Json, seen: &Evaluation<'_>) -> Result<Option<String>, Failure> {
+    if child.ready_when.is_empty() {
+        return Ok(None);
+    }
+    let mut inner = seen.inner();
+    inner.show(&Name::Myself, there);
+    for (number, condition) in child.ready_when.iter().enumerate() {
+        let path = format!("readyWhen[{number}]");
+        match inner.value(condition) {
+            Ok(Json::Bool(true)) => {}
+            Ok(Json::Bool(false)) => return Ok(Some(condition.text().to_owned())),
+            Ok(_) => return Err(failed(child, &path, "must be true or false")),
+            // What a controller has not written yet.
+            Err(Unknown::Missing(what)) => return Ok(Some(what)),
+            Err(Unknown::Failed(why)) => return Err(failed(child, &path, &why)),
+        }
+    }
+    Ok(None)
+}
+
+/// A field that is missing from a child may come; from the parent it does not.
+fn may_come(
+    child: &Child,
+    path: &str,
+    value: Result<Json, Unknown>,
+    refers: &BTreeSet<Name>,
+) -> Result<Result<Json, String>, Failure> {
+    match value {
+        Ok(value) => Ok(Ok(value)),
+        Err(Unknown::Missing(what)) if refers.iter().any(|name| matches!(name, Name::Child(_) | Name::Related(_))) => {
+            Ok(Err(format!("{path}: {what}")))
+        }
+        Err(Unknown::Missing(why) | Unknown::Failed(why)) => Err(failed(child, path, &why)),
+    }
+}
+
+fn failed(child: &Child, path: &str, why: &str) -> Failure {
+    Failure { reason: FAILED, message: format!("{}.{path}: {why}", child.id) }
+}
+
+/// The fields of the status that have a value; the others come later.
+fn status(template: &Template, seen: &Evaluation<'_>) -> Result<Map<String, Json>, Failure> {
+    let Template::Map(fields) = template else { return Ok(Map::new()) };
+    let mut values = Map::new();
+    for (name, field) in fields {
+        match field.value(seen, &format!("status.{name}")) {
+            Ok(Some(value)) => _ = values.insert(name.clone(), value),
+            Ok(None) | Err(Failed { why: Unknown::Missing(_), .. }) => {}
+            Err(Failed { path, why: Unknown::Failed(why) }) => {
+                return Err(Failure { reason: FAILED, message: format!("{path}: {why}") });
+            }
+        }
+    }
+    Ok(values)
+}

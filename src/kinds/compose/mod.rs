@@ -1,0 +1,14 @@
+//! Kinds that are composed: a file of templates says which children an object shall have, and no program is written.
+//!
+//! [`composition`] is the file, [`template`] a tree with expressions at its leaves, [`cel`] the expressions,
+//! [`evaluate`] makes of an object the children that it shall have. What carries that out is the engine, [`crate::reconcile::children`].
+
+mod cel;
+mod composition;
+mod evaluate;
+mod template;
+
+#[cfg(test)]
+mod tests;
+
+pub use composition::Composition;

@@ -1,0 +1,250 @@
+//! Compositions, from their file to the children they say.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use proptest::prelude::*;
+use serde_json::{Value as Json, json};
+
+use super::Composition;
+use crate::reconcile::children::{Compose, Composed, Failure, Key, Type, View};
+
+const HEAD: &str = "apiVersion: leasehold.dev/v1alpha1\nkind: Composition\n";
+
+fn read(text: &str) -> Composition {
+    Composition::read("x.yaml", &format!("{HEAD}{text}")).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn errors(text: &str) -> Vec<String> {
+    let text = format!("{HEAD}{text}");
+    let errors = Composition::read("x.yaml", &text).map(|_| ()).expect_err("it is wrong");
+    errors.violations().iter().map(|it| format!("{}:{} {}: {}", it.line, it.column, it.path, it.message)).collect()
+}
+
+/// A cluster of a few objects.
+#[derive(Default)]
+struct World {
+    children: HashMap<(String, Option<String>, String), Arc<Json>>,
+    related: BTreeMap<String, Vec<Arc<Json>>>,
+}
+
+impl World {
+    fn compose(&self, composition: &Composition, parent: &Json) -> Result<Composed, Failure> {
+        let child =
+            |key: &Key| self.children.get(&(key.of.kind.clone(), key.namespace.clone(), key.name.clone())).cloned();
+        let is_namespaced = |of: &Type| of.kind != "Namespace";
+        let view = View { parent, child: &child, related: &self.related, is_namespaced: &is_namespaced };
+        composition.compose(&view)
+    }
+
+    fn apply(&mut self, composed: &Composed, status: &Json) {
+        for child in &composed.children {
+            let mut object = child.object.clone();
+            object["status"] = status.clone();
+            let Key { of, namespace, name } = child.key.clone();
+            self.children.insert((of.kind.clone(), namespace, name), Arc::new(object));
+        }
+    }
+}
+
+fn names(composed: &Composed) -> Vec<String> {
+    composed.children.iter().map(|child| child.key.to_string()).collect()
+}
+
+const CONFIG_MAP: &str = "apiVersion: v1, kind: ConfigMap";
+
+fn parent(spec: Json) -> Json {
+    json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": spec})
+}
+
+#[test]
+fn a_tenant_comes_into_being_step_by_step() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/tenant.yaml");
+    let composition = Composition::read("tenant.yaml", &std::fs::read_to_string(file).unwrap())
+        .unwrap_or_else(|errors| panic!("{errors}"));
+    let parent = json!({"metadata": {"name": "orchid"}, "spec": {
+        "owners": [{"kind": "User", "name": "ada"}, {"kind": "ServiceAccount", "name": "ci", "namespace": "build"}],
+        "quota": {"pods": "10"}, "isolation": "DenyIngress"}});
+    let mut world = World::default();
+    let first = world.compose(&composition, &parent).unwrap();
+    assert_eq!(names(&first), ["Namespace orchid"]);
+    let waiting: Vec<_> = first.waiting.iter().map(|it| it.id.as_str()).collect();
+    assert_eq!(waiting, ["quota", "owners", "isolation"]);
+
+    world.apply(&first, &json!({"phase": "Active"}));
+    let second = world.compose(&composition, &parent).unwrap();
+    assert_eq!(
+        names(&second),
+        [
+            "Namespace orchid",
+            "ResourceQuota orchid/tenant",
+            "RoleBinding orchid/tenant-owner-0",
+            "RoleBinding orchid/tenant-owner-1",
+            "NetworkPolicy orchid/tenant",
+        ]
+    );
+    assert_eq!(second.waiting, []);
+    assert_eq!(Json::Object(second.status), json!({"namespace": "orchid", "phase": "Active"}));
+    assert_eq!(second.children[0].unready, None);
+    assert_eq!(second.children[1].unready.as_deref(), Some("not there yet"));
+    assert_eq!(second.children[1].object["spec"], json!({"hard": {"pods": "10"}}));
+    assert_eq!(second.children[0].object["metadata"], json!({"name": "orchid"}), "no labels were asked for");
+    assert_eq!(
+        second.children[3].object["subjects"],
+        json!([{"kind": "ServiceAccount", "name": "ci", "namespace": "build"}])
+    );
+}
+
+#[test]
+fn each_makes_a_child_of_each_item_and_null_makes_none() {
+    let composition = read(&format!(
+        "children:\n- id: maps\n  forEach: ${{parent.spec.items}}\n  max: 3\n  template: {{{CONFIG_MAP}, metadata: {{name: \"c-${{index}}\"}}, data: {{v: \"${{each}}\"}}}}\n"
+    ));
+    for (items, expected) in [(json!([]), 0), (json!(null), 0), (json!(["a", "b"]), 2)] {
+        let composed = World::default().compose(&composition, &parent(json!({"items": items}))).unwrap();
+        assert_eq!(composed.children.len(), expected, "{items}");
+    }
+    let many = World::default().compose(&composition, &parent(json!({"items": [1, 2, 3, 4]}))).unwrap_err();
+    assert_eq!(many.reason, "TooManyChildren");
+    let wrong = World::default().compose(&composition, &parent(json!({"items": "x"}))).unwrap_err();
+    assert_eq!((wrong.reason, &*wrong.message), ("ExpressionFailed", "maps.forEach: must be a list or a mapping"));
+    let absent = World::default().compose(&composition, &parent(json!({}))).unwrap_err();
+    assert_eq!((absent.reason, &*absent.message), ("ExpressionFailed", "maps.forEach: there is no `items`"));
+}
+
+#[test]
+fn a_mapping_is_gone_through_in_the_order_of_its_keys() {
+    let composition = read(&format!(
+        "children:\n- id: maps\n  forEach: ${{parent.spec.items}}\n  template: {{{CONFIG_MAP}, metadata: {{name: \"${{each.key}}\"}}, data: {{v: \"${{each.value}}\"}}}}\n"
+    ));
+    let composed = World::default().compose(&composition, &parent(json!({"items": {"b": 1, "a": 2, "c": 3}}))).unwrap();
+    assert_eq!(names(&composed), ["ConfigMap ns/a", "ConfigMap ns/b", "ConfigMap ns/c"]);
+}
+
+#[test]
+fn what_refers_to_a_child_waits_for_it_and_goes_with_it() {
+    let composition = read(&format!(
+        "children:\n\
+         - id: second\n  template: {{{CONFIG_MAP}, metadata: {{name: second}}, data: {{a: \"${{children.first.data.a}}\"}}}}\n\
+         - id: first\n  includeWhen: [\"${{parent.spec.on}}\"]\n  template: {{{CONFIG_MAP}, metadata: {{name: first}}, data: {{a: x}}}}\n\
+         status: {{a: \"${{children.first.data.a}}\"}}\n"
+    ));
+    let on = parent(json!({"on": true}));
+    let mut world = World::default();
+    let one = world.compose(&composition, &on).unwrap();
+    assert_eq!((names(&one), one.waiting.len(), one.status.len()), (vec!["ConfigMap ns/first".to_owned()], 1, 0));
+    world.apply(&one, &json!({}));
+    let both = world.compose(&composition, &on).unwrap();
+    assert_eq!((names(&both).len(), both.waiting.len()), (2, 0));
+    assert_eq!(both.status["a"], "x");
+    let none = world.compose(&composition, &parent(json!({"on": false}))).unwrap();
+    assert_eq!((none.children.len(), none.waiting.len()), (0, 0), "what refers to none is none");
+}
+
+#[test]
+fn what_cannot_be_carried_out_says_which_child_where_and_why() {
+    let child = |name: &str, rest: &str| {
+        format!(
+            "- id: {name}\n  template: {{{CONFIG_MAP}, metadata: {{{rest}}}, data: {{v: \"${{parent.spec.v}}\"}}}}\n"
+        )
+    };
+    for (children, spec, reason, message) in [
+        (child("a", "name: x"), json!({}), "ExpressionFailed", "a.template.data.v: there is no `v`"),
+        (child("a", "name: \"${parent.spec.v}\""), json!({"v": ""}), "ExpressionFailed", "must be text, and not empty"),
+        (child("a", "name: \"${parent.spec.n}\""), json!({"v": "", "n": 3}), "ExpressionFailed", "must be text"),
+        (
+            child("a", "name: x") + &child("b", "name: x"),
+            json!({"v": ""}),
+            "DuplicateChild",
+            "ConfigMap ns/x is said by a and by b; give one another name",
+        ),
+        (child("a", "name: x"), json!({"v": "y".repeat(2 << 20)}), "ChildTooLarge", "and the most is"),
+    ] {
+        let failure =
+            World::default().compose(&read(&format!("children:\n{children}")), &parent(spec)).expect_err(message);
+        assert_eq!(failure.reason, reason, "{}", failure.message);
+        assert!(failure.message.contains(message), "{}", failure.message);
+    }
+}
+
+#[test]
+fn every_mistake_of_a_file_is_shown_at_its_place() {
+    let text = "\
+related:
+- {id: base, apiVersion: v1, kind: ConfigMap, names: [x]}
+children:
+- id: ns
+  after: [nope]
+  includeWhen: [\"has(parent.spec)\"]
+  template:
+    apiVersion: v1
+    kind: ${parent.spec.kind}
+    metadata: {name: x}
+- id: ns
+  forEach: ${parent.spec.list}
+  template:
+    apiVersion: v1
+    kind: ConfigMap
+    metadata: {name: fixed, ownerReferences: [], labels: {leasehold.dev/x: y}}
+    data: {a: \"${chidren.ns}\", b: \"${each.b}${self}\"}
+- id: Bad
+  readyWhen: [\"${children.ns.x}\"]
+  template: {apiVersion: v1, kind: ConfigMap, metadata: {}}
+  wieght: 3
+status: {conditions: [], x: \"${children.gone.y}\"}
+";
+    let shown = errors(text).join("\n");
+    for expected in [
+        "4:47 related[0].names: unknown field",
+        "7:11 children[0].after[0]: no child has the id `nope`",
+        "8:17 children[0].includeWhen[0]: expected one expression",
+        "11:11 children[0].template.kind: must be plain text",
+        "13:7 children[1].id: the id `ns` is given twice",
+        "children[1].template.metadata.ownerReferences: who owns a child",
+        "children[1].template.metadata.labels.leasehold.dev/x: is the engine's",
+        "children[1].template.data.a: `${chidren.ns}`: unknown name `chidren`",
+        "`self` is of readyWhen only",
+        "children[1].template.metadata.name: with a forEach the name needs",
+        "children[2].id: `Bad` is no id",
+        "children[2].readyWhen[0]: readyWhen is about one child",
+        "children[2].template.metadata.name: missing",
+        "children[2].wieght: unknown field",
+        "status.conditions: is written by the engine",
+        "no child has the id `gone`; there are ns",
+    ] {
+        assert!(shown.contains(expected), "{expected}\n-- in --\n{shown}");
+    }
+}
+
+#[test]
+fn a_circle_is_named() {
+    let child = |id: &str, after: &str| {
+        format!("- {{id: {id}, after: [{after}], template: {{{CONFIG_MAP}, metadata: {{name: {id}}}}}}}\n")
+    };
+    let text = format!("children:\n{}{}{}", child("a", "b"), child("b", "c"), child("c", "b"));
+    assert_eq!(errors(&text), ["5:8 children: each waits for another: b -> c -> b; break the circle"]);
+    assert!(errors(&format!("children:\n{}", child("a", "a")))[0].contains("a -> a"));
+}
+
+#[test]
+fn a_composition_needs_children() {
+    assert!(errors("")[0].contains("list at least one child"));
+    assert!(errors("children: []\n")[0].contains("list at least one child"));
+    assert!(errors("children: {}\n")[0].contains("expected a list"));
+}
+
+proptest! {
+    /// The same of the same, whatever the spec: nothing in it depends on chance or on the order of a hash.
+    #[test]
+    fn composing_is_deterministic(keys in prop::collection::btree_map("[a-z]{1,8}", any::<i32>(), 0..20)) {
+        let composition = read(&format!(
+            "children:\n- id: maps\n  template: {{{CONFIG_MAP}, metadata: {{name: x}}, data: {{v: \"${{parent.spec.items.map(k, k).join(',')}}\"}}}}\n"
+        ));
+        let parent = parent(json!({"items": keys}));
+        let composed = World::default().compose(&composition, &parent).unwrap();
+        let expected: Vec<_> = keys.keys().cloned().collect();
+        prop_assert_eq!(&composed.children[0].object["data"]["v"], &json!(expected.join(",")));
+    }
+}

@@ -1,0 +1,195 @@
+//! Whether a child is still what we applied. Pure.
+//!
+//! Values are not compared: the API server fills in defaults, and writes a quantity in its own way. Two things tell instead.
+//! A digest of what we applied is written on the child, so that a later term knows what an earlier one did.
+//! And server-side apply keeps the fields that are ours: whoever changes one of them takes it from us.
+//! So a child is as we applied it if it bears the digest, and if we own just the fields that we would apply.
+
+use serde_json::{Map, Value};
+
+use crate::reconcile::apply::{APPLIED, fnv1a};
+
+/// What [`APPLIED`] bears for that object.
+pub(super) fn digest(object: &Value) -> String {
+    format!("fnv1a:{:016x}", fnv1a(object.to_string().bytes()))
+}
+
+/// Whether `live` is as `manager` applied `object`, whose digest it would bear.
+pub(super) fn is_as_applied(live: &Value, object: &Value, digest: &str, manager: &str) -> bool {
+    let borne = live.pointer("/metadata/annotations").and_then(|annotations| annotations.get(APPLIED));
+    borne.and_then(Value::as_str) == Some(digest) && fields(live, manager).is_some_and(|fields| owns(fields, object))
+}
+
+/// The fields that `manager` owns by having applied them.
+fn fields<'a>(live: &'a Value, manager: &str) -> Option<&'a Value> {
+    let entries = live.pointer("/metadata/managedFields")?.as_array()?;
+    let ours = |entry: &&Value| {
+        entry["manager"] == manager
+            && entry["operation"] == "Apply"
+            && entry.get("subresource").is_none_or(Value::is_null)
+    };
+    entries.iter().find(ours)?.get("fieldsV1")
+}
+
+/// Whether `fields` are those of `object`, no more and no fewer. Who and what it is belongs to nobody.
+fn owns(fields: &Value, object: &Value) -> bool {
+    let (Some(fields), Some(object)) = (fields.as_object(), object.as_object()) else { return false };
+    let unowned: &[&str] = &["apiVersion", "kind"];
+    let mut object: Map<String, Value> = object
+        .iter()
+        .filter(|(name, _)| !unowned.contains(&name.as_str()))
+        .map(|(n, v)| (n.clone(), v.clone()))
+        .collect();
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        for own in ["name", "namespace", "uid"] {
+            metadata.remove(own);
+        }
+    }
+    covers(fields, &object)
+}
+
+fn covers(fields: &Map<String, Value>, object: &Map<String, Value>) -> bool {
+    let named = fields.keys().filter(|key| key.as_str() != ".").count();
+    named == object.len()
+        && object.iter().all(|(name, value)| fields.get(&format!("f:{name}")).is_some_and(|field| is_of(field, value)))
+}
+
+/// Whether the owned field is that value's. Nothing below it: it is owned as a whole.
+fn is_of(field: &Value, value: &Value) -> bool {
+    let Some(fields) = field.as_object() else { return false };
+    if fields.is_empty() {
+        return true;
+    }
+    match value {
+        Value::Object(object) => covers(fields, object),
+        Value::Array(items) => {
+            let entries: Vec<_> = fields.iter().filter(|(key, _)| key.as_str() != ".").collect();
+            entries.len() == items.len()
+                && items.iter().all(|item| entries.iter().any(|(key, field)| is_item(key, field, item)))
+        }
+        _ => false,
+    }
+}
+
+/// `k:{…}` is the item of those keys, `v:…` the item of that value. The API server fills in keys that have a default.
+fn is_item(key: &str, field: &Value, item: &Value) -> bool {
+    if let Some(value) = key.strip_prefix("v:") {
+        return serde_json::from_str::<Value>(value).is_ok_and(|value| value == *item);
+    }
+    let Some(keys) = key.strip_prefix("k:").and_then(|keys| serde_json::from_str::<Map<String, Value>>(keys).ok())
+    else {
+        return false;
+    };
+    keys.iter().all(|(name, value)| item.get(name).is_none_or(|own| own == value)) && is_of(field, item)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A Deployment as the real API server tells who owns what of it, after an apply of [`object`].
+    fn live(digest: &str) -> Value {
+        json!({
+            "metadata": {
+                "annotations": {APPLIED: digest},
+                "managedFields": [
+                    {"manager": "kube-controller-manager", "operation": "Update", "fieldsV1": {"f:status": {}}},
+                    {"manager": "leasehold/webapp", "operation": "Apply", "fieldsV1": {
+                        "f:metadata": {
+                            "f:annotations": {"f:leasehold.dev/applied": {}},
+                            "f:ownerReferences": {"k:{\"uid\":\"u\"}": {}},
+                        },
+                        "f:spec": {
+                            "f:replicas": {},
+                            "f:selector": {},
+                            "f:template": {
+                                "f:metadata": {"f:labels": {"f:app": {}}},
+                                "f:spec": {"f:containers": {"k:{\"name\":\"web\"}": {
+                                    ".": {}, "f:name": {}, "f:image": {},
+                                    "f:ports": {"k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {".": {}, "f:containerPort": {}}},
+                                    "f:args": {},
+                                }}},
+                            },
+                        },
+                    }},
+                ],
+            },
+        })
+    }
+
+    fn object() -> Value {
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {
+                "name": "web", "namespace": "ns", "annotations": {APPLIED: "x"},
+                "ownerReferences": [{"uid": "u", "name": "p"}],
+            },
+            "spec": {
+                "replicas": 2, "selector": {"matchLabels": {"app": "web"}},
+                "template": {
+                    "metadata": {"labels": {"app": "web"}},
+                    "spec": {"containers": [{"name": "web", "image": "i", "ports": [{"containerPort": 80}], "args": ["a", "b"]}]},
+                },
+            },
+        })
+    }
+
+    fn as_applied(live: &Value, object: &Value) -> bool {
+        is_as_applied(live, object, "x", "leasehold/webapp")
+    }
+
+    #[test]
+    fn what_we_applied_and_nobody_touched_is_as_applied() {
+        assert!(as_applied(&live("x"), &object()));
+    }
+
+    #[test]
+    fn another_digest_or_another_manager_is_not() {
+        assert!(!as_applied(&live("y"), &object()));
+        assert!(!is_as_applied(&live("x"), &object(), "x", "leasehold/tenant"));
+        assert!(!as_applied(&json!({}), &object()));
+    }
+
+    #[test]
+    fn a_field_that_was_taken_from_us_tells_whatever_its_value_is_now() {
+        for taken in ["/f:spec/f:replicas", "/f:spec/f:selector", "/f:metadata/f:ownerReferences"] {
+            let mut live = live("x");
+            let (parent, field) = taken.rsplit_once('/').unwrap();
+            let path = format!("/metadata/managedFields/1/fieldsV1{parent}");
+            live.pointer_mut(&path).unwrap().as_object_mut().unwrap().remove(field).unwrap();
+            assert!(!as_applied(&live, &object()), "{taken}");
+        }
+        let mut live = live("x");
+        let containers = "/metadata/managedFields/1/fieldsV1/f:spec/f:template/f:spec/f:containers";
+        live.pointer_mut(containers).unwrap().as_object_mut().unwrap().clear();
+        live.pointer_mut(containers).unwrap()["k:{\"name\":\"other\"}"] = json!({"f:name": {}});
+        assert!(!as_applied(&live, &object()));
+    }
+
+    #[test]
+    fn a_field_that_we_own_and_would_not_apply_any_more_tells() {
+        let mut less = object();
+        less["spec"].as_object_mut().unwrap().remove("replicas");
+        assert!(!as_applied(&live("x"), &less));
+        let mut less = object();
+        less["spec"]["template"]["spec"]["containers"][0]["ports"] = json!([]);
+        assert!(!as_applied(&live("x"), &less));
+    }
+
+    #[test]
+    fn a_set_is_owned_by_its_values() {
+        let fields = json!({"f:finalizers": {"v:\"a\"": {}, "v:\"b\"": {}}});
+        assert!(owns(&fields, &json!({"finalizers": ["b", "a"]})));
+        assert!(!owns(&fields, &json!({"finalizers": ["a"]})));
+        assert!(!owns(&fields, &json!({"finalizers": ["a", "c"]})));
+    }
+
+    #[test]
+    fn the_digest_is_of_every_value() {
+        let (a, b) = (json!({"a": 1, "b": [true]}), json!({"b": [true], "a": 1}));
+        assert_eq!(digest(&a), digest(&b));
+        assert_ne!(digest(&a), digest(&json!({"a": 1, "b": [false]})));
+    }
+}

@@ -1,0 +1,152 @@
+//! What a front end of the engine says: which children an object shall have. Pure.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use kube::core::{ApiResource, GroupVersionKind};
+use serde_json::{Map, Value};
+
+use crate::sharding::term::Access;
+
+/// A type of objects. The plural is what permissions name; requests use the one that the API server tells.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Type {
+    /// API group; empty for the core group.
+    pub group: String,
+    /// Version within the group.
+    pub version: String,
+    /// Kind in CamelCase.
+    pub kind: String,
+    /// Resource in the plural, in lower case.
+    pub plural: String,
+}
+
+impl Type {
+    /// With the plural that English has for it, as almost every API does.
+    pub fn new(group: &str, version: &str, kind: &str) -> Self {
+        let plural = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind)).plural;
+        Self { group: group.to_owned(), version: version.to_owned(), kind: kind.to_owned(), plural }
+    }
+
+    /// `apiVersion` as objects bear it.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// Group, version and kind.
+    pub fn gvk(&self) -> GroupVersionKind {
+        GroupVersionKind::gvk(&self.group, &self.version, &self.kind)
+    }
+}
+
+impl fmt::Display for Type {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.api_version(), self.kind)
+    }
+}
+
+/// Names one object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Its type.
+    pub of: Arc<Type>,
+    /// Its namespace; `None` for what is in none.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} {namespace}/{}", self.of.kind, self.name),
+            None => write!(f, "{} {}", self.of.kind, self.name),
+        }
+    }
+}
+
+/// Objects that are read and never written: all of a type, or those of a namespace, of a name, with these labels.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Related {
+    /// Their type.
+    pub of: Arc<Type>,
+    /// Their namespace; `None` for all.
+    pub namespace: Option<String>,
+    /// The name of the only one.
+    pub name: Option<String>,
+    /// Labels that all of them bear.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What a front end may look at.
+pub struct View<'a> {
+    /// The object, as the API server has it.
+    pub parent: &'a Value,
+    /// Its children as they were last seen; `None` if there is none of that name that is ours.
+    pub child: &'a dyn Fn(&Key) -> Option<Arc<Value>>,
+    /// Related objects by the id under which they were asked for, in the order of namespace and name.
+    pub related: &'a BTreeMap<String, Vec<Arc<Value>>>,
+    /// Whether objects of a type live in namespaces.
+    pub is_namespaced: &'a dyn Fn(&Type) -> bool,
+}
+
+/// One child that shall be there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    /// What the front end calls it.
+    pub id: String,
+    /// Its name.
+    pub key: Key,
+    /// All that we say of it; not who owns it, which is the engine's to say.
+    pub object: Value,
+    /// What it is waited for to be ready; `None`: it is.
+    pub unready: Option<String>,
+}
+
+/// A child that cannot be said yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// What the front end calls it.
+    pub id: String,
+    /// What it waits for.
+    pub reason: String,
+}
+
+/// What an object shall have.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Composed {
+    /// In the order in which they shall come into being.
+    pub children: Vec<Desired>,
+    /// Those that are not said yet. While there are any, nothing is deleted.
+    pub waiting: Vec<Waiting>,
+    /// Fields of the status, besides those of the engine.
+    pub status: Map<String, Value>,
+}
+
+/// Why nothing can be said of what an object shall have. Nothing is deleted then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// One word in CamelCase.
+    pub reason: &'static str,
+    /// For people: which child, where in its template, why. No value of an object stands in it.
+    pub message: String,
+}
+
+/// A front end: says what children an object shall have. It does no IO, reads no clock, and says the same of the same.
+pub trait Compose: Send + Sync + 'static {
+    /// The types that children can have.
+    fn types(&self) -> Vec<Arc<Type>>;
+
+    /// What it must be allowed besides the writing of those types, to give rights away for example.
+    fn rights(&self) -> Vec<Access> {
+        Vec::new()
+    }
+
+    /// What it wants to see besides, by id.
+    fn related(&self) -> BTreeMap<String, Related>;
+
+    /// What the object shall have. It may take some milliseconds: it is called where that holds nobody up.
+    ///
+    /// # Errors
+    /// If the object says nothing that could be carried out.
+    fn compose(&self, view: &View<'_>) -> Result<Composed, Failure>;
+}

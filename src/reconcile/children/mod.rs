@@ -1,0 +1,436 @@
+//! The children engine: for any kind whose front end says which children an object shall have.
+//!
+//! [`desired`] is what a front end says, [`applied`] tells whether a child is still what we applied, [`write`](mod@write)
+//! applies and deletes, [`report`] makes the status; the reconcile below is their table of contents.
+//!
+//! A child belongs to its parent by a controller owner reference where the garbage collector follows one: in the parent's
+//! namespace, or everywhere if the parent has none. Elsewhere the labels say it, and a finalizer keeps the parent until its
+//! children are deleted. What bears our labels without our having applied it is a copy that somebody made, and not ours.
+//!
+//! Nothing is remembered that is not in objects, so a later term goes on where an earlier one ended, and writes nothing
+//! where nothing has changed.
+
+mod applied;
+mod desired;
+mod parent;
+mod report;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+pub use desired::{Compose, Composed, Desired, Failure, Key, Related, Type, View, Waiting};
+use futures::{FutureExt, StreamExt, future::BoxFuture};
+use kube::{
+    Api, Resource, ResourceExt,
+    core::ApiResource,
+    discovery::Scope,
+    runtime::reflector::{ObjectRef, Store},
+};
+use serde_json::Value;
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+use self::{
+    parent::Parent,
+    report::{Outcome, Trouble},
+    write::{Family, Written},
+};
+use crate::{
+    config::Kind,
+    reconcile::{
+        apply::{LEASEHOLD, MANAGED_BY, OWNER_UID, field_manager},
+        clock::{Clock, WallClock},
+        conditions,
+        controller::{Again, Controller, Lane},
+        events::Events,
+        finalizer, status,
+        watches::{Belonging, Listener, News, Objects, Query, Watches},
+    },
+    sharding::term::{Access, BoxError, Reconciler, Standby, Term},
+};
+
+/// How soon an object is looked at again whose children cannot be handled yet: nothing tells when they can.
+const UNUSABLE: Duration = Duration::from_secs(10);
+/// How soon a child that belongs to somebody else is looked at again: it bears no label by which we would see it go.
+const CONFLICT: Duration = Duration::from_secs(30);
+/// How soon the children of a deleted object are looked at again while they go.
+const GOING: Duration = Duration::from_secs(2);
+/// Composing again shows what the last applies have made of it; a child that waits takes one round, and each has an end.
+const ROUNDS: usize = 32;
+
+/// Reconciles the objects of one kind: what its front end says they shall have is what they have.
+pub struct Children {
+    front: Arc<dyn Compose>,
+    watches: Watches,
+    clock: Arc<dyn Clock>,
+    needs: Vec<Access>,
+}
+
+impl Children {
+    /// For the objects of `kind`. The watches are those of the replica.
+    pub fn new(kind: &Kind, front: Arc<dyn Compose>, watches: Watches) -> Self {
+        Self { needs: needs(kind, &*front), front, watches, clock: Arc::new(WallClock) }
+    }
+
+    fn work(&self, standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
+        let (front, clock, watches) = (Arc::clone(&self.front), Arc::clone(&self.clock), self.watches.clone());
+        async move {
+            let kind = standby.kind();
+            let gvk = kube::core::GroupVersionKind::gvk(&kind.group, &kind.version, &kind.kind);
+            let (resource, _) = kube::discovery::pinned_kind(&standby.client(), &gvk).await?;
+            let lease = kind.lease_name.clone();
+            let mut controller =
+                Controller::new(Api::<Parent>::all_with(standby.client(), &resource), resource.clone());
+            let parents = controller.objects();
+            let mut children = BTreeMap::new();
+            for of in front.types() {
+                let listener = watches.listen(&children_of_all(&of));
+                children.insert(of, listener.objects());
+                controller = controller.follow(owners(listener, lease.clone(), parents.clone(), resource.clone()));
+            }
+            let mut related = BTreeMap::new();
+            for (id, query) in front.related() {
+                let listener = watches.listen(&related_query(&query));
+                related.insert(id, listener.objects());
+                controller = controller.follow(everybody(listener, parents.clone(), resource.clone()));
+            }
+            let begin = |term: Term| {
+                let events = Arc::new(Events::new(&term));
+                let manager = field_manager(&term.kind().kind);
+                let finalizer = format!("leasehold.dev/{}", term.kind().kind.to_lowercase());
+                let pass = Pass(Arc::new(Common {
+                    term,
+                    events,
+                    clock,
+                    front,
+                    resource,
+                    manager,
+                    finalizer,
+                    children,
+                    related,
+                }));
+                move |parent| pass.clone().reconcile(parent)
+            };
+            controller.run(standby, begin).await;
+            Ok(())
+        }
+        .boxed()
+    }
+}
+
+impl Reconciler for Children {
+    fn run(&self, term: Term) -> BoxFuture<'static, Result<(), BoxError>> {
+        self.work(Standby::of(&term))
+    }
+
+    fn stand_by(&self, standby: Standby) -> Option<BoxFuture<'static, Result<(), BoxError>>> {
+        Some(self.work(standby))
+    }
+
+    fn needs(&self) -> Vec<Access> {
+        self.needs.clone()
+    }
+}
+
+/// The least that a kind needs whose front end says this.
+pub fn needs(kind: &Kind, front: &dyn Compose) -> Vec<Access> {
+    let (group, plural) = (&kind.group, Type::new(&kind.group, &kind.version, &kind.kind).plural);
+    // Some API servers let only those point at an owner, in a way that holds it up, who may write its finalizers.
+    let own = [("get", ""), ("patch", ""), ("update", "/status"), ("update", "/finalizers")];
+    let mut needs: BTreeSet<Access> =
+        own.into_iter().map(|(verb, part)| Access::new(verb, group.clone(), format!("{plural}{part}"))).collect();
+    for of in front.types() {
+        for verb in ["get", "list", "watch", "create", "patch", "delete"] {
+            needs.insert(Access::new(verb, of.group.clone(), of.plural.clone()));
+        }
+    }
+    for related in front.related().values() {
+        for verb in ["list", "watch"] {
+            needs.insert(Access::new(verb, related.of.group.clone(), related.of.plural.clone()));
+        }
+    }
+    needs.extend(front.rights());
+    needs.into_iter().collect()
+}
+
+/// All children of a type, of whatever kind: every kind that a replica leads shares the watch.
+fn children_of_all(of: &Arc<Type>) -> Query {
+    let labels = format!("{MANAGED_BY}={LEASEHOLD},{OWNER_UID}");
+    Query { of: Arc::clone(of), namespace: None, labels, fields: String::new() }
+}
+
+fn related_query(related: &Related) -> Query {
+    let labels: Vec<_> = related.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    Query {
+        of: Arc::clone(&related.of),
+        namespace: related.namespace.clone(),
+        labels: labels.join(","),
+        fields: related.name.as_ref().map(|name| format!("metadata.name={name}")).unwrap_or_default(),
+    }
+}
+
+/// Makes the owner of a child due that has changed, if it is of this shard.
+fn owners(
+    listener: Listener,
+    lease: String,
+    parents: Store<Parent>,
+    resource: ApiResource,
+) -> impl futures::Stream<Item = (Lane, Vec<ObjectRef<Parent>>, bool)> + Send + 'static {
+    listener.map(move |news| match news {
+        News::Listed => (Lane::Soon, all(&parents, &resource), true),
+        News::Changed(Some(Belonging { shard, namespace, name })) if shard == lease => {
+            let mut owner = ObjectRef::new_with(&name, resource.clone());
+            owner.namespace = namespace;
+            (Lane::Changed, vec![owner], false)
+        }
+        News::Changed(_) => (Lane::Changed, Vec::new(), false),
+    })
+}
+
+/// Makes everything due: what is related may be of use to any of them.
+fn everybody(
+    listener: Listener,
+    parents: Store<Parent>,
+    resource: ApiResource,
+) -> impl futures::Stream<Item = (Lane, Vec<ObjectRef<Parent>>, bool)> + Send + 'static {
+    listener.map(move |news| (Lane::Soon, all(&parents, &resource), news == News::Listed))
+}
+
+fn all(parents: &Store<Parent>, resource: &ApiResource) -> Vec<ObjectRef<Parent>> {
+    parents.state().iter().map(|parent| ObjectRef::from_obj_with(&**parent, resource.clone())).collect()
+}
+
+/// Why a pass is to be tried again.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("failed to write the status")]
+    WriteStatus(#[source] kube::Error),
+    #[error("failed to write the finalizer")]
+    WriteFinalizer(#[source] kube::Error),
+    #[error("failed to list the children of a deleted object")]
+    ListChildren(#[source] kube::Error),
+    #[error("{0}")]
+    Unfinished(String),
+}
+
+/// What every pass needs.
+struct Common {
+    term: Term,
+    events: Arc<Events>,
+    clock: Arc<dyn Clock>,
+    front: Arc<dyn Compose>,
+    resource: ApiResource,
+    manager: String,
+    finalizer: String,
+    children: BTreeMap<Arc<Type>, Objects>,
+    related: BTreeMap<String, Objects>,
+}
+
+#[derive(Clone)]
+struct Pass(Arc<Common>);
+
+/// How each type is named in requests, and where its objects live.
+type Served = HashMap<Arc<Type>, (ApiResource, Scope)>;
+
+impl Pass {
+    async fn reconcile(self, parent: Arc<Parent>) -> Result<Again, Error> {
+        let it = &self.0;
+        let served = match self.served() {
+            Ok(served) => served,
+            Err(None) => return Ok(None),
+            Err(Some(words)) if parent.metadata.deletion_timestamp.is_none() => {
+                let trouble = Trouble { reason: "TypeNotServed", words };
+                self.report(&parent, &Outcome::Blocked(trouble)).await?;
+                return Ok(Some(UNUSABLE));
+            }
+            // A type that is not served has no objects that could be left behind.
+            Err(Some(_)) => self.known(),
+        };
+        let family = Family::new(it, &parent, &served);
+        if parent.metadata.deletion_timestamp.is_some() {
+            return self.finish(&parent, &family).await;
+        }
+
+        let mut fresh = HashMap::new();
+        let mut written = 0;
+        let (composed, mut trouble) = 'rounds: {
+            for _ in 0..ROUNDS {
+                let composed = match self.compose(&parent, &family, &fresh) {
+                    Ok(composed) => composed,
+                    Err(Failure { reason, message }) => {
+                        let invalid = Outcome::Invalid(Trouble { reason, words: message });
+                        self.report(&parent, &invalid).await?;
+                        return Ok(None);
+                    }
+                };
+                if composed.children.iter().any(|child| !family.can_own(&child.key))
+                    && !parent.finalizers().contains(&it.finalizer)
+                {
+                    // Its event makes the object due again, and then the finalizer is there.
+                    finalizer::add(&self.api(&parent), &*parent, &it.finalizer).await.map_err(Error::WriteFinalizer)?;
+                    return Ok(None);
+                }
+                let round = family.apply_all(&composed, &fresh).await;
+                let Some(round) = round else {
+                    // The term drains. What was left out is the next leader's to find.
+                    return Ok(None);
+                };
+                let news = !round.written.is_empty();
+                written += round.written.len();
+                fresh.extend(round.written);
+                if !news || !round.trouble.is_empty() {
+                    break 'rounds (composed, round.trouble);
+                }
+            }
+            return Err(Error::Unfinished(format!("the children are not done after {ROUNDS} rounds")));
+        };
+
+        // What is not said, or not applied, must not take away what is there.
+        let mut pruned = 0;
+        if composed.waiting.is_empty() && trouble.is_empty() {
+            let wanted = composed.children.iter().map(|child| &child.key).collect();
+            let done = family.prune(&wanted).await;
+            pruned = done.pruned;
+            trouble = done.trouble;
+        }
+        self.tell(&parent, written, pruned).await;
+        let again = again(&trouble);
+        let refused = trouble.iter().find(|trouble| retries(trouble.reason)).map(|trouble| trouble.words.clone());
+        let outcome = Outcome::Done {
+            trouble,
+            waiting: composed
+                .waiting
+                .iter()
+                .map(|waiting| format!("{} waits {}", waiting.id, waiting.reason))
+                .collect(),
+            unready: unready(&composed),
+            own: composed.status,
+        };
+        self.report(&parent, &outcome).await?;
+        refused.map_or(Ok(again), |words| Err(Error::Unfinished(words)))
+    }
+
+    /// All types, if all can be seen. Otherwise why not; `None`: they will be, and the object is due then.
+    fn served(&self) -> Result<Served, Option<String>> {
+        let it = &self.0;
+        let mut listed = true;
+        for objects in it.children.values().chain(it.related.values()) {
+            if !objects.listed() || objects.served().is_none() {
+                if let Some(trouble) = objects.trouble() {
+                    return Err(Some(trouble));
+                }
+                listed = false;
+            }
+        }
+        if listed { Ok(self.known()) } else { Err(None) }
+    }
+
+    fn known(&self) -> Served {
+        let known = self.0.children.iter().filter_map(|(of, objects)| Some((Arc::clone(of), objects.served()?)));
+        known.collect()
+    }
+
+    /// What the object shall have, with what was just written.
+    fn compose(
+        &self,
+        parent: &Parent,
+        family: &Family<'_>,
+        fresh: &HashMap<Key, Written>,
+    ) -> Result<Composed, Failure> {
+        let it = &self.0;
+        let related = it
+            .related
+            .iter()
+            .map(|(id, objects)| (id.clone(), objects.all().into_iter().map(Arc::new).collect::<Vec<_>>()));
+        let related = related.collect();
+        let child = |key: &Key| fresh.get(key).map(|written| Arc::clone(&written.object)).or_else(|| family.seen(key));
+        let is_namespaced = |of: &Type| family.is_namespaced(of);
+        off_the_async_threads(|| {
+            let parent = serde_json::to_value(parent).unwrap_or_default();
+            let view = View { parent: &parent, child: &child, related: &related, is_namespaced: &is_namespaced };
+            it.front.compose(&view)
+        })
+    }
+
+    /// Deletes what the garbage collector does not, then lets the object go.
+    async fn finish(&self, parent: &Parent, family: &Family<'_>) -> Result<Again, Error> {
+        let it = &self.0;
+        if !parent.finalizers().contains(&it.finalizer) {
+            return Ok(None);
+        }
+        if family.delete_all().await.map_err(Error::ListChildren)? > 0 {
+            return Ok(Some(GOING));
+        }
+        finalizer::remove(&self.api(parent), parent, &it.finalizer).await.map_err(Error::WriteFinalizer)?;
+        it.events.normal(&parent.object_ref(&it.resource), "Finalized", "all children are gone").await;
+        Ok(None)
+    }
+
+    fn api(&self, parent: &Parent) -> Api<Parent> {
+        let (client, resource) = (self.0.term.client(), &self.0.resource);
+        match parent.namespace() {
+            Some(namespace) => Api::namespaced_with(client, &namespace, resource),
+            None => Api::all_with(client, resource),
+        }
+    }
+
+    /// Writes the status, if it is news, and says so if it is bad news.
+    async fn report(&self, parent: &Parent, outcome: &Outcome) -> Result<(), Error> {
+        let it = &self.0;
+        let now = it.clock.now();
+        let next = |current: Option<&parent::Status>| report::status(current, parent, outcome, now);
+        let written = status::write(&it.term, &self.api(parent), parent, next).await.map_err(Error::WriteStatus)?;
+        if written && let Some(ready) = conditions::not_ready(&next(parent.status.as_ref()).conditions) {
+            // What is only on its way is no news for whoever looks for trouble.
+            if ready.status == "False" {
+                it.events.warning(&parent.object_ref(&it.resource), &ready.reason, &ready.message).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, parent: &Parent, written: usize, pruned: usize) {
+        let about = parent.object_ref(&self.0.resource);
+        if written > 0 {
+            self.0.events.normal(&about, "Applied", &format!("{written} children written")).await;
+        }
+        if pruned > 0 {
+            self.0.events.normal(&about, "Pruned", &format!("{pruned} children deleted")).await;
+        }
+        if written + pruned > 0 {
+            let (namespace, name) = (parent.namespace().unwrap_or_default(), parent.name_any());
+            tracing::info!(kind = self.0.resource.kind, namespace, name, written, pruned, "children changed");
+        }
+    }
+}
+
+fn unready(composed: &Composed) -> Vec<String> {
+    let unready = composed.children.iter().filter_map(|child| Some((child, child.unready.as_ref()?)));
+    unready.map(|(child, why)| format!("{}: {why}", child.key)).collect()
+}
+
+/// Whether trying again may mend it. A conflict does not mend itself, and is looked at now and then.
+fn retries(reason: &str) -> bool {
+    reason != write::CONFLICT
+}
+
+fn again(trouble: &[Trouble]) -> Again {
+    (!trouble.is_empty()).then_some(CONFLICT)
+}
+
+/// Work that takes some milliseconds keeps nobody else waiting, where there are other threads to go on.
+fn off_the_async_threads<T>(work: impl FnOnce() -> T) -> T {
+    let others = Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if others { tokio::task::block_in_place(work) } else { work() }
+}
+
+/// The uid of an object, as its owner names it.
+fn uid(object: &Value) -> Option<&str> {
+    object.pointer("/metadata/uid").and_then(Value::as_str)
+}

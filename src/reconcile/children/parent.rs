@@ -1,0 +1,128 @@
+//! An object of a kind that no program knows: its metadata, its status as the engine writes it, and the rest as it is.
+
+use std::borrow::Cow;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
+use kube::{
+    Resource,
+    core::{ApiResource, TypeMeta, object::HasStatus},
+};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+use crate::reconcile::status::{Shard, Stamped};
+
+/// The object that children belong to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Parent {
+    #[serde(flatten, default)]
+    types: Option<TypeMeta>,
+    #[serde(default)]
+    pub(super) metadata: ObjectMeta,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient")]
+    pub(super) status: Option<Status>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// What is known of it: what all kinds say, and the fields that its front end says.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Status {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) observed_generation: Option<i64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) conditions: Vec<Condition>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) shard: Option<Shard>,
+    #[serde(flatten)]
+    pub(super) own: Map<String, Value>,
+}
+
+/// A status that somebody else has written in another shape is as good as none: it is written anew.
+fn lenient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Status>, D::Error> {
+    let value = Option::<Value>::deserialize(deserializer)?;
+    Ok(value.and_then(|value| serde_json::from_value(value).ok()))
+}
+
+impl Parent {
+    pub(super) fn uid(&self) -> &str {
+        self.metadata.uid.as_deref().unwrap_or_default()
+    }
+}
+
+impl Stamped for Status {
+    fn shard_mut(&mut self) -> &mut Option<Shard> {
+        &mut self.shard
+    }
+}
+
+impl HasStatus for Parent {
+    type Status = Status;
+
+    fn status(&self) -> Option<&Status> {
+        self.status.as_ref()
+    }
+
+    fn status_mut(&mut self) -> &mut Option<Status> {
+        &mut self.status
+    }
+}
+
+impl Resource for Parent {
+    type DynamicType = ApiResource;
+    type Scope = kube::core::DynamicResourceScope;
+
+    fn kind(of: &ApiResource) -> Cow<'_, str> {
+        Cow::Borrowed(&of.kind)
+    }
+
+    fn group(of: &ApiResource) -> Cow<'_, str> {
+        Cow::Borrowed(&of.group)
+    }
+
+    fn version(of: &ApiResource) -> Cow<'_, str> {
+        Cow::Borrowed(&of.version)
+    }
+
+    fn api_version(of: &ApiResource) -> Cow<'_, str> {
+        Cow::Borrowed(&of.api_version)
+    }
+
+    fn plural(of: &ApiResource) -> Cow<'_, str> {
+        Cow::Borrowed(&of.plural)
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn everything_goes_through_and_a_status_of_another_shape_is_none() {
+        let object = json!({
+            "apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w", "uid": "u"},
+            "spec": {"size": 3}, "data": {"a": "b"},
+            "status": {"observedGeneration": 2, "phase": "Active"},
+        });
+        let parent: Parent = serde_json::from_value(object.clone()).unwrap();
+        assert_eq!(parent.status.as_ref().unwrap().own["phase"], "Active");
+        assert_eq!(serde_json::to_value(&parent).unwrap(), object);
+        for status in [json!("fine"), json!({"conditions": "none"}), json!(null)] {
+            let mut odd = object.clone();
+            odd["status"] = status;
+            let parent: Parent = serde_json::from_value(odd).unwrap();
+            assert_eq!((parent.status, &parent.rest["spec"]["size"]), (None, &json!(3)));
+        }
+    }
+}

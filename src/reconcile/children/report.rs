@@ -1,0 +1,171 @@
+//! The status of an object after a pass. Pure.
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Map, Value};
+
+use super::parent::{Parent, Status};
+use crate::reconcile::conditions::{APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth};
+
+/// The children do what they are there for.
+pub(super) const CHILDREN_READY: &str = "ChildrenReady";
+/// Children that a message names.
+const NAMED: usize = 3;
+
+/// Why the children are not all as they shall be: a word in CamelCase and one for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Trouble {
+    pub(super) reason: &'static str,
+    pub(super) words: String,
+}
+
+/// What a pass came to.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// The object says nothing that could be carried out.
+    Invalid(Trouble),
+    /// It cannot be carried out now, and nothing was tried.
+    Blocked(Trouble),
+    /// It was carried out, as far as it could be.
+    Done {
+        /// What was refused, or is in the way.
+        trouble: Vec<Trouble>,
+        /// What is not said yet.
+        waiting: Vec<String>,
+        /// Children that are not ready.
+        unready: Vec<String>,
+        /// What the front end says.
+        own: Map<String, Value>,
+    },
+}
+
+/// The status after a pass, given the one before.
+pub(super) fn status(current: Option<&Status>, parent: &Parent, outcome: &Outcome, now: Timestamp) -> Status {
+    let generation = parent.metadata.generation;
+    let previous = current.map(|status| &*status.conditions).unwrap_or_default();
+    let mut conditions = Conditions::new(previous, generation, now);
+    let mut own = current.map(|status| status.own.clone()).unwrap_or_default();
+    match outcome {
+        Outcome::Invalid(Trouble { reason, words }) => {
+            conditions.set(SPEC_VALID, Truth::False, reason, words);
+            conditions.set(APPLIED, Truth::Unknown, reason, "");
+        }
+        Outcome::Blocked(Trouble { reason, words }) => {
+            conditions.set(APPLIED, Truth::False, reason, words);
+        }
+        Outcome::Done { trouble, waiting, unready, own: said } => {
+            conditions.set(SPEC_VALID, Truth::True, AS_EXPECTED, "");
+            match (trouble.first(), waiting.is_empty()) {
+                (Some(first), _) => {
+                    let words = few(trouble.iter().map(|trouble| trouble.words.as_str()));
+                    conditions.set(APPLIED, Truth::False, first.reason, words);
+                }
+                (None, false) => {
+                    let words = few(waiting.iter().map(String::as_str));
+                    conditions.set(APPLIED, Truth::Unknown, "WaitingFor", words);
+                }
+                (None, true) => conditions.set(APPLIED, Truth::True, AS_EXPECTED, ""),
+            }
+            if unready.is_empty() && waiting.is_empty() && trouble.is_empty() {
+                conditions.set(CHILDREN_READY, Truth::True, AS_EXPECTED, "");
+            } else {
+                conditions.set(CHILDREN_READY, Truth::Unknown, "Progressing", few(unready.iter().map(String::as_str)));
+            }
+            own = said.clone();
+        }
+    }
+    Status {
+        observed_generation: generation,
+        conditions: conditions.with_ready(),
+        shard: current.and_then(|status| status.shard.clone()),
+        own,
+    }
+}
+
+fn few<'a>(all: impl Iterator<Item = &'a str> + Clone) -> String {
+    let count = all.clone().count();
+    let named: Vec<&str> = all.take(NAMED).collect();
+    let more = if count > NAMED { format!("; and {} more", count - NAMED) } else { String::new() };
+    named.join("; ") + &more
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parent() -> Parent {
+        serde_json::from_value(json!({"metadata": {"name": "p", "generation": 4}})).unwrap()
+    }
+
+    fn done(trouble: Vec<Trouble>, waiting: &[&str], unready: &[&str]) -> Outcome {
+        let texts = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect();
+        Outcome::Done { trouble, waiting: texts(waiting), unready: texts(unready), own: Map::new() }
+    }
+
+    fn trouble(reason: &'static str, words: &str) -> Trouble {
+        Trouble { reason, words: words.to_owned() }
+    }
+
+    fn shown(outcome: &Outcome) -> Vec<(String, String, String)> {
+        let status = status(None, &parent(), outcome, Timestamp::UNIX_EPOCH);
+        assert_eq!(status.observed_generation, Some(4));
+        let shown = status.conditions.into_iter();
+        shown.map(|condition| (condition.type_, condition.status, condition.reason)).collect()
+    }
+
+    #[test]
+    fn conditions_say_what_stands_in_the_way() {
+        for (outcome, expected) in [
+            (
+                done(vec![], &[], &[]),
+                vec![("SpecValid", "True"), ("Applied", "True"), ("ChildrenReady", "True"), ("Ready", "True")],
+            ),
+            (
+                done(vec![], &[], &["a"]),
+                vec![("SpecValid", "True"), ("Applied", "True"), ("ChildrenReady", "Unknown"), ("Ready", "Unknown")],
+            ),
+            (
+                done(vec![], &["b waits for a"], &[]),
+                vec![("SpecValid", "True"), ("Applied", "Unknown"), ("ChildrenReady", "Unknown"), ("Ready", "Unknown")],
+            ),
+            (
+                done(vec![trouble("ChildConflict", "x")], &["b"], &[]),
+                vec![("SpecValid", "True"), ("Applied", "False"), ("ChildrenReady", "Unknown"), ("Ready", "False")],
+            ),
+            (
+                Outcome::Invalid(trouble("ExpressionFailed", "x")),
+                vec![("SpecValid", "False"), ("Applied", "Unknown"), ("Ready", "False")],
+            ),
+            (Outcome::Blocked(trouble("TypeNotServed", "x")), vec![("Applied", "False"), ("Ready", "False")]),
+        ] {
+            let shown = shown(&outcome);
+            let shown: Vec<_> = shown.iter().map(|(type_, status, _)| (type_.as_str(), status.as_str())).collect();
+            assert_eq!(shown, expected, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_front_end_said_stays_while_it_cannot_speak() {
+        let own = json!({"phase": "Active"}).as_object().unwrap().clone();
+        let outcome = Outcome::Done { trouble: vec![], waiting: vec![], unready: vec![], own };
+        let before = status(None, &parent(), &outcome, Timestamp::UNIX_EPOCH);
+        let after = status(
+            Some(&before),
+            &parent(),
+            &Outcome::Invalid(trouble("ExpressionFailed", "x")),
+            Timestamp::UNIX_EPOCH,
+        );
+        assert_eq!(after.own["phase"], "Active");
+        assert_eq!(
+            status(Some(&before), &parent(), &outcome, Timestamp::MAX),
+            before,
+            "nothing new, whatever the time"
+        );
+    }
+
+    #[test]
+    fn a_message_names_a_few() {
+        assert_eq!(few(["a", "b", "c", "d", "e"].into_iter()), "a; b; c; and 2 more");
+    }
+}

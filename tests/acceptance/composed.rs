@@ -1,0 +1,169 @@
+//! What is composed, on the shipped installation: children come, heal, go; what is not ours stays.
+
+use anyhow::{Context, Result};
+use kube::{
+    Api, ResourceExt,
+    api::{ApiResource, DynamicObject, Patch, PatchParams},
+    core::GroupVersionKind,
+};
+use leasehold_cluster::eventually;
+use serde_json::{Value, json};
+
+use crate::{
+    shipped::{Installation, condition},
+    stage::{PATIENCE, ensure},
+};
+
+impl Installation {
+    fn api(&self, version: &str, kind: &str, namespace: Option<&str>) -> Api<DynamicObject> {
+        let (group, version) = version.split_once('/').unwrap_or(("", version));
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        match namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
+            None => Api::all_with(self.client.clone(), &resource),
+        }
+    }
+
+    async fn becomes(&self, what: &str, object: &[&str], is_so: impl Fn(&Value) -> bool) -> Result<Value> {
+        eventually(what, PATIENCE, || self.object(object), is_so).await
+    }
+}
+
+fn is(type_: &'static str, status: &'static str, reason: &'static str) -> impl Fn(&Value) -> bool {
+    move |object| {
+        let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
+        let found = conditions.into_iter().flatten().find(|condition| condition["type"] == type_);
+        found.is_some_and(|found| found["status"] == status && found["reason"] == reason)
+    }
+}
+
+fn ready(object: &Value) -> bool {
+    condition(object, "Ready").as_deref() == Some("True")
+}
+
+async fn patched(api: &Api<DynamicObject>, name: &str, patch: Value) -> Result<DynamicObject> {
+    Ok(api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?)
+}
+
+/// Comes back when it is deleted, as the same and not as another.
+async fn heals(api: &Api<DynamicObject>, name: &str) -> Result<DynamicObject> {
+    let before = api.get(name).await?;
+    api.delete(name, &kube::api::DeleteParams::default()).await?;
+    let again = || api.get_opt(name);
+    let is_new = |now: &Option<DynamicObject>| now.as_ref().is_some_and(|now| now.uid() != before.uid());
+    let now = eventually(&format!("{name} is back"), PATIENCE, again, is_new).await?.context("it is there")?;
+    let applied = |object: &DynamicObject| object.annotations()["leasehold.dev/applied"].clone();
+    ensure(applied(&now) == applied(&before), || format!("{before:?} {now:?}"))?;
+    Ok(now)
+}
+
+pub async fn tenants(installation: &Installation) -> Result<()> {
+    installation.sample("tenant.yaml").await?;
+    let lilac = installation.becomes("the sample Tenant is ready", &["tenant", "lilac"], ready).await?;
+    ensure(lilac["status"]["namespace"] == "lilac" && lilac["status"]["phase"] == "Active", || lilac.to_string())?;
+    let stamped = lilac.pointer("/status/shard/lease").and_then(Value::as_str);
+    ensure(stamped == Some("tenant.leasehold.dev"), || lilac.to_string())?;
+
+    let quotas = installation.api("v1", "ResourceQuota", Some("lilac"));
+    let quota = heals(&quotas, "tenant").await?;
+    let owner = quota.owner_references().first().context("an owner")?;
+    ensure(owner.controller == Some(true) && owner.kind == "Tenant" && owner.name == "lilac", || format!("{quota:?}"))?;
+    ensure(quota.labels()["leasehold.dev/shard"] == "tenant.leasehold.dev", || format!("{quota:?}"))?;
+    heals(&installation.api("networking.k8s.io/v1", "NetworkPolicy", Some("lilac")), "tenant").await?;
+
+    // Whoever changes a field of ours loses it; a field of his own stays.
+    patched(&quotas, "tenant", json!({"metadata": {"labels": {"own": "yes"}}, "spec": {"hard": {"pods": "9999"}}}))
+        .await?;
+    let reverted = |quota: &Value| quota["spec"]["hard"]["pods"] == "20";
+    let quota = installation.becomes("the quota is as it was", &["quota", "tenant", "-n", "lilac"], reverted).await?;
+    ensure(quota["metadata"]["labels"]["own"] == "yes", || quota.to_string())?;
+
+    // What is no longer said goes, and a copy that somebody made of it stays.
+    let bindings = installation.api("rbac.authorization.k8s.io/v1", "RoleBinding", Some("lilac"));
+    let mut copy = bindings.get("tenant-owner-1").await?;
+    copy.metadata = kube::core::ObjectMeta {
+        name: Some("by-hand".to_owned()),
+        labels: copy.metadata.labels.take(),
+        annotations: copy.metadata.annotations.take(),
+        ..Default::default()
+    };
+    bindings.create(&kube::api::PostParams::default(), &copy).await?;
+    let tenants = installation.api("leasehold.dev/v1alpha1", "Tenant", None);
+    let owners = json!([{"kind": "Group", "name": "lilac-developers"}]);
+    patched(&tenants, "lilac", json!({"spec": {"owners": owners, "quota": null}})).await?;
+    eventually("the second owner is gone", PATIENCE, || bindings.get_opt("tenant-owner-1"), Option::is_none).await?;
+    eventually("the quota is gone", PATIENCE, || quotas.get_opt("tenant"), Option::is_none).await?;
+    bindings.get("by-hand").await.context("the copy stays")?;
+    bindings.get("tenant-owner-0").await.context("the first owner stays")?;
+
+    // A namespace that is not ours is left alone, and said to be in the way.
+    installation.cluster.apply("{apiVersion: v1, kind: Namespace, metadata: {name: taken}}").await?;
+    installation
+        .cluster
+        .apply("{apiVersion: leasehold.dev/v1alpha1, kind: Tenant, metadata: {name: taken}, spec: {}}")
+        .await?;
+    installation.becomes("the conflict is told", &["tenant", "taken"], is("Applied", "False", "ChildConflict")).await?;
+    let namespace = installation.object(&["namespace", "taken"]).await?;
+    ensure(namespace.pointer("/metadata/labels/leasehold.dev~1shard").is_none(), || namespace.to_string())?;
+    installation.cluster.kubectl(&["delete", "tenant", "taken"]).await?;
+
+    // The schema refuses what could never work, and what would give away more than it says.
+    for (spec, why) in [
+        ("{owners: [{kind: ServiceAccount, name: x}]}", "a ServiceAccount has a namespace"),
+        ("{isolation: Sometimes}", "Unsupported value"),
+    ] {
+        let tenant =
+            format!("{{apiVersion: leasehold.dev/v1alpha1, kind: Tenant, metadata: {{name: odd}}, spec: {spec}}}");
+        let refused =
+            installation.cluster.apply(&tenant).await.err().map(|error| format!("{error:#}")).unwrap_or_default();
+        ensure(refused.contains(why), || format!("{spec}: {refused}"))?;
+    }
+    Ok(())
+}
+
+pub async fn web_apps(installation: &Installation) -> Result<()> {
+    installation.sample("webapp.yaml").await?;
+    let storefront = ["webapp", "storefront", "-n", "shop"];
+    let shown =
+        installation.becomes("the sample WebApp is applied", &storefront, is("Applied", "True", "AsExpected")).await?;
+    ensure(shown["status"]["url"] == "http://shop.example.com/", || shown.to_string())?;
+    // Nothing runs its image here.
+    ensure(condition(&shown, "ChildrenReady").as_deref() == Some("Unknown"), || shown.to_string())?;
+    let deployments = installation.api("apps/v1", "Deployment", Some("shop"));
+    let deployment = deployments.get("storefront").await?;
+    let container = &deployment.data["spec"]["template"]["spec"]["containers"][0];
+    let env = json!([{"name": "LOG_LEVEL", "value": "info"}, {"name": "REGION", "value": "eu"}]);
+    ensure(container["env"] == env && deployment.data["spec"]["replicas"] == 2, || format!("{deployment:?}"))?;
+
+    let web_apps = installation.api("leasehold.dev/v1alpha1", "WebApp", Some("shop"));
+    patched(&web_apps, "storefront", json!({"spec": {"replicas": 0, "host": null}})).await?;
+    installation.becomes("with no pods wanted it is ready", &storefront, ready).await?;
+    let ingresses = installation.api("networking.k8s.io/v1", "Ingress", Some("shop"));
+    eventually("the Ingress is gone", PATIENCE, || ingresses.get_opt("storefront"), Option::is_none).await?;
+
+    // An autoscaler's number is its own: ours is given up, and not fought for.
+    patched(&web_apps, "storefront", json!({"spec": {"autoscale": {"max": 5}}})).await?;
+    let scalers = installation.api("autoscaling/v2", "HorizontalPodAutoscaler", Some("shop"));
+    eventually("the autoscaler is there", PATIENCE, || scalers.get_opt("storefront"), Option::is_some).await?;
+    let scale = json!({"spec": {"replicas": 3}});
+    deployments.patch_scale("storefront", &PatchParams::default(), &Patch::Merge(scale)).await?;
+    let service = installation.api("v1", "Service", Some("shop"));
+    heals(&service, "storefront").await?;
+    let replicas = &deployments.get("storefront").await?.data["spec"]["replicas"];
+    ensure(*replicas == 3, || format!("{replicas}"))?;
+    patched(&web_apps, "storefront", json!({"spec": {"autoscale": null, "replicas": 0}})).await?;
+    installation.becomes("it is ready without", &storefront, ready).await?;
+    Ok(())
+}
+
+/// The garbage collector takes what they own.
+pub async fn leave_nothing_behind(installation: &Installation) -> Result<()> {
+    for kind in ["tenants", "webapps"] {
+        installation.cluster.kubectl(&["delete", kind, "--all", "-A"]).await?;
+    }
+    let namespaces = installation.api("v1", "Namespace", None);
+    eventually("the tenant's namespace is gone", PATIENCE, || namespaces.get_opt("lilac"), Option::is_none).await?;
+    let deployments = installation.api("apps/v1", "Deployment", Some("shop"));
+    eventually("the Deployment is gone", PATIENCE, || deployments.get_opt("storefront"), Option::is_none).await?;
+    Ok(())
+}
