@@ -125,7 +125,7 @@ pub struct Rules {
     pub lease_duration: Duration,
 }
 
-/// Whether a replica is to keep a cache of a shard that it does not hold.
+/// Whether a replica is to keep a cache of a shard beside the one that its term has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Cache {
     /// It is not.
@@ -435,6 +435,8 @@ impl Roster {
                 Advice { target: target.map(|target| view.present[target].identity.to_owned()), ..Advice::default() };
             if holding.is_some_and(|holding| holding.holder.as_deref() == Some(self.identity.as_str())) {
                 advice.held = true;
+                // The watch may show that the Lease is ours before the answer that begins our term with this cache.
+                advice.cache = Cache::Begun;
                 advice.hand_over = target.filter(|target| Some(*target) != me).and_then(|target| {
                     let named = self.naming.get(*lease).map(String::as_str);
                     let successor = &view.present[target];
