@@ -22,7 +22,8 @@ fn texts<'v>(value: &'v Value, field: &str) -> Vec<&'v str> {
 /// Every (verb, group, resource) of the rules of a kind of role.
 fn granted(role: &str) -> BTreeSet<(String, String, String)> {
     let mut granted = BTreeSet::new();
-    for document in documents("deploy/rbac.yaml").iter().filter(|document| document["kind"] == role) {
+    let both = ["deploy/rbac.yaml", "deploy/kinds.yaml"].into_iter().flat_map(documents);
+    for document in both.filter(|document| document["kind"] == role) {
         for rule in document["rules"].as_array().into_iter().flatten() {
             for group in texts(rule, "apiGroups") {
                 for resource in texts(rule, "resources") {
