@@ -61,7 +61,7 @@ while_following() {
   follower=
 }
 
-kinds=4
+kinds=5
 
 # Waits, a minute at most, until all kinds are held by pods that match; says how long it took.
 until_held() {

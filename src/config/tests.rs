@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const RECONCILERS: [&str; 2] = ["propagation", "expiry"];
+const RECONCILERS: [&str; 3] = ["propagation", "expiry", "scale-schedule"];
 
 /// A file without an error: the lines a case puts its own in place of.
 const GOOD: &str = "\
@@ -74,9 +74,10 @@ fn the_shipped_file_loads_and_says_what_it_shows() {
     assert_eq!(c.timings, least.timings);
     assert_eq!((c.instance, c.placement, c.drain_timeout), (least.instance, least.placement, least.drain_timeout));
     let leases: Vec<_> = c.kinds.iter().map(|kind| kind.lease_name.as_str()).collect();
-    let expected = ["propagation", "expirypolicy", "tenant", "webapp"].map(|kind| format!("{kind}.leasehold.dev"));
+    let expected = ["propagation", "expirypolicy", "scaleschedule", "tenant", "webapp"]
+        .map(|kind| format!("{kind}.leasehold.dev"));
     assert_eq!(leases, expected);
-    assert_eq!(c.kinds[2].composition.as_deref(), Some("tenant.yaml"));
+    assert_eq!(c.kinds[3].composition.as_deref(), Some("tenant.yaml"));
 }
 
 #[test]

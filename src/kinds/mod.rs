@@ -3,6 +3,7 @@
 pub mod compose;
 pub mod expiry;
 pub mod propagation;
+pub mod schedule;
 mod schema;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use kube::{CustomResourceExt, Resource};
 use self::{
     expiry::{ExpiryPolicy, ExpiryReconciler},
     propagation::{Propagation, PropagationReconciler},
+    schedule::{ScaleSchedule, ScheduleReconciler},
 };
 use crate::sharding::term::{Access, Reconciler};
 
@@ -41,12 +43,13 @@ pub fn builtin() -> Vec<Builtin> {
     vec![
         Builtin::of::<Propagation>("propagation", PropagationReconciler::default()),
         Builtin::of::<ExpiryPolicy>("expiry", ExpiryReconciler::default()),
+        Builtin::of::<ScaleSchedule>("scale-schedule", ScheduleReconciler::default()),
     ]
 }
 
 /// The definitions of the built-in kinds.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![ExpiryPolicy::crd(), Propagation::crd()]
+    vec![Propagation::crd(), ExpiryPolicy::crd(), ScaleSchedule::crd()]
 }
 
 /// A definition as YAML, as it is committed in `crds/`.
@@ -106,9 +109,9 @@ mod tests {
     fn builtin_names_are_distinct_and_so_are_their_kinds() {
         let mut names: Vec<_> = builtin().iter().map(|builtin| builtin.name).collect();
         names.dedup();
-        assert_eq!(names, ["propagation", "expiry"]);
+        assert_eq!(names, ["propagation", "expiry", "scale-schedule"]);
         let kinds: Vec<_> = builtin().into_iter().map(|builtin| (builtin.group, builtin.kind)).collect();
-        let defined: Vec<_> = crds().into_iter().rev().map(|crd| (crd.spec.group, crd.spec.names.kind)).collect();
+        let defined: Vec<_> = crds().into_iter().map(|crd| (crd.spec.group, crd.spec.names.kind)).collect();
         assert_eq!(kinds, defined);
     }
 
@@ -118,9 +121,12 @@ mod tests {
     fn list(path: &str) -> Value {
         let of_ours = path.starts_with("/apis/leasehold.dev/");
         let metadata = json!({"name": "x", "namespace": "ns", "uid": "u", "generation": 1, "resourceVersion": "1"});
-        let spec = match path.ends_with("/propagations") {
-            true => json!({"source": {"kind": "ConfigMap", "namespace": "ns", "name": "x"}, "targets": {}}),
-            false => json!({"target": {"apiVersion": "v1", "kind": "ConfigMap"}}),
+        let spec = match path.rsplit('/').next().unwrap() {
+            "propagations" => json!({"source": {"kind": "ConfigMap", "namespace": "ns", "name": "x"}, "targets": {}}),
+            "scaleschedules" => {
+                json!({"targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "x"}, "windows": []})
+            }
+            _ => json!({"target": {"apiVersion": "v1", "kind": "ConfigMap"}}),
         };
         let items: Vec<_> = of_ours.then(|| json!({"metadata": metadata, "spec": spec})).into_iter().collect();
         json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items})

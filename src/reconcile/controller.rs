@@ -85,8 +85,8 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     K::DynamicType: Clone + Debug + Eq + Hash + Unpin + Send + Sync,
 {
-    /// The objects of `api`, whose client is that of the [`Standby`]. Each is due when it appears and when its generation changes,
-    /// which a write of its status does not.
+    /// The objects of `api`, whose client is that of the [`Standby`]. Each is due when it appears and when its generation or its
+    /// finalizers change, which a write of its status does not do.
     pub fn new(api: Api<K>, dyntype: K::DynamicType) -> Self {
         let mut writer = Writer::new(dyntype.clone());
         let objects = writer.as_reader();
@@ -136,10 +136,15 @@ where
         self
     }
 
-    /// Makes the objects due that the stream names, and how urgently. The stream says once, by `true`, that its first list is
+    /// Makes the objects due that the stream names, and how urgently. The stream says by `true` that its first list is
     /// complete: a standby is not prepared before, and a term does not wait for it.
     pub fn follow(mut self, due: impl Stream<Item = (Lane, Vec<ObjectRef<K>>, bool)> + Send + 'static) -> Self {
-        let news = due.map(|(lane, objects, listed)| News { due: (lane, objects), listed });
+        let mut unlisted = true;
+        let news = due.map(move |(lane, objects, listed)| {
+            let listed = unlisted && listed;
+            unlisted &= !listed;
+            News { due: (lane, objects), listed }
+        });
         self.sources.push(news.boxed());
         self.unlisted += 1;
         self
@@ -233,7 +238,8 @@ where
     let same = before.get(&key).is_some_and(|known| {
         let (known, now) = (known.meta(), object.meta());
         let unchanged = match now.generation {
-            Some(_) => known.generation == now.generation,
+            // Whoever adds a finalizer goes on when it is there.
+            Some(_) => known.generation == now.generation && known.finalizers == now.finalizers,
             None => known.resource_version == now.resource_version,
         };
         known.uid == now.uid && unchanged

@@ -136,6 +136,7 @@ impl Belonging {
 #[expect(clippy::large_enum_variant, reason = "almost all are of the largest variant, and none is kept")]
 enum Event {
     Served(ApiResource, Scope),
+    Unserved,
     Trouble(String),
     Watched(watcher::Event<DynamicObject>),
 }
@@ -150,6 +151,7 @@ struct Shared {
 struct State {
     events: BoxStream<'static, Event>,
     served: Option<(ApiResource, Scope)>,
+    unserved: bool,
     trouble: Option<String>,
     listed: bool,
     objects: BTreeMap<Place, Held>,
@@ -186,6 +188,7 @@ impl Shared {
         let state = State {
             events,
             served: None,
+            unserved: false,
             trouble: None,
             listed: false,
             objects: BTreeMap::new(),
@@ -261,6 +264,19 @@ impl Drop for Listener {
     }
 }
 
+/// Whether a watch shows all objects there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// It has, and says what changes.
+    Clear,
+    /// The API server does not know the type: there are none.
+    Unserved,
+    /// The first list is not complete.
+    Unlisted,
+    /// It cannot be, and why.
+    Troubled(String),
+}
+
 /// The objects of a watch, for as long as somebody listens to it.
 #[derive(Clone)]
 pub struct Objects {
@@ -274,19 +290,20 @@ impl Objects {
         Some(at(&mut state))
     }
 
-    /// Whether the first list is complete.
-    pub fn listed(&self) -> bool {
-        self.look(|state| state.listed).unwrap_or(false)
-    }
-
     /// How requests name the type, and where its objects live; `None` as long as the API server does not serve it.
     pub fn served(&self) -> Option<(ApiResource, Scope)> {
         self.look(|state| state.served.clone()).flatten()
     }
 
-    /// What keeps the watch from seeing, if anything does.
-    pub fn trouble(&self) -> Option<String> {
-        self.look(|state| state.trouble.clone()).flatten()
+    /// Whether what is seen is all there is.
+    pub fn sight(&self) -> Sight {
+        let sight = |state: &mut State| match (&state.unserved, state.listed, &state.trouble) {
+            (true, _, _) => Sight::Unserved,
+            (false, true, _) => Sight::Clear,
+            (false, false, Some(why)) => Sight::Troubled(why.clone()),
+            (false, false, None) => Sight::Unlisted,
+        };
+        self.look(sight).unwrap_or(Sight::Unlisted)
     }
 
     /// An object as it was last seen.
@@ -339,7 +356,16 @@ fn place(object: &DynamicObject) -> Place {
 impl State {
     fn take_in(&mut self, event: Event) {
         match event {
-            Event::Served(resource, scope) => self.served = Some((resource, scope)),
+            Event::Served(resource, scope) => {
+                self.unserved = false;
+                self.served = Some((resource, scope));
+            }
+            Event::Unserved => {
+                // Whoever waits to see everything has seen it.
+                if !std::mem::replace(&mut self.unserved, true) {
+                    self.tell(&News::Listed);
+                }
+            }
             Event::Trouble(why) => self.trouble = Some(why),
             Event::Watched(event) => {
                 self.trouble = None;
@@ -427,7 +453,11 @@ impl State {
     }
 
     fn tell_changed(&mut self, belongings: impl IntoIterator<Item = Option<Belonging>>) {
-        let all: BTreeSet<Option<Belonging>> = belongings.into_iter().collect();
+        let mut all: BTreeSet<Option<Belonging>> = belongings.into_iter().collect();
+        // That it is nobody's, or was not there, is news only if there is no other.
+        if all.len() > 1 {
+            all.remove(&None);
+        }
         for belonging in all {
             self.tell(&News::Changed(belonging));
         }
@@ -483,11 +513,19 @@ fn source(client: Client, query: Query) -> BoxStream<'static, Event> {
                 Some((served.chain(watched).boxed(), (client, query, true)))
             }
             Err(error) => {
-                let why = format!("{} is not served: {}", query.of, chain(&error));
+                let is_unknown = match &error {
+                    kube::Error::Api(status) => status.code == 404,
+                    kube::Error::Discovery(_) => true,
+                    _ => false,
+                };
+                let news = if is_unknown {
+                    Event::Unserved
+                } else {
+                    Event::Trouble(format!("failed to discover {}: {}", query.of, chain(&error)))
+                };
                 let pause = tokio::time::sleep(UNSERVED.mul_f64(0.8 + 0.4 * fastrand::f64()));
-                let trouble = stream::iter([Event::Trouble(why)]);
                 let waiting = stream::once(pause).filter_map(|()| std::future::ready(None));
-                Some((trouble.chain(waiting).boxed(), (client, query, false)))
+                Some((stream::iter([news]).chain(waiting).boxed(), (client, query, false)))
             }
         }
     });
@@ -500,4 +538,150 @@ fn some(text: &str) -> Option<String> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the tests end with what they spawn")]
+mod tests {
+    use futures::{FutureExt, channel::mpsc, poll};
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(name: &str, version: u64, owner: Option<&str>) -> DynamicObject {
+        let mut object = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": "ns", "resourceVersion": version.to_string(), "uid": name},
+        });
+        if let Some(owner) = owner {
+            object["metadata"]["labels"] = json!({SHARD: "widget", OWNER_UID: format!("{owner}-uid")});
+            object["metadata"]["annotations"] = json!({OWNER: format!("ns/{owner}")});
+        }
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn changed(owner: &str) -> News {
+        let belonging =
+            Belonging { shard: "widget".to_owned(), namespace: Some("ns".to_owned()), name: owner.to_owned() };
+        News::Changed(Some(belonging))
+    }
+
+    /// A watch whose events are sent by hand.
+    fn watch() -> (mpsc::UnboundedSender<Event>, Arc<Shared>) {
+        let (sender, receiver) = mpsc::unbounded();
+        (sender, Arc::new(Shared::new(receiver.boxed())))
+    }
+
+    fn send(sender: &mpsc::UnboundedSender<Event>, events: impl IntoIterator<Item = watcher::Event<DynamicObject>>) {
+        for event in events {
+            sender.unbounded_send(Event::Watched(event)).unwrap();
+        }
+    }
+
+    fn list(objects: impl IntoIterator<Item = DynamicObject>) -> Vec<watcher::Event<DynamicObject>> {
+        let all = objects.into_iter().map(watcher::Event::InitApply);
+        [watcher::Event::Init].into_iter().chain(all).chain([watcher::Event::InitDone]).collect()
+    }
+
+    fn heard(listener: &mut Listener) -> Vec<News> {
+        std::iter::from_fn(|| listener.next().now_or_never().flatten()).collect()
+    }
+
+    #[test]
+    fn everybody_hears_of_every_change_and_whose_it_is() {
+        let (sender, shared) = watch();
+        let (mut one, mut other) = (Listener::new(Arc::clone(&shared)), Listener::new(Arc::clone(&shared)));
+        send(&sender, list([object("a", 1, Some("w"))]));
+        assert_eq!(heard(&mut one), [changed("w"), News::Listed]);
+        send(&sender, [watcher::Event::Apply(object("a", 2, Some("v"))), watcher::Event::Delete(object("a", 3, None))]);
+        assert_eq!(heard(&mut one), [changed("v"), changed("w"), changed("v")], "whose it was hears of it too");
+        assert_eq!(heard(&mut other), [changed("w"), News::Listed, changed("v"), changed("w"), changed("v")]);
+        assert_eq!(heard(&mut Listener::new(shared)), [News::Listed], "who comes later looks for itself");
+    }
+
+    #[test]
+    fn a_new_list_tells_of_what_is_gone_and_of_what_is_new_only() {
+        let (sender, shared) = watch();
+        let mut listener = Listener::new(shared);
+        send(&sender, list([object("a", 1, Some("w")), object("b", 2, Some("v")), object("c", 3, None)]));
+        heard(&mut listener);
+        send(&sender, list([object("a", 1, Some("w")), object("c", 4, None)]));
+        assert_eq!(heard(&mut listener), [changed("v"), News::Changed(None)]);
+        let objects = listener.objects();
+        assert_eq!((objects.all().len(), objects.get(Some("ns"), "b")), (2, None));
+        assert_eq!((objects.of_owner("w-uid").len(), objects.of_owner("v-uid").len()), (1, 0));
+    }
+
+    #[test]
+    fn what_we_wrote_is_seen_at_once_and_its_event_is_no_news() {
+        let (sender, shared) = watch();
+        let mut listener = Listener::new(shared);
+        send(&sender, list([object("a", 1, Some("w"))]));
+        heard(&mut listener);
+        let objects = listener.objects();
+        objects.note(object("a", 5, Some("w")));
+        let version = || objects.get(Some("ns"), "a").unwrap()["metadata"]["resourceVersion"].clone();
+        assert_eq!(version(), "5");
+        send(
+            &sender,
+            [watcher::Event::Apply(object("a", 4, Some("w"))), watcher::Event::Apply(object("a", 5, Some("w")))],
+        );
+        assert_eq!((heard(&mut listener), version()), (vec![], json!("5")), "an older one does not come back");
+        send(&sender, [watcher::Event::Apply(object("a", 6, Some("w")))]);
+        assert_eq!((heard(&mut listener), version()), (vec![changed("w")], json!("6")));
+    }
+
+    #[tokio::test]
+    async fn whoever_drives_the_watch_may_go_and_the_others_go_on() {
+        let (sender, shared) = watch();
+        let (mut driver, mut other) = (Listener::new(Arc::clone(&shared)), Listener::new(shared));
+        let waiting = tokio::task::spawn(async move { other.next().await });
+        tokio::task::yield_now().await;
+        // The last to look is whom the watch wakes; it never looks again.
+        assert!(poll!(driver.next()).is_pending());
+        drop(driver);
+        send(&sender, list([]));
+        assert_eq!(waiting.await.unwrap(), Some(News::Listed));
+    }
+
+    #[tokio::test]
+    async fn a_sleeping_listener_is_woken_by_what_another_has_read() {
+        let (sender, shared) = watch();
+        let (mut driver, mut other) = (Listener::new(Arc::clone(&shared)), Listener::new(shared));
+        let waiting = tokio::task::spawn(async move { other.next().await });
+        tokio::task::yield_now().await;
+        send(&sender, list([]));
+        assert_eq!(driver.next().await, Some(News::Listed));
+        assert_eq!(waiting.await.unwrap(), Some(News::Listed));
+    }
+
+    #[test]
+    fn a_watch_ends_with_its_last_listener() {
+        let (sender, shared) = watch();
+        let (one, other) = (Listener::new(Arc::clone(&shared)), Listener::new(shared));
+        let objects = one.objects();
+        drop(one);
+        assert!(!sender.is_closed());
+        drop(other);
+        assert!(sender.is_closed());
+        assert_eq!((objects.sight(), objects.all().len()), (Sight::Unlisted, 0), "who looks keeps nothing open");
+    }
+
+    #[test]
+    fn a_type_that_is_not_served_has_no_objects_until_it_is() {
+        let (sender, shared) = watch();
+        let mut listener = Listener::new(shared);
+        let objects = listener.objects();
+        assert_eq!(objects.sight(), Sight::Unlisted);
+        for _ in 0..2 {
+            sender.unbounded_send(Event::Unserved).unwrap();
+        }
+        assert_eq!((heard(&mut listener), objects.sight()), (vec![News::Listed], Sight::Unserved));
+        let resource = ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&());
+        sender.unbounded_send(Event::Served(resource, Scope::Namespaced)).unwrap();
+        sender.unbounded_send(Event::Trouble("forbidden".to_owned())).unwrap();
+        assert_eq!((heard(&mut listener), objects.sight()), (vec![], Sight::Troubled("forbidden".to_owned())));
+        send(&sender, list([]));
+        assert_eq!((heard(&mut listener), objects.sight()), (vec![News::Listed], Sight::Clear));
+    }
 }

@@ -167,3 +167,33 @@ pub async fn leave_nothing_behind(installation: &Installation) -> Result<()> {
     eventually("the Deployment is gone", PATIENCE, || deployments.get_opt("storefront"), Option::is_none).await?;
     Ok(())
 }
+
+/// A schedule whose window is now scales its target, remembers, and restores when it is deleted.
+pub async fn schedules(installation: &Installation) -> Result<()> {
+    installation.sample("scaleschedule.yaml").await?;
+    installation
+        .becomes("the sample ScaleSchedule is ready", &["scaleschedule", "reports", "-n", "nightly"], ready)
+        .await?;
+    installation.cluster.kubectl(&["delete", "scaleschedule", "reports", "-n", "nightly"]).await?;
+    let deployments = installation.api("apps/v1", "Deployment", Some("nightly"));
+    let scaled = json!({"spec": {"replicas": 3}});
+    deployments.patch_scale("reports", &PatchParams::default(), &Patch::Merge(&scaled)).await?;
+    // All day but for a minute that is not now: with a clock of its own, whatever the time is here.
+    let all_day = json!({
+        "apiVersion": "leasehold.dev/v1alpha1", "kind": "ScaleSchedule", "metadata": {"name": "now", "namespace": "nightly"},
+        "spec": {
+            "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "reports"},
+            "windows": [
+                {"days": ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"], "from": "00:00", "to": "12:00", "replicas": 1},
+                {"days": ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"], "from": "12:00", "to": "00:00", "replicas": 1},
+            ],
+        },
+    });
+    installation.cluster.apply(&all_day.to_string()).await?;
+    let replicas = || async { anyhow::Ok(deployments.get("reports").await?.data["spec"]["replicas"].as_i64()) };
+    eventually("it is scaled for the window", PATIENCE, replicas, |replicas| *replicas == Some(1)).await?;
+    let schedule = installation.object(&["scaleschedule", "now", "-n", "nightly"]).await?;
+    ensure(schedule["status"]["savedReplicas"] == 3, || schedule.to_string())?;
+    installation.cluster.kubectl(&["delete", "scaleschedule", "now", "-n", "nightly"]).await?;
+    ensure(replicas().await? == Some(3), || "what was there before the window is not restored".to_owned())
+}

@@ -9,6 +9,7 @@
 #![expect(unreachable_pub, reason = "a test has no public interface; `pub` says what other plays use")]
 
 mod composed;
+mod composed_rows;
 mod faults;
 mod handover;
 mod judge;

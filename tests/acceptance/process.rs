@@ -54,14 +54,14 @@ async fn the_shipped_configuration_passes_the_check() -> Result<()> {
     ensure(said.code == Some(0), || format!("{said:?}"))
 }
 
-/// A running replica and where its endpoints are.
-struct Replica {
+/// A running replica and where its endpoints are; it ends with this handle.
+pub struct Replica {
     process: Child,
     address: String,
 }
 
 impl Replica {
-    async fn start(kubeconfig: &Path, config: &Path) -> Result<Self> {
+    pub async fn start(kubeconfig: &Path, config: &Path) -> Result<Self> {
         // Free a moment ago; the kernel does not hand it out again so soon.
         let address = TcpListener::bind("127.0.0.1:0").await?.local_addr()?.to_string();
         let process = leasehold()

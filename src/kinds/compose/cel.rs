@@ -30,11 +30,11 @@ const LONGEST: usize = 4096;
 /// The deepest nesting of brackets, and of choices: the parser of the library goes as deep as the text does.
 const DEEPEST: usize = 24;
 /// What one evaluation of an object may make, in bytes, and so about what it may take of memory.
-const MADE: u64 = 8 << 20;
+const MADE: u64 = 32 << 20;
 /// What it may touch: each round of a macro copies what was made so far.
-const TOUCHED: u64 = 256 << 20;
+const TOUCHED: u64 = 1 << 30;
 /// What a round costs whatever it does.
-const ROUND: u64 = 256;
+const ROUND: u64 = 1024;
 
 const TICK: &str = "@tick";
 const CHARGED: &str = "@charged";
@@ -344,7 +344,7 @@ impl Budget {
 }
 
 const MISFIT: &str = "the types do not fit: an operator or a function got what it has no meaning for";
-const TOO_LARGE: &str = "the expressions of this object make more than 8 MiB";
+const TOO_LARGE: &str = "the expressions of this object make more than 32 MiB";
 const TOO_LONG: &str = "the expressions of this object take too long";
 
 impl Evaluation<'static> {

@@ -12,12 +12,10 @@
 
 mod applied;
 mod desired;
+mod ours;
 mod parent;
 mod report;
 mod write;
-
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -50,12 +48,12 @@ use crate::{
         controller::{Again, Controller, Lane},
         events::Events,
         finalizer, status,
-        watches::{Belonging, Listener, News, Objects, Query, Watches},
+        watches::{Belonging, Listener, News, Objects, Query, Sight, Watches},
     },
     sharding::term::{Access, BoxError, Reconciler, Standby, Term},
 };
 
-/// How soon an object is looked at again whose children cannot be handled yet: nothing tells when they can.
+/// How soon an object is looked at again whose children cannot be seen: nothing tells when they can.
 const UNUSABLE: Duration = Duration::from_secs(10);
 /// How soon a child that belongs to somebody else is looked at again: it bears no label by which we would see it go.
 const CONFLICT: Duration = Duration::from_secs(30);
@@ -244,13 +242,13 @@ impl Pass {
         let served = match self.served() {
             Ok(served) => served,
             Err(None) => return Ok(None),
-            Err(Some(words)) if parent.metadata.deletion_timestamp.is_none() => {
-                let trouble = Trouble { reason: "TypeNotServed", words };
-                self.report(&parent, &Outcome::Blocked(trouble)).await?;
+            Err(Some(words)) => {
+                if parent.metadata.deletion_timestamp.is_none() {
+                    let trouble = Trouble { reason: "NotSeen", words };
+                    self.report(&parent, &Outcome::Blocked(trouble)).await?;
+                }
                 return Ok(Some(UNUSABLE));
             }
-            // A type that is not served has no objects that could be left behind.
-            Err(Some(_)) => self.known(),
         };
         let family = Family::new(it, &parent, &served);
         if parent.metadata.deletion_timestamp.is_some() {
@@ -316,24 +314,19 @@ impl Pass {
         refused.map_or(Ok(again), |words| Err(Error::Unfinished(words)))
     }
 
-    /// All types, if all can be seen. Otherwise why not; `None`: they will be, and the object is due then.
+    /// The types that are served, if all objects of those can be seen. Else why not; `None`: they will be, and the object
+    /// is due then. A type that is not served has no objects that could be overlooked, and only its own children fail.
     fn served(&self) -> Result<Served, Option<String>> {
         let it = &self.0;
-        let mut listed = true;
         for objects in it.children.values().chain(it.related.values()) {
-            if !objects.listed() || objects.served().is_none() {
-                if let Some(trouble) = objects.trouble() {
-                    return Err(Some(trouble));
-                }
-                listed = false;
+            match objects.sight() {
+                Sight::Clear | Sight::Unserved => {}
+                Sight::Unlisted => return Err(None),
+                Sight::Troubled(why) => return Err(Some(why)),
             }
         }
-        if listed { Ok(self.known()) } else { Err(None) }
-    }
-
-    fn known(&self) -> Served {
-        let known = self.0.children.iter().filter_map(|(of, objects)| Some((Arc::clone(of), objects.served()?)));
-        known.collect()
+        let served = it.children.iter().filter_map(|(of, objects)| Some((Arc::clone(of), objects.served()?)));
+        Ok(served.collect())
     }
 
     /// What the object shall have, with what was just written.

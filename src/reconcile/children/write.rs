@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::{
     Common, Composed, Desired, Key, Served, Type,
     applied::{digest, is_as_applied},
+    ours::{is_ours, is_superfluous},
     parent::Parent,
     report::Trouble,
     uid,
@@ -28,6 +29,8 @@ use crate::reconcile::{
 
 /// The reason for a child whose name is somebody else's.
 pub(super) const CONFLICT: &str = "ChildConflict";
+/// The reason for a child whose type the API server does not know, or not any more.
+pub(super) const TYPE_NOT_SERVED: &str = "TypeNotServed";
 /// Writes at a time for one object.
 const WRITES: usize = 8;
 
@@ -80,17 +83,8 @@ impl<'a> Family<'a> {
         self.is_ours(&object).then(|| Arc::new(object))
     }
 
-    /// Ours is what says that it belongs to the parent, and what we have applied.
-    /// A copy that somebody made of a child says the first as well.
     fn is_ours(&self, object: &Value) -> bool {
-        let meta = meta(object);
-        let says = matches!(ownership(&meta, self.parent.uid()), Ownership::Ours)
-            || meta
-                .owner_references
-                .iter()
-                .flatten()
-                .any(|owner| owner.uid == self.parent.uid() && owner.controller == Some(true));
-        says && applied_by(&meta, &self.it.manager)
+        is_ours(&meta(object), self.parent.uid(), &self.it.manager)
     }
 
     /// Applies what is not as it shall be. `None`: the term drains, and some of it was left out.
@@ -204,14 +198,9 @@ impl<'a> Family<'a> {
     pub(super) async fn prune(&self, wanted: &BTreeSet<&Key>) -> Pruned {
         let mut done = Pruned::default();
         for (of, objects) in &self.it.children {
-            for object in objects.of_owner(self.parent.uid()) {
-                let meta = meta(&object);
-                let key = Key {
-                    of: Arc::clone(of),
-                    namespace: meta.namespace.clone(),
-                    name: meta.name.clone().unwrap_or_default(),
-                };
-                if wanted.contains(&key) || meta.deletion_timestamp.is_some() || !self.is_ours(&object) {
+            for meta in objects.of_owner(self.parent.uid()).iter().map(meta) {
+                let key = key(of, &meta);
+                if !is_superfluous(&key, &meta, wanted, self.parent.uid(), &self.it.manager) {
                     continue;
                 }
                 match self.delete(&key, &meta).await {
@@ -250,7 +239,7 @@ impl<'a> Family<'a> {
                 if child.metadata.deletion_timestamp.is_some() {
                     continue;
                 }
-                let key = Key { of: Arc::clone(of), namespace: child.namespace(), name: child.name_any() };
+                let key = key(of, &child.metadata);
                 if let Err(trouble) = self.delete(&key, &child.metadata).await {
                     let about = self.parent.object_ref(&self.it.resource);
                     self.it.events.warning(&about, "FinalizeBlocked", &trouble.words).await;
@@ -262,7 +251,7 @@ impl<'a> Family<'a> {
 
     fn api(&self, key: &Key) -> Result<Api<DynamicObject>, Trouble> {
         let Some((resource, _)) = self.served.get(&key.of) else {
-            return Err(Trouble { reason: "TypeNotServed", words: format!("{} is not served", key.of) });
+            return Err(Trouble { reason: TYPE_NOT_SERVED, words: format!("{} is not served", key.of) });
         };
         let client = self.it.term.client();
         Ok(match &key.namespace {
@@ -282,7 +271,8 @@ fn reason(error: &Error) -> &'static str {
     match status.code {
         403 if causes.any(|cause| cause.reason == "NamespaceTerminating") => "NamespaceTerminating",
         403 => "Forbidden",
-        404 => "NamespaceNotFound",
+        404 if status.message.contains("namespaces") => "NamespaceNotFound",
+        404 => TYPE_NOT_SERVED,
         409 => "Conflict",
         422 | 400 => "Invalid",
         _ => "ApplyFailed",
@@ -295,6 +285,11 @@ fn told(key: &Key, error: &Error) -> String {
         Error::Api(status) if key.of.kind == "Secret" => format!("{} {}", status.code, status.reason),
         other => chain(other),
     }
+}
+
+fn key(of: &Arc<Type>, meta: &ObjectMeta) -> Key {
+    let (namespace, name) = (meta.namespace.clone(), meta.name.clone().unwrap_or_default());
+    Key { of: Arc::clone(of), namespace, name }
 }
 
 fn meta(object: &Value) -> ObjectMeta {

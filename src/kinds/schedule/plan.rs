@@ -1,0 +1,183 @@
+//! Decides which window is active, and until when. No IO, no clock: `now` is an argument.
+//!
+//! Windows are times of a local week. They are compared with each other there, where no day is longer than another;
+//! for a certain week they become instants, by the rules of the time zone.
+
+use k8s_openapi::jiff::{
+    Timestamp, ToSpan,
+    civil::{Date, Time, Weekday},
+    tz::{AmbiguousOffset, TimeZone},
+};
+use kube::core::{GroupVersion, GroupVersionKind};
+
+use super::types::{Day, ScaleScheduleSpec, Window};
+
+const MINUTES_A_DAY: u32 = 24 * 60;
+const MINUTES_A_WEEK: u32 = 7 * MINUTES_A_DAY;
+
+/// A spec that means something.
+#[derive(Clone, Debug)]
+pub(super) struct Valid {
+    pub(super) target: GroupVersionKind,
+    pub(super) name: String,
+    pub(super) suspend: bool,
+    zone: TimeZone,
+    slots: Vec<Slot>,
+}
+
+/// A window on one of its days.
+#[derive(Clone, Debug)]
+struct Slot {
+    day: Weekday,
+    from: Time,
+    to: Time,
+    replicas: i32,
+    label: String,
+}
+
+impl Slot {
+    fn ends_next_day(&self) -> bool {
+        self.to <= self.from
+    }
+
+    /// Minutes of the week; the end may lie in the next one.
+    fn minutes(&self) -> (u32, u32) {
+        let minute = |time: Time| u32::from(time.hour().unsigned_abs()) * 60 + u32::from(time.minute().unsigned_abs());
+        let day = u32::from(self.day.to_monday_zero_offset().unsigned_abs()) * MINUTES_A_DAY;
+        let end = day + minute(self.to) + if self.ends_next_day() { MINUTES_A_DAY } else { 0 };
+        (day + minute(self.from), end)
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        let (begin, end) = self.minutes();
+        let (other_begin, other_end) = other.minutes();
+        // Either may reach into the next week, where the other is again.
+        [0, MINUTES_A_WEEK].iter().any(|week| begin < other_end + week && other_begin + week < end)
+            || (other_begin < end + MINUTES_A_WEEK && begin + MINUTES_A_WEEK < other_end)
+    }
+}
+
+/// What the clock says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) active: Option<Active>,
+    /// When that changes.
+    pub(super) next: Option<Timestamp>,
+}
+
+/// The window that is active.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Active {
+    pub(super) label: String,
+    pub(super) replicas: i32,
+}
+
+/// Says what is wrong with a spec. The API server checks some of it already, but not for objects older than the rule.
+pub(super) fn validate(spec: &ScaleScheduleSpec) -> Result<Valid, String> {
+    let ScaleScheduleSpec { target_ref, timezone, suspend, windows } = spec;
+    let version = target_ref.api_version.parse::<GroupVersion>().map_err(|error| error.to_string())?;
+    let zone = TimeZone::get(timezone)
+        .map_err(|_| format!("spec.timezone: {timezone:?} is no time zone; write one such as Europe/Berlin"))?;
+    if windows.is_empty() {
+        return Err("spec.windows: at least one is required".to_owned());
+    }
+    let mut slots: Vec<(usize, Slot)> = Vec::new();
+    for (number, window) in windows.iter().enumerate() {
+        for slot in slots_of(number, window)? {
+            if let Some((first, _)) = slots.iter().find(|(_, other)| other.overlaps(&slot)) {
+                return Err(match *first == number {
+                    true => format!("spec.windows[{number}] overlaps with itself: {}", slot.label),
+                    false => format!("spec.windows[{number}] overlaps with spec.windows[{first}]: {}", slot.label),
+                });
+            }
+            slots.push((number, slot));
+        }
+    }
+    Ok(Valid {
+        target: version.with_kind(&target_ref.kind),
+        name: target_ref.name.clone(),
+        suspend: *suspend,
+        zone,
+        slots: slots.into_iter().map(|(_, slot)| slot).collect(),
+    })
+}
+
+fn slots_of(number: usize, window: &Window) -> Result<Vec<Slot>, String> {
+    let Window { days, from, to, replicas } = window;
+    let time = |text: &str, field: &str| {
+        let bad = || format!("spec.windows[{number}].{field}: {text:?} is no time such as 22:00");
+        let (hour, minute) = text.split_once(':').filter(|_| text.len() == 5).ok_or_else(bad)?;
+        let (hour, minute) = (hour.parse().map_err(|_| bad())?, minute.parse().map_err(|_| bad())?);
+        Time::new(hour, minute, 0, 0).map_err(|_| bad())
+    };
+    let (from_time, to_time) = (time(from, "from")?, time(to, "to")?);
+    if from_time == to_time {
+        return Err(format!("spec.windows[{number}]: from and to must differ"));
+    }
+    if days.is_empty() {
+        return Err(format!("spec.windows[{number}].days: at least one is required"));
+    }
+    if *replicas < 0 {
+        return Err(format!("spec.windows[{number}].replicas must not be negative"));
+    }
+    let slot = |day: &Day| Slot {
+        day: weekday(*day),
+        from: from_time,
+        to: to_time,
+        replicas: *replicas,
+        label: format!("{day:?} {from}-{to}"),
+    };
+    Ok(days.iter().map(slot).collect())
+}
+
+fn weekday(day: Day) -> Weekday {
+    match day {
+        Day::Mon => Weekday::Monday,
+        Day::Tue => Weekday::Tuesday,
+        Day::Wed => Weekday::Wednesday,
+        Day::Thu => Weekday::Thursday,
+        Day::Fri => Weekday::Friday,
+        Day::Sat => Weekday::Saturday,
+        Day::Sun => Weekday::Sunday,
+    }
+}
+
+/// What the clock says now.
+pub(super) fn plan(now: Timestamp, valid: &Valid) -> Plan {
+    let today = now.to_zoned(valid.zone.clone()).date();
+    // One that began yesterday may last; and in eight days every window has begun and ended.
+    let days = (-2..=8).filter_map(|ahead: i32| today.checked_add(ahead.days()).ok());
+    let mut spans: Vec<(Timestamp, Timestamp, &Slot)> = days
+        .flat_map(|date| {
+            valid.slots.iter().filter(move |slot| slot.day == date.weekday()).map(move |slot| (date, slot))
+        })
+        .filter_map(|(date, slot)| {
+            let last = if slot.ends_next_day() { date.tomorrow().ok()? } else { date };
+            Some((instant(&valid.zone, date, slot.from)?, instant(&valid.zone, last, slot.to)?, slot))
+        })
+        .collect();
+    spans.sort_by_key(|(begin, ..)| *begin);
+    let at = |instant: Timestamp| {
+        spans.iter().rfind(|(begin, end, _)| *begin <= instant && instant < *end).map(|(_, _, slot)| *slot)
+    };
+    let active = at(now);
+    let label = |slot: Option<&Slot>| slot.map(|slot| slot.label.clone());
+    let mut edges: Vec<Timestamp> =
+        spans.iter().flat_map(|(begin, end, _)| [*begin, *end]).filter(|edge| *edge > now).collect();
+    edges.sort();
+    let next = edges.into_iter().find(|edge| label(at(*edge)) != label(active));
+    Plan { active: active.map(|slot| Active { label: slot.label.clone(), replicas: slot.replicas }), next }
+}
+
+/// When a clock there shows that time: one that it skips is when it goes on, one that it shows twice is the first.
+fn instant(zone: &TimeZone, date: Date, time: Time) -> Option<Timestamp> {
+    let ambiguous = zone.to_ambiguous_timestamp(date.to_datetime(time));
+    match ambiguous.offset() {
+        AmbiguousOffset::Gap { .. } => {
+            // As read from the clock that is already ahead, it lies just before the jump.
+            let before = ambiguous.earlier().ok()?;
+            zone.following(before).next().map(|jump| jump.timestamp())
+        }
+        _ => ambiguous.compatible().ok(),
+    }
+}

@@ -1,0 +1,114 @@
+//! Whose a child is, and which are too many. Pure.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::Key;
+use crate::reconcile::apply::{Ownership, applied_by, ownership};
+
+/// Ours is what says that it belongs to the parent, by its labels or its owner reference, and what we have applied.
+/// A copy that somebody made of a child says the first as well.
+pub(super) fn is_ours(meta: &ObjectMeta, parent_uid: &str, manager: &str) -> bool {
+    let is_owner = |owner: &k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference| {
+        owner.uid == parent_uid && owner.controller == Some(true)
+    };
+    let says = ownership(meta, parent_uid) == Ownership::Ours || meta.owner_references.iter().flatten().any(is_owner);
+    !parent_uid.is_empty() && says && applied_by(meta, manager)
+}
+
+/// Whether a child shall go: it is ours, nobody says it any more, and it is not going already.
+pub(super) fn is_superfluous(
+    key: &Key,
+    meta: &ObjectMeta,
+    wanted: &BTreeSet<&Key>,
+    parent_uid: &str,
+    manager: &str,
+) -> bool {
+    !wanted.contains(key) && meta.deletion_timestamp.is_none() && is_ours(meta, parent_uid, manager)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::reconcile::{
+        apply::{LEASEHOLD, MANAGED_BY, OWNER_UID},
+        children::Type,
+    };
+
+    const MANAGER: &str = "leasehold/widget";
+
+    #[derive(Clone, Debug)]
+    struct Child {
+        name: String,
+        managed_by: Option<&'static str>,
+        owner_label: Option<&'static str>,
+        owner_reference: Option<(&'static str, bool)>,
+        applied_by: Option<(&'static str, &'static str)>,
+        deleting: bool,
+    }
+
+    impl Child {
+        fn meta(&self) -> ObjectMeta {
+            let mut labels = serde_json::Map::new();
+            labels.extend(self.managed_by.map(|value| (MANAGED_BY.to_owned(), json!(value))));
+            labels.extend(self.owner_label.map(|value| (OWNER_UID.to_owned(), json!(value))));
+            let owners: Vec<_> = self.owner_reference.iter().map(|(uid, controller)| {
+                json!({"apiVersion": "v1", "kind": "Widget", "name": "w", "uid": uid, "controller": controller})
+            }).collect();
+            let managed: Vec<_> = self.applied_by.iter().map(|(manager, operation)| {
+                json!({"manager": manager, "operation": operation, "fieldsType": "FieldsV1", "fieldsV1": {"f:data": {}}})
+            }).collect();
+            let mut meta =
+                json!({"name": self.name, "labels": labels, "ownerReferences": owners, "managedFields": managed});
+            if self.deleting {
+                meta["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            }
+            serde_json::from_value(meta).unwrap()
+        }
+    }
+
+    fn child() -> impl Strategy<Value = Child> {
+        (
+            "[a-c]",
+            prop::option::of(prop::sample::select(vec![LEASEHOLD, "Helm"])),
+            prop::option::of(prop::sample::select(vec!["me", "you", ""])),
+            prop::option::of((prop::sample::select(vec!["me", "you", ""]), any::<bool>())),
+            prop::option::of((
+                prop::sample::select(vec![MANAGER, "leasehold/other", "kubectl"]),
+                prop::sample::select(vec!["Apply", "Update"]),
+            )),
+            any::<bool>(),
+        )
+            .prop_map(|(name, managed_by, owner_label, owner_reference, applied_by, deleting)| Child {
+                name,
+                managed_by,
+                owner_label,
+                owner_reference,
+                applied_by,
+                deleting,
+            })
+    }
+
+    proptest! {
+        /// Whatever labels, references and managers an object bears: only what we applied for this very parent is deleted.
+        #[test]
+        fn nothing_is_deleted_that_is_not_ours(child in child(), wanted in prop::collection::btree_set("[a-c]", 0..3)) {
+            let of = Arc::new(Type::new("", "v1", "ConfigMap"));
+            let key = |name: &str| Key { of: Arc::clone(&of), namespace: Some("ns".to_owned()), name: name.to_owned() };
+            let keys: Vec<Key> = wanted.iter().map(|name| key(name)).collect();
+            let superfluous = is_superfluous(&key(&child.name), &child.meta(), &keys.iter().collect(), "me", MANAGER);
+            let labelled = child.managed_by == Some(LEASEHOLD) && child.owner_label == Some("me");
+            let referred = child.owner_reference == Some(("me", true));
+            let applied = child.applied_by == Some((MANAGER, "Apply"));
+            let expected = (labelled || referred) && applied && !child.deleting && !wanted.contains(&child.name);
+            prop_assert_eq!(superfluous, expected);
+            prop_assert!(!is_superfluous(&key(&child.name), &child.meta(), &BTreeSet::new(), "", MANAGER), "a parent without a uid has no children");
+        }
+    }
+}
