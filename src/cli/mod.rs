@@ -8,6 +8,7 @@ mod logging;
 mod rbac;
 mod render;
 mod run;
+mod schema;
 
 use std::{fmt, io, process::ExitCode};
 
@@ -36,6 +37,8 @@ enum Command {
     Rbac(rbac::Options),
     /// Print the CRDs of the built-in kinds as YAML
     Crds(crds::Options),
+    /// Print the JSON Schema of a file, for editors
+    Schema(schema::Options),
     /// Print what completes this command line in a shell
     Completions {
         /// The shell
@@ -87,6 +90,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Render(options) => render::run(&options),
         Command::Rbac(options) => rbac::run(&options),
         Command::Crds(options) => crds::run(&options),
+        Command::Schema(options) => schema::run(&options),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "leasehold", &mut io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -6,6 +6,7 @@ mod duration;
 mod errors;
 mod raw;
 mod read;
+pub mod schema;
 mod section;
 #[cfg(test)]
 mod tests;

@@ -34,17 +34,17 @@ const HOUR: Duration = Duration::from_secs(3600);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Room for the arithmetic on weights, and far more than a spread can make use of.
-const WEIGHTS: (u16, u16) = (1, 1000);
-const CONCURRENCIES: (u16, u16) = (1, 1000);
-const CAPACITIES: (u16, u16) = (1, 1000);
+pub(super) const WEIGHTS: (u16, u16) = (1, 1000);
+pub(super) const CONCURRENCIES: (u16, u16) = (1, 1000);
+pub(super) const CAPACITIES: (u16, u16) = (1, 1000);
 
-const REBALANCES: [(&str, Rebalance); 3] =
+pub(super) const REBALANCES: [(&str, Rebalance); 3] =
     [("Automatic", Rebalance::Automatic), ("OnRestart", Rebalance::OnRestart), ("Never", Rebalance::Never)];
-const STANDBYS: [(&str, StandbyMode); 3] =
+pub(super) const STANDBYS: [(&str, StandbyMode); 3] =
     [("None", StandbyMode::None), ("Successor", StandbyMode::Successor), ("All", StandbyMode::All)];
 
-const LABEL_MAX: usize = 63;
-const SUBDOMAIN_MAX: usize = 253;
+pub(super) const LABEL_MAX: usize = 63;
+pub(super) const SUBDOMAIN_MAX: usize = 253;
 
 /// What a kind may set for itself and `defaults` for all.
 #[derive(Clone, Copy)]

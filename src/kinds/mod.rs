@@ -105,6 +105,34 @@ mod tests {
         }
     }
 
+    /// A field that is misspelt, or a comma too many in a description, is dropped by the API server and refused later.
+    #[test]
+    fn a_definition_says_nothing_that_is_not_understood() {
+        for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("crds")).unwrap() {
+            let path = file.unwrap().path();
+            let text = fs::read_to_string(&path).unwrap();
+            let written: Value = serde_yaml::from_str(&text).unwrap();
+            let crd: CustomResourceDefinition = serde_yaml::from_str(&text).unwrap();
+            let understood = fields(&serde_json::to_value(&crd).unwrap());
+            let lost: Vec<_> = fields(&written).into_iter().filter(|field| !understood.contains(field)).collect();
+            assert!(lost.is_empty(), "{}: {lost:?}", path.display());
+        }
+    }
+
+    fn fields(value: &Value) -> BTreeSet<String> {
+        let below = |name: &str, value: &Value| {
+            let inner = fields(value).into_iter().map(|path| format!("{name}.{path}"));
+            inner.chain([name.to_owned()]).collect::<Vec<_>>()
+        };
+        match value {
+            Value::Object(all) => all.iter().flat_map(|(name, value)| below(name, value)).collect(),
+            Value::Array(all) => {
+                all.iter().enumerate().flat_map(|(number, value)| below(&number.to_string(), value)).collect()
+            }
+            _ => BTreeSet::new(),
+        }
+    }
+
     #[test]
     fn builtin_names_are_distinct_and_so_are_their_kinds() {
         let mut names: Vec<_> = builtin().iter().map(|builtin| builtin.name).collect();

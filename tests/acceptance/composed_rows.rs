@@ -23,7 +23,16 @@ use crate::{
 const COMPOSITION: &str = r#"
 apiVersion: leasehold.dev/v1alpha1
 kind: Composition
+related:
+- {id: settings, apiVersion: v1, kind: ConfigMap, namespace: "@NAMESPACE@", name: settings}
 children:
+- id: follows
+  includeWhen: ["${has(parent.spec.follow)}"]
+  template:
+    apiVersion: v1
+    kind: ConfigMap
+    metadata: {name: follows, namespace: "${parent.spec.namespace}"}
+    data: {value: "${related.settings[0].data.value}"}
 - id: one
   includeWhen: ["${has(parent.spec.name)}"]
   template:
@@ -103,7 +112,10 @@ impl<'a> Rows<'a> {
             kind("Other"),
         );
         std::fs::write(folder.path().join("leasehold.yaml"), config)?;
-        std::fs::write(folder.path().join("thing.yaml"), COMPOSITION.replace("@GROUP@", &group))?;
+        std::fs::write(
+            folder.path().join("thing.yaml"),
+            COMPOSITION.replace("@GROUP@", &group).replace("@NAMESPACE@", &stage.namespace),
+        )?;
         // As somebody else than this test, so that the audit log tells who wrote what.
         let account = format!(
             "{{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {{name: {0}-rows}}, roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}}, subjects: [{{kind: ServiceAccount, name: observer, namespace: {0}}}]}}",
@@ -253,6 +265,19 @@ async fn bad_input_is_told_and_costs_its_object_only() -> Result<()> {
         rows.create("Thing", "after", json!({"name": "after", "value": "x"})).await?;
         rows.is_ready("Thing", "after").await?;
 
+        // What follows a related object waits for it, and changes with it.
+        rows.create("Thing", "follower", json!({"follow": true})).await?;
+        let said = rows.says("Thing", "follower", "Applied", "Unknown", "WaitingFor").await?;
+        ensure(said.contains("follows waits"), || said)?;
+        for value in ["a", "b"] {
+            let settings = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings", "namespace": stage.namespace}, "data": {"value": value}});
+            stage.cluster.apply(&settings.to_string()).await?;
+            let follows = || config_maps.get_opt("follows");
+            let is_so = |found: &Option<ConfigMap>| found.as_ref().and_then(|it| it.data.as_ref()?.get("value")).is_some_and(|it| it == value);
+            eventually("it follows", PATIENCE, follows, is_so).await?;
+        }
+        rows.is_ready("Thing", "follower").await?;
+
         // Deleted while it is applied: whatever was written goes with it.
         for round in 0..5 {
             let name = format!("brief-{round}");
@@ -268,6 +293,9 @@ async fn bad_input_is_told_and_costs_its_object_only() -> Result<()> {
 
         // A namespace that is being deleted.
         stage.cluster.kubectl(&["delete", "namespace", &walled, "--wait=false"]).await?;
+        let going = || async { anyhow::Ok(rows.api("Thing").get("quota").await?.data["status"]["conditions"][1]["reason"].clone()) };
+        let is_told = |reason: &Value| *reason == "NamespaceTerminating" || *reason == "NamespaceNotFound";
+        eventually("that its namespace goes is told", PATIENCE, going, is_told).await?;
         stage.cluster.kubectl(&["delete", "validatingadmissionpolicybinding", &policy]).await?;
         stage.cluster.kubectl(&["delete", "validatingadmissionpolicy", &policy]).await?;
         // And after all of it the others are as they were.

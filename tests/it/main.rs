@@ -4,6 +4,7 @@
 
 mod fleet;
 mod manifests;
+mod render;
 mod simulation;
 mod tidy;
 mod timeline;

@@ -144,6 +144,26 @@ fn what_refers_to_a_child_waits_for_it_and_goes_with_it() {
 }
 
 #[test]
+fn what_is_related_is_a_list_and_may_come() {
+    let composition = read(&format!(
+        "related:\n- {{id: base, apiVersion: v1, kind: ConfigMap, namespace: home, matchLabels: {{base: \"yes\"}}}}\n\
+         children:\n- id: copy\n  template: {{{CONFIG_MAP}, metadata: {{name: copy}}, data: {{v: \"${{related.base[0].data.v}}\"}}}}\n"
+    ));
+    let wanted = &composition.related()["base"];
+    assert_eq!(
+        (wanted.namespace.as_deref(), wanted.name.as_deref(), wanted.labels["base"].as_str()),
+        (Some("home"), None, "yes")
+    );
+    let mut world = World::default();
+    world.related.insert("base".to_owned(), Vec::new());
+    let waits = world.compose(&composition, &parent(json!({}))).unwrap();
+    assert_eq!((waits.children.len(), &*waits.waiting[0].reason), (0, "template.data.v: the list is shorter"));
+    world.related.insert("base".to_owned(), vec![Arc::new(json!({"data": {"v": "x"}}))]);
+    let composed = world.compose(&composition, &parent(json!({}))).unwrap();
+    assert_eq!(composed.children[0].object["data"]["v"], "x");
+}
+
+#[test]
 fn what_cannot_be_carried_out_says_which_child_where_and_why() {
     let child = |name: &str, rest: &str| {
         format!(

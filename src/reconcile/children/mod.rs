@@ -390,7 +390,8 @@ impl Pass {
 
     async fn tell(&self, parent: &Parent, written: usize, pruned: usize) {
         let about = parent.object_ref(&self.0.resource);
-        if written > 0 {
+        // Of a new object its status tells, and that is write enough.
+        if written > 0 && parent.status.is_some() {
             self.0.events.normal(&about, "Applied", &format!("{written} children written")).await;
         }
         if pruned > 0 {

@@ -1,0 +1,193 @@
+//! JSON Schemas of the files that people write, for their editors. What the reader of a file knows besides, `check` tells.
+
+use serde_json::{Value, json};
+
+use super::read::{CAPACITIES, CONCURRENCIES, LABEL_MAX, REBALANCES, STANDBYS, SUBDOMAIN_MAX, WEIGHTS};
+
+const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
+
+/// That of the configuration. `builtin` are the reconcilers that a kind may name.
+pub fn configuration(builtin: &[&str]) -> Value {
+    let duration =
+        |what: &str| json!({"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$", "description": what});
+    let number = |(least, most): (u16, u16), what: &str| json!({"type": "integer", "minimum": least, "maximum": most, "description": what});
+    let words = |all: Vec<&str>, what: &str| json!({"enum": all, "description": what});
+    let load = json!({
+        "weight": number(WEIGHTS, "Expected load, relative to the other kinds."),
+        "concurrency": number(CONCURRENCIES, "Objects reconciled at once."),
+        "resync": duration("Every object is looked at again at least this often."),
+        "standby": words(STANDBYS.map(|(word, _)| word).to_vec(), "Which replicas keep a cache of a kind that another one leads."),
+    });
+    let mut kind = json!({
+        "apiVersion": {"type": "string", "description": "Group and version of the kind, such as example.com/v1."},
+        "kind": {"type": "string", "pattern": "^[A-Z][A-Za-z0-9]*$", "maxLength": LABEL_MAX, "description": "The kind, as objects bear it."},
+        "lease": object(json!({"name": {"type": "string", "maxLength": LABEL_MAX, "description": "Name of its Lease."}}), &[]),
+        "reconciler": {
+            "type": "object",
+            "description": "What reconciles it.",
+            "additionalProperties": false,
+            "minProperties": 1,
+            "maxProperties": 1,
+            "properties": {
+                "builtin": {"enum": builtin, "description": "A reconciler compiled into the binary."},
+                "compose": {"type": "string", "minLength": 1, "description": "A file of templates, beside this one."},
+            },
+        },
+    });
+    if let (Some(kind), Some(load)) = (kind.as_object_mut(), load.as_object()) {
+        kind.extend(load.clone());
+    }
+    let properties = json!({
+        "apiVersion": {"const": "leasehold.dev/v1alpha1"},
+        "kind": {"const": "Configuration"},
+        "instance": {"type": "string", "maxLength": LABEL_MAX, "description": "Names this installation."},
+        "leases": object(json!({
+            "namespace": {"type": "string", "maxLength": LABEL_MAX, "description": "Where the Leases live."},
+            "duration": duration("How long after its last renewal a holder may be counted out. Whole seconds."),
+            "renewDeadline": duration("A holder that could not renew for this long stops its work."),
+            "retryPeriod": duration("Between two renewals, and between two attempts."),
+            "requestTimeout": duration("The most one request for a Lease may take."),
+        }), &[]),
+        "placement": object(json!({
+            "rebalance": words(REBALANCES.map(|(word, _)| word).to_vec(), "When kinds that are held are moved to even out the spread."),
+            "settle": duration("How long the replicas must have been the same before a kind is moved for balance."),
+            "grace": duration("The longest that a replica lets another go first for a free Lease."),
+            "capacity": number(CAPACITIES, "How much these replicas take, relative to others of the instance."),
+        }), &[]),
+        "drainTimeout": duration("How long a reconciler may take to finish what runs."),
+        "defaults": object(load, &[]),
+        "kinds": {
+            "type": "array",
+            "minItems": 1,
+            "items": object(kind, &["apiVersion", "kind", "reconciler"]),
+        },
+    });
+    titled("Configuration of leasehold", object(properties, &["apiVersion", "kind", "kinds"]))
+}
+
+/// That of a composition.
+pub fn composition() -> Value {
+    let text = |what: &str| json!({"type": "string", "description": what});
+    let expressions = |what: &str| json!({"type": "array", "items": {"type": "string", "pattern": r"^\s*\$\{[\s\S]*\}\s*$"}, "description": what});
+    let id = json!({"type": "string", "pattern": "^[a-z][A-Za-z0-9]*$", "maxLength": LABEL_MAX, "description": "How expressions and messages name it."});
+    let template = json!({
+        "type": "object",
+        "description": "The object. A value that is one ${expression} keeps its type; null leaves a field out.",
+        "required": ["apiVersion", "kind", "metadata"],
+        "properties": {
+            "apiVersion": text("Plain text: watches and permissions follow from it."),
+            "kind": text("Plain text: watches and permissions follow from it."),
+            "metadata": {"type": "object", "required": ["name"]},
+            "status": false,
+        },
+    });
+    let child = json!({
+        "id": id,
+        "template": template,
+        "includeWhen": expressions("All must be true, or there is no such child."),
+        "forEach": text("A list or a mapping: one child for each item, which is `each` in the template."),
+        "max": {"type": "integer", "minimum": 1, "maximum": 1000, "description": "The most children of a forEach."},
+        "after": {"type": "array", "items": {"type": "string"}, "description": "Children that must be there first."},
+        "readyWhen": expressions("All must be true for the child to be ready; it is `self`."),
+        "resource": text("The plural, if it is not what English would have it."),
+    });
+    let related = json!({
+        "id": id,
+        "apiVersion": text("Group and version."),
+        "kind": text("Kind."),
+        "resource": text("The plural, if it is not what English would have it."),
+        "namespace": {"type": "string", "maxLength": LABEL_MAX, "description": "Only in this namespace."},
+        "name": {"type": "string", "maxLength": SUBDOMAIN_MAX, "description": "Only the one of this name."},
+        "matchLabels": {"type": "object", "additionalProperties": {"type": "string"}, "description": "Only those with these labels."},
+    });
+    let properties = json!({
+        "apiVersion": {"const": "leasehold.dev/v1alpha1"},
+        "kind": {"const": "Composition"},
+        "related": {"type": "array", "items": object(related, &["id", "apiVersion", "kind"]), "description": "Objects that are read only."},
+        "children": {"type": "array", "minItems": 1, "items": object(child, &["id", "template"]), "description": "What each object gets."},
+        "status": {"type": "object", "description": "Fields of the parent's status."},
+    });
+    titled("Composition of a kind", object(properties, &["apiVersion", "kind", "children"]))
+}
+
+fn object(properties: Value, required: &[&str]) -> Value {
+    json!({"type": "object", "additionalProperties": false, "properties": properties, "required": required})
+}
+
+fn titled(title: &str, mut schema: Value) -> Value {
+    schema["$schema"] = json!(DRAFT);
+    schema["title"] = json!(title);
+    schema
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every field of a file that is known to be right stands in the schema: enough of a validator for what these schemas say.
+    fn fits(value: &Value, schema: &Value, path: &str) {
+        if let Some(all) = schema.get("enum").and_then(Value::as_array) {
+            assert!(all.contains(value), "{path}: {value} is none of {all:?}");
+        }
+        match (value, schema["type"].as_str()) {
+            (Value::Object(fields), Some("object")) => {
+                for (name, value) in fields {
+                    let path = format!("{path}.{name}");
+                    match schema["properties"].get(name) {
+                        Some(property) => fits(value, property, &path),
+                        None => assert_ne!(schema["additionalProperties"], json!(false), "{path} is not in the schema"),
+                    }
+                }
+                for required in schema["required"].as_array().into_iter().flatten() {
+                    assert!(fields.contains_key(required.as_str().unwrap()), "{path}.{required} is missing");
+                }
+            }
+            (Value::Array(items), Some("array")) => items.iter().for_each(|item| fits(item, &schema["items"], path)),
+            (Value::String(_), Some("string")) | (_, None) => {}
+            (Value::Number(number), Some("integer")) => {
+                let number = number.as_i64().unwrap();
+                let within = schema["minimum"].as_i64() <= Some(number) && Some(number) <= schema["maximum"].as_i64();
+                assert!(within, "{path}: {number}");
+            }
+            (value, expected) => panic!("{path}: {value} is no {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn the_shipped_files_fit_their_schemas() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+        let read = |name: &str| -> Value {
+            serde_yaml::from_str(&std::fs::read_to_string(folder.join(name)).unwrap()).unwrap()
+        };
+        let builtin = ["propagation", "expiry", "scale-schedule"];
+        fits(&read("leasehold.yaml"), &configuration(&builtin), "");
+        for name in ["tenant.yaml", "webapp.yaml"] {
+            fits(&read(name), &composition(), name);
+        }
+    }
+
+    #[test]
+    fn a_schema_knows_every_field_that_the_reader_knows() {
+        let unknown = "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nleases: {x: 1}\nplacement: {x: 1}\ndefaults: {x: 1}\nx: 1\nkinds:\n- {apiVersion: e.com/v1, kind: W, reconciler: {builtin: expiry, x: 1}, lease: {x: 1}, x: 1}\n";
+        let errors = super::super::load("f.yaml", unknown, &["expiry"]).unwrap_err();
+        let schema = configuration(&["expiry"]);
+        let mut sections = 0;
+        for violation in errors.violations() {
+            let Some((_, known)) = violation.message.split_once("known here: ") else { continue };
+            let section = violation.path.strip_suffix('x').unwrap().trim_end_matches('.');
+            let pointer: String = section
+                .split('.')
+                .filter(|part| !part.is_empty())
+                .map(|part| {
+                    part.strip_suffix("[0]")
+                        .map_or_else(|| format!("/properties/{part}"), |list| format!("/properties/{list}/items"))
+                })
+                .collect();
+            for field in known.split(", ") {
+                assert!(schema.pointer(&format!("{pointer}/properties/{field}")).is_some(), "{section}.{field}");
+            }
+            sections += 1;
+        }
+        assert_eq!(sections, 7);
+    }
+}
