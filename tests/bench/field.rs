@@ -79,18 +79,24 @@ pub(crate) struct Fleet<'f> {
 }
 
 impl Field {
-    /// Starts everything that the figures need; no replicas yet.
-    pub(crate) async fn start() -> Result<Self> {
+    /// Starts everything that the figures need; no replicas yet. The peer of composed kinds is built only if it is needed.
+    pub(crate) async fn start(with_peer: bool) -> Result<Self> {
         let leasehold = PathBuf::from(env!("CARGO_BIN_EXE_leasehold"));
         let replica = leasehold.parent().context("target folder")?.join("examples/replica");
         let cluster = Cluster::start().await?;
         let binaries = cluster.binaries().clone();
         let client_go = tokio::task::spawn_blocking(move || binaries.client_go_elector()).await??;
+        let peer = match with_peer {
+            true => Some(tokio::task::spawn_blocking(crate::children::build_peer).await??),
+            false => None,
+        };
         let images =
             [("leasehold".to_owned(), leasehold), ("replica".to_owned(), replica), ("client-go".to_owned(), client_go)];
+        let images = images.into_iter().chain(peer.map(|peer| ("peer".to_owned(), peer)));
         // A replica that was stopped comes back soon, for the next trial.
         let restart_backoff = Duration::from_millis(50);
-        let options = KubeletOptions { nodes: 3, images: images.into(), restart_backoff, ..KubeletOptions::default() };
+        let options =
+            KubeletOptions { nodes: 3, images: images.collect(), restart_backoff, ..KubeletOptions::default() };
         let kubelet = cluster.start_kubelet(options).await?;
         Ok(Self { client: cluster.client()?, kubelet, cluster })
     }

@@ -1,4 +1,4 @@
-//! `make bench`: how evenly kinds spread, how fast one changes hands, and what that costs, on a real control plane, beside
+//! `make bench`: how evenly kinds spread, how fast one changes hands, what that costs, and what composed kinds cost, on a real control plane, beside
 //! replicas as people write them with client-go today.
 //!
 //! All times are the API server's own, of its audit log, except the moment of a signal, which is this machine's and so
@@ -6,6 +6,7 @@
 //! measures one group, `--quick` tries everything a few times only: `make bench ARGS='--quick --json figures.json'`.
 #![expect(clippy::print_stdout, reason = "the output of a command")]
 
+mod children;
 mod crash;
 mod field;
 mod handover;
@@ -22,7 +23,7 @@ use anyhow::{Context, Result, bail};
 use field::Field;
 use report::{Report, say};
 
-const GROUPS: [&str; 5] = ["placement", "spread", "handover", "crash", "load"];
+const GROUPS: [&str; 6] = ["placement", "spread", "handover", "crash", "load", "children"];
 
 struct Arguments {
     only_json: bool,
@@ -64,7 +65,7 @@ async fn main() -> Result<()> {
     }
     if GROUPS[1..].iter().any(|group| wanted(group)) {
         say("starting the control plane");
-        let field = Field::start().await?;
+        let field = Field::start(wanted("children")).await?;
         if wanted("spread") {
             spread::measure(&field, if arguments.quick { 2 } else { 20 }, &mut report).await?;
         }
@@ -76,6 +77,9 @@ async fn main() -> Result<()> {
         }
         if wanted("load") {
             load::measure(&field, &mut report).await?;
+        }
+        if wanted("children") {
+            children::measure(&field, &mut report).await?;
         }
     }
     let json = serde_json::to_string_pretty(&report.json()?)?;

@@ -1,0 +1,368 @@
+//! What composed kinds cost: ten of them with five hundred objects each, one ConfigMap and a status an object, on three
+//! replicas and on one; beside it the same job written with controller-runtime, one process under one lock.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api,
+    api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
+    core::GroupVersionKind,
+};
+use leasehold_cluster::{AuditEvent, eventually};
+use serde_json::{Value, json};
+
+use crate::{
+    field::{Field, GROUP, now, resident},
+    record::millis,
+    report::{Report, say},
+};
+
+const TITLE: &str = "10 composed kinds, one ConfigMap and a status an object";
+const KINDS: usize = 10;
+/// Objects of each kind, at first and in the end.
+const FEW: usize = 50;
+const MANY: usize = 500;
+/// Changes a second, and for how long.
+const RATE: u64 = 100;
+const CHANGES: u64 = 1000;
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Who does the job.
+#[derive(Clone, Copy)]
+struct Crew {
+    name: &'static str,
+    system: &'static str,
+    replicas: usize,
+    is_ours: bool,
+}
+
+const CREWS: [Crew; 3] = [
+    Crew { name: "children-three", system: "leasehold", replicas: 3, is_ours: true },
+    Crew { name: "children-one", system: "one", replicas: 1, is_ours: true },
+    Crew { name: "children-peer", system: "c-runtime", replicas: 1, is_ours: false },
+];
+
+/// Builds the peer, which takes minutes the first time; Go keeps what it built.
+///
+/// # Errors
+/// When Go is missing or the build fails.
+pub(crate) fn build_peer() -> Result<PathBuf> {
+    say("building the controller-runtime peer");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench/controller-runtime");
+    let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("controller-runtime-peer");
+    let built = Command::new("go")
+        .current_dir(folder)
+        .env("CGO_ENABLED", "0")
+        .args(["build", "-trimpath", "-o"])
+        .arg(&program)
+        .arg(".")
+        .status()
+        .context("failed to run go")?;
+    ensure!(built.success(), "the controller-runtime peer was not built");
+    Ok(program)
+}
+
+/// Measures each crew: objects that are there before it starts, and more while it runs; then changes.
+///
+/// # Errors
+/// When a replica does not come up, or the objects do not settle.
+pub(crate) async fn measure(field: &Field, report: &mut Report) -> Result<()> {
+    for kind in 0..KINDS {
+        field.cluster.apply(&DEFINITION.replace("@N@", &kind.to_string())).await?;
+    }
+    for kind in 0..KINDS {
+        let crd = format!("crd/items{kind}.{GROUP}");
+        field.cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]).await?;
+    }
+    for crew in CREWS {
+        measure_crew(field, crew, report).await?;
+    }
+    Ok(())
+}
+
+async fn measure_crew(field: &Field, crew: Crew, report: &mut Report) -> Result<()> {
+    let job = Job { field, crew, began: field.cluster.audit()?.len() };
+    field.cluster.apply(&RIGHTS.replace("@NAMESPACE@", crew.name)).await?;
+    let mut add = |what: &str, unit: &'static str, value: f64| report.add(TITLE, crew.system, what, unit, vec![value]);
+
+    // There before the start.
+    job.create(0..FEW).await?;
+    let start = now();
+    field.cluster.apply(&job.deployment()).await?;
+    let settled = job.settled(KINDS * FEW).await?;
+    add("500 objects there before the start: settled after", "s", millis(start, settled) / 1000.0);
+    job.all_led().await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    add("memory of all replicas, 500 objects", "MiB", job.memory().await?);
+
+    // Created while it runs.
+    let before = job.cpu().await?;
+    let start = now();
+    job.create(FEW..MANY).await?;
+    let created = now();
+    let settled = job.settled(KINDS * MANY).await?;
+    add(
+        "4,500 objects created while it runs: settled after the last",
+        "s",
+        (millis(created, settled) / 1000.0).max(0.0),
+    );
+    add("from the first creation", "s", millis(start, settled) / 1000.0);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    add("CPU of all replicas for them", "s", job.cpu().await? - before);
+    add("memory of all replicas, 5,000 objects", "MiB", job.memory().await?);
+    add("memory of the largest, 5,000 objects", "MiB", job.largest().await?);
+    let writes = job.writes()?.len();
+    add("writes an object", "", writes as f64 / (KINDS * MANY) as f64);
+
+    // Changes.
+    let latencies = job.changes().await?;
+    add("100 changes a second: p50 until its status is stored", "ms", percentile(&latencies, 50));
+    add("100 changes a second: p99", "ms", percentile(&latencies, 99));
+    say(&format!("children, {}: done", crew.name));
+    field.cluster.kubectl(&["-n", crew.name, "delete", "deployment", "worker", "--cascade=foreground"]).await?;
+    field.cluster.kubectl(&["delete", "namespace", crew.name, "--wait=false"]).await?;
+    Ok(())
+}
+
+fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    let at = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(at).copied().unwrap_or(f64::NAN)
+}
+
+struct Job<'f> {
+    field: &'f Field,
+    crew: Crew,
+    began: usize,
+}
+
+impl Job<'_> {
+    fn api(&self, kind: usize) -> Api<DynamicObject> {
+        let kind = GroupVersionKind::gvk(GROUP, "v1", &format!("Item{kind}"));
+        let mut resource = ApiResource::from_gvk(&kind);
+        resource.plural = format!("items{}", &kind.kind["Item".len()..]);
+        Api::namespaced_with(self.field.client.clone(), self.crew.name, &resource)
+    }
+
+    async fn create(&self, numbers: std::ops::Range<usize>) -> Result<()> {
+        let all: Vec<_> = numbers.flat_map(|number| (0..KINDS).map(move |kind| (kind, number))).collect();
+        let create = |(kind, number): (usize, usize)| {
+            let api = self.api(kind);
+            let object = json!({
+                "apiVersion": format!("{GROUP}/v1"), "kind": format!("Item{kind}"),
+                "metadata": {"name": format!("item{kind}-{number}"), "namespace": self.crew.name},
+                "spec": {"value": "first", "filler": "x".repeat(500)},
+            });
+            async move {
+                let object: DynamicObject = serde_json::from_value(object)?;
+                api.create(&PostParams::default(), &object).await.map(drop).map_err(anyhow::Error::from)
+            }
+        };
+        stream::iter(all.into_iter().map(create)).buffer_unordered(32).try_collect().await
+    }
+
+    /// What the replicas have written of objects.
+    fn writes(&self) -> Result<Vec<AuditEvent>> {
+        let of_replicas = format!("system:serviceaccount:{}:worker", self.crew.name);
+        let aside = ["leases", "selfsubjectaccessreviews", "subjectaccessreviews"];
+        let all = self.field.cluster.audit_from(self.began)?.into_iter();
+        Ok(all.filter(|it| it.is_write() && it.user == of_replicas && !aside.contains(&it.resource.as_str())).collect())
+    }
+
+    /// When so many objects had a status.
+    async fn settled(&self, objects: usize) -> Result<Timestamp> {
+        let look = || async {
+            let mut first: BTreeMap<String, Timestamp> = BTreeMap::new();
+            for event in
+                self.writes()?.into_iter().filter(|it| it.subresource.as_deref() == Some("status") && it.succeeded())
+            {
+                if let Some(name) = event.name {
+                    first.entry(name).or_insert(event.stage);
+                }
+            }
+            anyhow::Ok((first.len(), first.into_values().max()))
+        };
+        let what = format!("{}: {objects} objects have a status", self.crew.name);
+        let (_, last) = eventually(&what, PATIENCE, look, |(count, _)| *count >= objects).await?;
+        last.context("a status")
+    }
+
+    async fn all_led(&self) -> Result<()> {
+        let expected = if self.crew.is_ours { KINDS } else { 1 };
+        let holders = || self.field.holders(self.crew.name);
+        eventually("all kinds are led", PATIENCE, holders, |holders| holders.len() == expected).await?;
+        Ok(())
+    }
+
+    async fn pids(&self) -> Result<Vec<u32>> {
+        let pods = self.field.pods(self.crew.name).await?;
+        Ok(pods.iter().flat_map(|pod| self.field.kubelet.pids(self.crew.name, pod)).collect())
+    }
+
+    async fn memory(&self) -> Result<f64> {
+        self.pids().await?.into_iter().map(resident).sum()
+    }
+
+    async fn largest(&self) -> Result<f64> {
+        let all: Vec<f64> = self.pids().await?.into_iter().map(resident).collect::<Result<_>>()?;
+        all.into_iter().reduce(f64::max).context("a process")
+    }
+
+    /// Seconds that all processes have spent on CPUs.
+    async fn cpu(&self) -> Result<f64> {
+        let of = |pid: u32| -> Result<f64> {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            let after_name = stat.rsplit_once(") ").context("stat")?.1;
+            let ticks: Vec<f64> =
+                after_name.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse().ok()).collect();
+            // Linux counts in hundredths of a second, whatever its own clock.
+            Ok(ticks.iter().sum::<f64>() / 100.0)
+        };
+        self.pids().await?.into_iter().map(of).sum()
+    }
+
+    /// For each change, how long it took until a status with its value was stored, in milliseconds, sorted.
+    async fn changes(&self) -> Result<Vec<f64>> {
+        let began = self.field.cluster.audit()?.len();
+        let mut ticks = tokio::time::interval(Duration::from_millis(1000 / RATE));
+        let mut names = BTreeSet::new();
+        for change in 0..CHANGES {
+            ticks.tick().await;
+            let (kind, number) = (usize::try_from(change)? % KINDS, usize::try_from(change)? / KINDS);
+            let name = format!("item{kind}-{number}");
+            let patch = json!({"spec": {"value": format!("change-{change}")}});
+            self.api(kind).patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+            names.insert(name);
+        }
+        let look = || async {
+            let all = self.field.cluster.audit_from(began)?;
+            let mut changed: BTreeMap<&str, Timestamp> = BTreeMap::new();
+            let mut latencies: BTreeMap<&str, f64> = BTreeMap::new();
+            for event in all.iter().filter(|it| it.group == GROUP && it.is_write() && it.succeeded()) {
+                let (Some(name), Some(object)) = (&event.name, &event.response_object) else { continue };
+                let value = object.pointer("/spec/value").and_then(Value::as_str).unwrap_or_default();
+                if event.subresource.is_none() && value.starts_with("change-") {
+                    changed.insert(name, event.stage);
+                } else if object.pointer("/status/value").and_then(Value::as_str) == Some(value)
+                    && let Some(at) = changed.get(name.as_str())
+                {
+                    latencies.entry(name).or_insert_with(|| millis(*at, event.stage));
+                }
+            }
+            anyhow::Ok(latencies.into_values().collect::<Vec<f64>>())
+        };
+        let what = format!("{}: all changes have a status", self.crew.name);
+        let mut latencies = eventually(&what, PATIENCE, look, |all| all.len() == names.len()).await?;
+        latencies.sort_by(f64::total_cmp);
+        Ok(latencies)
+    }
+
+    fn deployment(&self) -> String {
+        let kinds: Vec<_> = (0..KINDS).map(|kind| format!("Item{kind}")).collect();
+        let (image, arguments) = if self.crew.is_ours {
+            ("leasehold", "[run, --config, /etc/worker, --http, \"0.0.0.0:8080\"]".to_owned())
+        } else {
+            let kinds = kinds.join(",");
+            ("peer", format!("[-group={GROUP}, \"-kinds={kinds}\", -namespace={}]", self.crew.name))
+        };
+        let list: String = kinds
+            .iter()
+            .map(|kind| format!("    - {{apiVersion: {GROUP}/v1, kind: {kind}, reconciler: {{compose: item.yaml}}}}\n"))
+            .collect();
+        DEPLOYMENT
+            .replace("@NAMESPACE@", self.crew.name)
+            .replace("@REPLICAS@", &self.crew.replicas.to_string())
+            .replace("@IMAGE@", image)
+            .replace("@ARGUMENTS@", &arguments)
+            .replace("@KINDS@", &list)
+    }
+}
+
+const DEFINITION: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: items@N@.bench.leasehold.dev}
+spec:
+  group: bench.leasehold.dev
+  scope: Namespaced
+  names: {kind: Item@N@, plural: items@N@, singular: item@N@}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    subresources: {status: {}}
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec: {type: object, x-kubernetes-preserve-unknown-fields: true}
+          status: {type: object, x-kubernetes-preserve-unknown-fields: true}
+";
+
+const RIGHTS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: @NAMESPACE@}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: worker, namespace: @NAMESPACE@}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: @NAMESPACE@}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}
+subjects: [{kind: ServiceAccount, name: worker, namespace: @NAMESPACE@}]
+";
+
+const DEPLOYMENT: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: config, namespace: @NAMESPACE@}
+data:
+  item.yaml: |
+    apiVersion: leasehold.dev/v1alpha1
+    kind: Composition
+    children:
+    - id: settings
+      template:
+        apiVersion: v1
+        kind: ConfigMap
+        metadata: {name: \"${parent.metadata.name}\"}
+        data: {value: \"${parent.spec.value}\"}
+    status: {value: \"${parent.spec.value}\"}
+  leasehold.yaml: |
+    apiVersion: leasehold.dev/v1alpha1
+    kind: Configuration
+    kinds:
+@KINDS@
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: worker, namespace: @NAMESPACE@}
+spec:
+  replicas: @REPLICAS@
+  selector: {matchLabels: {app: worker}}
+  template:
+    metadata: {labels: {app: worker}}
+    spec:
+      serviceAccountName: worker
+      containers:
+      - name: worker
+        image: @IMAGE@
+        args: @ARGUMENTS@
+        env:
+        - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+        - {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+        - {name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}
+        - {name: POD_TEMPLATE_HASH, valueFrom: {fieldRef: {fieldPath: \"metadata.labels['pod-template-hash']\"}}}
+        volumeMounts: [{name: config, mountPath: /etc/worker}]
+      volumes: [{name: config, configMap: {name: config}}]
+";
