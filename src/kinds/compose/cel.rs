@@ -6,12 +6,10 @@
 //! so that the same objects give the same result on every replica and on every day. Pure.
 
 use std::{
+    cell::Cell,
     collections::{BTreeSet, HashMap},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, LazyLock},
 };
 
 use kube_cel::{
@@ -303,9 +301,8 @@ fn charge(node: &mut IdedExpr) {
 
 /// Whether the library has a function of that name: it says so of one that gets no arguments.
 fn is_function(name: &str) -> bool {
-    let context = Context::default().with_all();
     let call = calling(name, Vec::new());
-    let outcome = catch_unwind(AssertUnwindSafe(|| context.resolve(&call)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| FUNCTIONS.resolve(&call)));
     !matches!(outcome, Ok(Err(ExecutionError::UndeclaredReference(unknown))) if unknown.as_str() == name)
 }
 
@@ -321,59 +318,67 @@ pub(super) enum Unknown {
 /// What the expressions of one object share: what they see, and what they have spent.
 pub(super) struct Evaluation<'a> {
     context: Context<'a>,
-    budget: Arc<Budget>,
 }
 
-#[derive(Default)]
+thread_local! {
+    /// What the evaluation that runs on this thread has spent. One runs at a time, from its beginning to its end.
+    static BUDGET: Cell<Budget> = const { Cell::new(Budget { made: 0, touched: 0 }) };
+}
+
+#[derive(Clone, Copy)]
 struct Budget {
-    made: AtomicU64,
-    touched: AtomicU64,
+    made: u64,
+    touched: u64,
 }
 
-impl Budget {
-    fn make(&self, bytes: u64) -> Result<(), ExecutionError> {
-        let made = self.made.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        if made > MADE { Err(ExecutionError::function_error("", TOO_LARGE)) } else { Ok(()) }
-    }
+/// Pays for a value of so many bytes.
+fn make(bytes: u64) -> Result<(), ExecutionError> {
+    let Budget { made, touched } = BUDGET.get();
+    let made = made.saturating_add(bytes);
+    BUDGET.set(Budget { made, touched });
+    if made > MADE { Err(ExecutionError::function_error("", TOO_LARGE)) } else { Ok(()) }
+}
 
-    fn tick(&self) -> Result<(), ExecutionError> {
-        let cost = ROUND + self.made.load(Ordering::Relaxed);
-        let touched = self.touched.fetch_add(cost, Ordering::Relaxed).saturating_add(cost);
-        if touched > TOUCHED { Err(ExecutionError::function_error("", TOO_LONG)) } else { Ok(()) }
-    }
+/// Pays for a round of a macro.
+fn tick() -> Result<(), ExecutionError> {
+    let Budget { made, touched } = BUDGET.get();
+    let touched = touched.saturating_add(ROUND + made);
+    BUDGET.set(Budget { made, touched });
+    if touched > TOUCHED { Err(ExecutionError::function_error("", TOO_LONG)) } else { Ok(()) }
 }
 
 const MISFIT: &str = "the types do not fit: an operator or a function got what it has no meaning for";
 const TOO_LARGE: &str = "the expressions of this object make more than 32 MiB";
 const TOO_LONG: &str = "the expressions of this object take too long";
 
+/// All functions. There are about two hundred, so they are registered once.
+static FUNCTIONS: LazyLock<Context<'static>> = LazyLock::new(|| {
+    let mut context = Context::default().with_all();
+    add(&mut context, TICK, |_| tick().map(|()| Value::Bool(true)));
+    add(&mut context, CHARGED, |call| {
+        let value = argument(call, 0)?;
+        make(size(&value)).map(|()| value)
+    });
+    add(&mut context, TIMES, |call| {
+        let (times, value) = (argument(call, 0)?, argument(call, 1)?);
+        make(size(&times).saturating_mul(size(&value)) / 64).map(|()| value)
+    });
+    add(&mut context, KEYS, |call| Ok(in_order(argument(call, 0)?)));
+    add(&mut context, "lists.range", |call| {
+        let Value::Int(end @ 0..) = argument(call, 0)? else {
+            return Err(ExecutionError::function_error("lists.range", "expects a number that is not negative"));
+        };
+        make(end.unsigned_abs().saturating_mul(16))?;
+        Ok(Value::List(Arc::new((0..end).map(Value::Int).collect())))
+    });
+    context
+});
+
 impl Evaluation<'static> {
     /// Nothing is seen yet, and nothing spent.
     pub(super) fn new() -> Self {
-        let budget = Arc::new(Budget::default());
-        let mut context = Context::default().with_all();
-        let payer = Arc::clone(&budget);
-        add(&mut context, TICK, move |_| payer.tick().map(|()| Value::Bool(true)));
-        let payer = Arc::clone(&budget);
-        add(&mut context, CHARGED, move |call| {
-            let value = argument(call, 0)?;
-            payer.make(size(&value)).map(|()| value)
-        });
-        let payer = Arc::clone(&budget);
-        add(&mut context, TIMES, move |call| {
-            let (times, value) = (argument(call, 0)?, argument(call, 1)?);
-            payer.make(size(&times).saturating_mul(size(&value)) / 64).map(|()| value)
-        });
-        add(&mut context, KEYS, |call| Ok(in_order(argument(call, 0)?)));
-        let payer = Arc::clone(&budget);
-        add(&mut context, "lists.range", move |call| {
-            let Value::Int(end @ 0..) = argument(call, 0)? else {
-                return Err(ExecutionError::function_error("lists.range", "expects a number that is not negative"));
-            };
-            payer.make(end.unsigned_abs().saturating_mul(16))?;
-            Ok(Value::List(Arc::new((0..end).map(Value::Int).collect())))
-        });
-        Self { context, budget }
+        BUDGET.set(Budget { made: 0, touched: 0 });
+        Self { context: FUNCTIONS.new_inner_scope() }
     }
 }
 
@@ -385,7 +390,7 @@ impl Evaluation<'_> {
 
     /// As it is, for something that sees more: an item of a `forEach`, or itself. The budget is the same.
     pub(super) fn inner(&self) -> Evaluation<'_> {
-        Evaluation { context: self.context.new_inner_scope(), budget: Arc::clone(&self.budget) }
+        Evaluation { context: self.context.new_inner_scope() }
     }
 
     /// The value of an expression, as JSON.
@@ -394,7 +399,7 @@ impl Evaluation<'_> {
         match evaluated {
             Err(_panicked) => Err(Unknown::Failed("the expression cannot be evaluated".to_owned())),
             Ok(Ok(value)) => {
-                self.budget.make(size(&value)).map_err(|error| unknown(&error))?;
+                make(size(&value)).map_err(|error| unknown(&error))?;
                 json(&value).map_err(Unknown::Failed)
             }
             Ok(Err(error)) => Err(unknown(&error)),

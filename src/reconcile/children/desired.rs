@@ -144,7 +144,7 @@ pub trait Compose: Send + Sync + 'static {
     /// What it wants to see besides, by id.
     fn related(&self) -> BTreeMap<String, Related>;
 
-    /// What the object shall have. It may take some milliseconds: it is called where that holds nobody up.
+    /// What the object shall have. It may take some milliseconds: whoever takes long is called where that holds nobody up.
     ///
     /// # Errors
     /// If the object says nothing that could be carried out.

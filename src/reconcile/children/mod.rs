@@ -19,8 +19,11 @@ mod write;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 pub use desired::{Compose, Composed, Desired, Failure, Key, Related, Type, View, Waiting};
@@ -102,7 +105,9 @@ impl Children {
                 let events = Arc::new(Events::new(&term));
                 let manager = field_manager(&term.kind().kind);
                 let finalizer = format!("leasehold.dev/{}", term.kind().kind.to_lowercase());
+                let pace = Pace::default();
                 let pass = Pass(Arc::new(Common {
+                    pace,
                     term,
                     events,
                     clock,
@@ -228,6 +233,7 @@ struct Common {
     finalizer: String,
     children: BTreeMap<Arc<Type>, Objects>,
     related: BTreeMap<String, Objects>,
+    pace: Pace,
 }
 
 #[derive(Clone)]
@@ -344,7 +350,7 @@ impl Pass {
         let related = related.collect();
         let child = |key: &Key| fresh.get(key).map(|written| Arc::clone(&written.object)).or_else(|| family.seen(key));
         let is_namespaced = |of: &Type| family.is_namespaced(of);
-        off_the_async_threads(|| {
+        it.pace.run(|| {
             let parent = serde_json::to_value(parent).unwrap_or_default();
             let view = View { parent: &parent, child: &child, related: &related, is_namespaced: &is_namespaced };
             it.front.compose(&view)
@@ -418,10 +424,28 @@ fn again(trouble: &[Trouble]) -> Again {
     (!trouble.is_empty()).then_some(CONFLICT)
 }
 
-/// Work that takes some milliseconds keeps nobody else waiting, where there are other threads to go on.
-fn off_the_async_threads<T>(work: impl FnOnce() -> T) -> T {
-    let others = Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
-    if others { tokio::task::block_in_place(work) } else { work() }
+/// Longer than this, work keeps others waiting.
+const SLOW: Duration = Duration::from_millis(1);
+
+/// Whether the work of a kind takes long. To make room for others costs two changes of threads, and a thread: far more than
+/// most objects take. So that is done from the first one on that took long.
+#[derive(Default)]
+struct Pace {
+    is_slow: AtomicBool,
+}
+
+impl Pace {
+    #[expect(clippy::disallowed_methods, reason = "decides where work is done, and not what comes of it")]
+    fn run<T>(&self, work: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let others = || Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
+        let is_slow = self.is_slow.load(Ordering::Relaxed);
+        let done = if is_slow && others() { tokio::task::block_in_place(work) } else { work() };
+        if !is_slow && began.elapsed() > SLOW {
+            self.is_slow.store(true, Ordering::Relaxed);
+        }
+        done
+    }
 }
 
 /// The uid of an object, as its owner names it.
