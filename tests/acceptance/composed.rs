@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     shipped::{Installation, condition},
-    stage::{PATIENCE, ensure},
+    stage::{COLLECTION, PATIENCE, ensure},
 };
 
 impl Installation {
@@ -162,9 +162,9 @@ pub async fn leave_nothing_behind(installation: &Installation) -> Result<()> {
         installation.cluster.kubectl(&["delete", kind, "--all", "-A"]).await?;
     }
     let namespaces = installation.api("v1", "Namespace", None);
-    eventually("the tenant's namespace is gone", PATIENCE, || namespaces.get_opt("lilac"), Option::is_none).await?;
+    eventually("the tenant's namespace is gone", COLLECTION, || namespaces.get_opt("lilac"), Option::is_none).await?;
     let deployments = installation.api("apps/v1", "Deployment", Some("shop"));
-    eventually("the Deployment is gone", PATIENCE, || deployments.get_opt("storefront"), Option::is_none).await?;
+    eventually("the Deployment is gone", COLLECTION, || deployments.get_opt("storefront"), Option::is_none).await?;
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     process::Replica,
-    stage::{PATIENCE, Stage, ensure, play},
+    stage::{COLLECTION, PATIENCE, Stage, ensure, play},
 };
 
 /// Each field of the spec is one way to go wrong.
@@ -99,17 +99,20 @@ struct Rows<'a> {
 impl<'a> Rows<'a> {
     async fn set(stage: &'a Stage, replicas: usize) -> Result<Self> {
         let group = format!("{}.rows.example.com", stage.namespace);
-        for (kind, scope) in [("Thing", "Cluster"), ("Other", "Cluster"), ("Gadget", "Namespaced")] {
+        for (kind, scope) in
+            [("Thing", "Cluster"), ("Other", "Cluster"), ("Local", "Namespaced"), ("Gadget", "Namespaced")]
+        {
             stage.cluster.apply(&definition(&group, kind, scope)).await?;
         }
         let folder = tempfile::tempdir()?;
         let kind =
             |kind: &str| format!("- {{apiVersion: {group}/v1, kind: {kind}, reconciler: {{compose: thing.yaml}}}}\n");
         let config = format!(
-            "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nleases: {{namespace: {}, duration: 5s, renewDeadline: 3s, retryPeriod: 500ms, requestTimeout: 1s}}\nplacement: {{settle: 1s}}\ndefaults: {{standby: All}}\nkinds:\n{}{}",
+            "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nleases: {{namespace: {}, duration: 5s, renewDeadline: 3s, retryPeriod: 500ms, requestTimeout: 1s}}\nplacement: {{settle: 1s}}\ndefaults: {{standby: All}}\nkinds:\n{}{}{}",
             stage.namespace,
             kind("Thing"),
             kind("Other"),
+            kind("Local"),
         );
         std::fs::write(folder.path().join("leasehold.yaml"), config)?;
         std::fs::write(
@@ -257,6 +260,26 @@ async fn bad_input_is_told_and_costs_its_object_only() -> Result<()> {
         let data = config_maps.get("good-again").await?.data.unwrap_or_default();
         ensure(data == BTreeMap::from([("value".to_owned(), "2".to_owned())]), || format!("{data:?}"))?;
 
+        // Where no garbage collector follows, a finalizer holds the parent until its children are gone.
+        let local = json!({
+            "apiVersion": format!("{}/v1", rows.group), "kind": "Local", "metadata": {"name": "local", "namespace": walled},
+            "spec": {"name": "elsewhere", "value": "x", "namespace": stage.namespace},
+        });
+        stage.cluster.apply(&local.to_string()).await?;
+        let elsewhere = || config_maps.get_opt("elsewhere");
+        let child = eventually("a child in another namespace", PATIENCE, elsewhere, Option::is_some).await?.context("it")?;
+        ensure(child.owner_references().is_empty(), || format!("{child:?}"))?;
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(&rows.group, "v1", "Local"));
+        let locals: Api<DynamicObject> = Api::namespaced_with(rows.client(), &walled, &resource);
+        let finalizers = locals.get("local").await?.metadata.finalizers;
+        ensure(finalizers == Some(vec!["leasehold.dev/local".to_owned()]), || format!("{finalizers:?}"))?;
+        config_maps.delete("elsewhere", &DeleteParams::default()).await?;
+        let is_new = |found: &Option<ConfigMap>| found.as_ref().is_some_and(|found| found.uid() != child.uid());
+        eventually("it heals there too", PATIENCE, elsewhere, is_new).await?;
+        locals.delete("local", &DeleteParams::default()).await?;
+        eventually("the parent is gone", PATIENCE, || locals.get_opt("local"), Option::is_none).await?;
+        ensure(elsewhere().await?.is_none(), || "its child is left behind".to_owned())?;
+
         // A type that comes and goes.
         rows.create("Thing", "gadget", json!({"gadget": 3})).await?;
         rows.is_ready("Thing", "gadget").await?;
@@ -289,7 +312,7 @@ async fn bad_input_is_told_and_costs_its_object_only() -> Result<()> {
             let all = config_maps.list(&ListParams::default()).await?.items;
             anyhow::Ok(all.into_iter().map(|it| it.name_any()).filter(|name| name.starts_with("brief")).collect::<Vec<_>>())
         };
-        eventually("nothing is left of what was deleted", PATIENCE, brief, Vec::is_empty).await?;
+        eventually("nothing is left of what was deleted", COLLECTION, brief, Vec::is_empty).await?;
 
         // A namespace that is being deleted.
         stage.cluster.kubectl(&["delete", "namespace", &walled, "--wait=false"]).await?;

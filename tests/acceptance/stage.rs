@@ -20,6 +20,9 @@ const TIMINGS: &str = "duration: 5s, renewDeadline: 3s, retryPeriod: 500ms, requ
 /// How long anything may take that is not a matter of timings: the machine may be busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long the garbage collector may take: it stands still for a while whenever a test removes a definition.
+pub const COLLECTION: Duration = Duration::from_secs(240);
+
 static KUBELET: OnceCell<Kubelet> = OnceCell::const_new();
 static STAGES: AtomicUsize = AtomicUsize::new(0);
 
