@@ -33,6 +33,7 @@ use super::{
     children::Type,
     controller::chain,
 };
+use crate::sharding::problem::is_unserved;
 
 /// Between two looks whether a type is served.
 const UNSERVED: Duration = Duration::from_secs(10);
@@ -92,11 +93,6 @@ impl Watches {
         });
         drop(open);
         Listener::new(shared)
-    }
-
-    /// How many watches are open.
-    pub fn open(&self) -> usize {
-        lock(&self.open).values().filter(|shared| shared.strong_count() > 0).count()
     }
 }
 
@@ -312,13 +308,9 @@ impl Objects {
         self.look(|state| state.objects.get(&place).and_then(Held::value)).flatten()
     }
 
-    /// The objects that bear this uid as that of their owner, in the order of namespace and name.
-    pub fn of_owner(&self, uid: &str) -> Vec<Value> {
-        let all = |state: &mut State| {
-            let places = state.of_owner.get(uid).into_iter().flatten();
-            places.filter_map(|place| state.objects.get(place)?.value()).collect()
-        };
-        self.look(all).unwrap_or_default()
+    /// Namespace and name of the objects that bear this uid as that of their owner, in that order.
+    pub fn of_owner(&self, uid: &str) -> Vec<(Option<String>, String)> {
+        self.look(|state| state.of_owner.get(uid).into_iter().flatten().cloned().collect()).unwrap_or_default()
     }
 
     /// All objects, in the order of namespace and name.
@@ -334,7 +326,11 @@ impl Objects {
 }
 
 impl Held {
-    fn of(object: DynamicObject) -> Self {
+    fn of(mut object: DynamicObject) -> Self {
+        // Who else owns which fields is nobody's business here: only what we applied is compared.
+        if let Some(managed) = &mut object.metadata.managed_fields {
+            managed.retain(|entry| entry.manager.as_deref().is_some_and(|manager| manager.starts_with("leasehold/")));
+        }
         let owner_uid = object.labels().get(OWNER_UID).cloned();
         Self {
             version: object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default(),
@@ -379,7 +375,7 @@ impl State {
             watcher::Event::Init => self.relisted = Some(BTreeMap::new()),
             watcher::Event::InitApply(object) => {
                 let place = place(&object);
-                self.relisted.get_or_insert_default().insert(place, Held::of(lean(object)));
+                self.relisted.get_or_insert_default().insert(place, Held::of(object));
             }
             watcher::Event::InitDone => {
                 let listed = self.relisted.take().unwrap_or_default();
@@ -397,7 +393,7 @@ impl State {
                 }
             }
             watcher::Event::Apply(object) => {
-                if let Some((before, now)) = self.put(lean(object)) {
+                if let Some((before, now)) = self.put(object) {
                     self.tell_changed([before, now]);
                 }
             }
@@ -473,14 +469,6 @@ impl State {
     }
 }
 
-/// Without what others wrote about their fields: only what we applied is compared.
-fn lean(mut object: DynamicObject) -> DynamicObject {
-    if let Some(managed) = &mut object.metadata.managed_fields {
-        managed.retain(|entry| entry.manager.as_deref().is_some_and(|manager| manager.starts_with("leasehold/")));
-    }
-    object
-}
-
 /// Looks for the type until it is served, then watches.
 fn source(client: Client, query: Query) -> BoxStream<'static, Event> {
     let find = stream::unfold((client, query, false), |(client, query, found)| async move {
@@ -513,12 +501,7 @@ fn source(client: Client, query: Query) -> BoxStream<'static, Event> {
                 Some((served.chain(watched).boxed(), (client, query, true)))
             }
             Err(error) => {
-                let is_unknown = match &error {
-                    kube::Error::Api(status) => status.code == 404,
-                    kube::Error::Discovery(_) => true,
-                    _ => false,
-                };
-                let news = if is_unknown {
+                let news = if is_unserved(&error) {
                     Event::Unserved
                 } else {
                     Event::Trouble(format!("failed to discover {}: {}", query.of, chain(&error)))

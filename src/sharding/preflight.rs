@@ -9,7 +9,10 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessR
 use kube::{Api, Client, api::PostParams, core::GroupVersion, discovery};
 use tokio::sync::mpsc;
 
-use super::{problem::describe, term::Access};
+use super::{
+    problem::{describe, is_unserved},
+    term::Access,
+};
 use crate::config::Kind;
 
 /// Between two looks at a kind that can be reconciled.
@@ -70,7 +73,7 @@ async fn look(client: &Client, kind: &Kind, needs: &[Access]) -> Result<Verdict,
     let group_version = GroupVersion::gv(&kind.group, &kind.version);
     let resource = match discovery::pinned_kind(client, &group_version.clone().with_kind(&kind.kind)).await {
         Ok((resource, _)) => resource,
-        Err(error) if is_missing(&error) => {
+        Err(error) if is_unserved(&error) => {
             return Ok(Verdict::Blocked(format!(
                 "the API server does not serve {} {}: install its CRD",
                 group_version.api_version(),
@@ -96,14 +99,6 @@ async fn look(client: &Client, kind: &Kind, needs: &[Access]) -> Result<Verdict,
         "not allowed to {}: grant it with a ClusterRole, as deploy/rbac.yaml does",
         denied.join(", ")
     )))
-}
-
-fn is_missing(error: &kube::Error) -> bool {
-    match error {
-        kube::Error::Api(status) => status.code == 404,
-        kube::Error::Discovery(_) => true,
-        _ => false,
-    }
 }
 
 async fn allowed(client: &Client, access: &Access) -> Result<bool, kube::Error> {

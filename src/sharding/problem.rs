@@ -29,3 +29,13 @@ pub fn of_lease_request(error: &kube::Error, verb: &str, namespace: &str) -> Str
         other => format!("failed to {verb} the Lease: {}", describe(other)),
     }
 }
+
+/// Whether discovery has failed because the API server does not know the type. A group that is not served is a 404 in
+/// plain text, without a reason.
+pub(crate) fn is_unserved(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code == 404,
+        kube::Error::Discovery(_) => true,
+        _ => false,
+    }
+}

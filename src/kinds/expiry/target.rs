@@ -7,7 +7,6 @@ use kube::{
     api::{ListParams, PropagationPolicy},
     core::{ApiResource, DynamicObject, GroupVersionKind, ObjectMeta},
     discovery::{self, Scope, verbs},
-    error::DiscoveryError,
 };
 
 use super::{
@@ -16,7 +15,7 @@ use super::{
 };
 use crate::{
     reconcile::apply::{Deletion, delete},
-    sharding::term::Term,
+    sharding::{problem::is_unserved, term::Term},
 };
 
 /// Objects a page.
@@ -37,11 +36,7 @@ pub(super) async fn discover(client: &Client, kind: &GroupVersionKind) -> Result
     let unusable = |reason, words| Ok(Err(Unusable { reason, words }));
     let (resource, capabilities) = match discovery::pinned_kind(client, kind).await {
         Ok(found) => found,
-        // A group that is not served is a 404 in plain text, without a reason.
-        Err(Error::Api(status)) if status.code == 404 => {
-            return unusable("TargetUnknown", format!("the API server does not serve {name}"));
-        }
-        Err(Error::Discovery(DiscoveryError::MissingKind(_) | DiscoveryError::MissingApiGroup(_))) => {
+        Err(error) if is_unserved(&error) => {
             return unusable("TargetUnknown", format!("the API server does not serve {name}"));
         }
         Err(error) => return Err(error),

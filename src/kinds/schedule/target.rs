@@ -6,9 +6,10 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
     core::{ApiResource, DynamicObject, GroupVersion, GroupVersionKind},
     discovery,
-    error::DiscoveryError,
 };
 use serde_json::json;
+
+use crate::sharding::problem::is_unserved;
 
 /// Why a kind cannot be the target of a schedule.
 #[derive(Debug)]
@@ -23,8 +24,7 @@ pub(super) async fn discover(client: &Client, kind: &GroupVersionKind) -> Result
     let unknown = || Unusable { reason: "TargetUnknown", words: format!("the API server does not serve {name}") };
     let (resource, capabilities) = match discovery::pinned_kind(client, kind).await {
         Ok(found) => found,
-        Err(Error::Api(status)) if status.code == 404 => return Ok(Err(unknown())),
-        Err(Error::Discovery(DiscoveryError::MissingKind(_) | DiscoveryError::MissingApiGroup(_))) => {
+        Err(error) if is_unserved(&error) => {
             return Ok(Err(unknown()));
         }
         Err(error) => return Err(error),

@@ -261,11 +261,12 @@ impl Pass {
             return self.finish(&parent, &family).await;
         }
 
-        let mut fresh = HashMap::new();
+        let (value, related) = (serde_json::to_value(&*parent).unwrap_or_default(), self.related());
+        let mut fresh = Written::new();
         let mut written = 0;
         let (composed, mut trouble) = 'rounds: {
             for _ in 0..ROUNDS {
-                let composed = match self.compose(&parent, &family, &fresh) {
+                let composed = match self.compose(&value, &related, &family, &fresh) {
                     Ok(composed) => composed,
                     Err(Failure { reason, message }) => {
                         let invalid = Outcome::Invalid(Trouble { reason, words: message });
@@ -335,26 +336,24 @@ impl Pass {
         Ok(served.collect())
     }
 
+    /// Related objects, as they were last seen.
+    fn related(&self) -> BTreeMap<String, Vec<Arc<Value>>> {
+        let all = |objects: &Objects| objects.all().into_iter().map(Arc::new).collect();
+        self.0.related.iter().map(|(id, objects)| (id.clone(), all(objects))).collect()
+    }
+
     /// What the object shall have, with what was just written.
     fn compose(
         &self,
-        parent: &Parent,
+        parent: &Value,
+        related: &BTreeMap<String, Vec<Arc<Value>>>,
         family: &Family<'_>,
-        fresh: &HashMap<Key, Written>,
+        fresh: &Written,
     ) -> Result<Composed, Failure> {
-        let it = &self.0;
-        let related = it
-            .related
-            .iter()
-            .map(|(id, objects)| (id.clone(), objects.all().into_iter().map(Arc::new).collect::<Vec<_>>()));
-        let related = related.collect();
-        let child = |key: &Key| fresh.get(key).map(|written| Arc::clone(&written.object)).or_else(|| family.seen(key));
+        let child = |key: &Key| fresh.get(key).cloned().or_else(|| family.seen(key));
         let is_namespaced = |of: &Type| family.is_namespaced(of);
-        it.pace.run(|| {
-            let parent = serde_json::to_value(parent).unwrap_or_default();
-            let view = View { parent: &parent, child: &child, related: &related, is_namespaced: &is_namespaced };
-            it.front.compose(&view)
-        })
+        let view = View { parent, child: &child, related, is_namespaced: &is_namespaced };
+        self.0.pace.run(|| self.0.front.compose(&view))
     }
 
     /// Deletes what the garbage collector does not, then lets the object go.

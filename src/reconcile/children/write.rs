@@ -23,7 +23,7 @@ use super::{
     uid,
 };
 use crate::reconcile::{
-    apply::{APPLIED, OWNER, Ownership, applied_by, children_of, delete, labels, ownership},
+    apply::{APPLIED, OWNER, Ownership, children_of, delete, labels, ownership},
     controller::chain,
 };
 
@@ -34,16 +34,13 @@ pub(super) const TYPE_NOT_SERVED: &str = "TypeNotServed";
 /// Writes at a time for one object.
 const WRITES: usize = 8;
 
-/// A child as a write has left it.
-#[derive(Clone, Debug)]
-pub(super) struct Written {
-    pub(super) object: Arc<Value>,
-}
+/// Children as writes have left them.
+pub(super) type Written = HashMap<Key, Arc<Value>>;
 
 /// What became of the children of a round.
 #[derive(Default)]
 pub(super) struct Round {
-    pub(super) written: HashMap<Key, Written>,
+    pub(super) written: Written,
     pub(super) trouble: Vec<Trouble>,
 }
 
@@ -88,7 +85,7 @@ impl<'a> Family<'a> {
     }
 
     /// Applies what is not as it shall be. `None`: the term drains, and some of it was left out.
-    pub(super) async fn apply_all(&self, composed: &Composed, fresh: &HashMap<Key, Written>) -> Option<Round> {
+    pub(super) async fn apply_all(&self, composed: &Composed, fresh: &Written) -> Option<Round> {
         let draining = self.it.term.draining().shared();
         let mut round = Round::default();
         let mut interrupted = false;
@@ -108,7 +105,7 @@ impl<'a> Family<'a> {
             match outcome {
                 None => interrupted = true,
                 Some(Ok(None)) => {}
-                Some(Ok(Some(object))) => _ = round.written.insert(child.key, Written { object }),
+                Some(Ok(Some(object))) => _ = round.written.insert(child.key, object),
                 Some(Err(trouble)) => round.trouble.push(trouble),
             }
         }
@@ -198,8 +195,14 @@ impl<'a> Family<'a> {
     pub(super) async fn prune(&self, wanted: &BTreeSet<&Key>) -> Pruned {
         let mut done = Pruned::default();
         for (of, objects) in &self.it.children {
-            for meta in objects.of_owner(self.parent.uid()).iter().map(meta) {
-                let key = key(of, &meta);
+            // Most are wanted, and need not be read to know that.
+            for (namespace, name) in objects.of_owner(self.parent.uid()) {
+                let key = Key { of: Arc::clone(of), namespace, name };
+                if wanted.contains(&key) {
+                    continue;
+                }
+                let Some(object) = objects.get(key.namespace.as_deref(), &key.name) else { continue };
+                let meta = meta(&object);
                 if !is_superfluous(&key, &meta, wanted, self.parent.uid(), &self.it.manager) {
                     continue;
                 }
@@ -232,14 +235,14 @@ impl<'a> Family<'a> {
             let api = Api::<DynamicObject>::all_with(self.it.term.client(), resource);
             let params = ListParams::default().labels(&children_of(self.parent.uid()));
             for child in api.list(&params).await? {
-                if !applied_by(&child.metadata, &self.it.manager) {
+                if !is_ours(&child.metadata, self.parent.uid(), &self.it.manager) {
                     continue;
                 }
                 there += 1;
                 if child.metadata.deletion_timestamp.is_some() {
                     continue;
                 }
-                let key = key(of, &child.metadata);
+                let key = Key { of: Arc::clone(of), namespace: child.namespace(), name: child.name_any() };
                 if let Err(trouble) = self.delete(&key, &child.metadata).await {
                     let about = self.parent.object_ref(&self.it.resource);
                     self.it.events.warning(&about, "FinalizeBlocked", &trouble.words).await;
@@ -285,11 +288,6 @@ fn told(key: &Key, error: &Error) -> String {
         Error::Api(status) if key.of.kind == "Secret" => format!("{} {}", status.code, status.reason),
         other => chain(other),
     }
-}
-
-fn key(of: &Arc<Type>, meta: &ObjectMeta) -> Key {
-    let (namespace, name) = (meta.namespace.clone(), meta.name.clone().unwrap_or_default());
-    Key { of: Arc::clone(of), namespace, name }
 }
 
 fn meta(object: &Value) -> ObjectMeta {
