@@ -119,8 +119,9 @@ async fn measure_crew(field: &Field, crew: Crew, report: &mut Report) -> Result<
     add("CPU of all replicas for them", "s", job.cpu().await? - before);
     add("memory of all replicas, 5,000 objects", "MiB", job.memory().await?);
     add("memory of the largest, 5,000 objects", "MiB", job.largest().await?);
-    let writes = job.writes()?.len();
-    add("writes an object", "", writes as f64 / (KINDS * MANY) as f64);
+    let writes = job.writes()?;
+    add("writes an object", "", writes.len() as f64 / (KINDS * MANY) as f64);
+    say(&format!("children, {}: {}", crew.name, told(&writes)));
 
     // Changes.
     let latencies = job.changes().await?;
@@ -130,6 +131,19 @@ async fn measure_crew(field: &Field, crew: Crew, report: &mut Report) -> Result<
     field.cluster.kubectl(&["-n", crew.name, "delete", "deployment", "worker", "--cascade=foreground"]).await?;
     field.cluster.kubectl(&["delete", "namespace", crew.name, "--wait=false"]).await?;
     Ok(())
+}
+
+/// What was written how often, and with what answer.
+fn told(writes: &[AuditEvent]) -> String {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for it in writes {
+        // One line for all kinds: their numbers stand at the end of their names.
+        let resource = it.resource.trim_end_matches(|last: char| last.is_ascii_digit());
+        let part = it.subresource.as_ref().map(|part| format!("/{part}")).unwrap_or_default();
+        *counts.entry(format!("{} {resource}{part} {}", it.verb, it.code)).or_default() += 1;
+    }
+    let counts: Vec<_> = counts.into_iter().map(|(what, count)| format!("{count} x {what}")).collect();
+    counts.join(", ")
 }
 
 fn percentile(sorted: &[f64], percent: usize) -> f64 {
