@@ -28,7 +28,7 @@ use kube::{
     Api, Resource,
     runtime::{
         WatchStreamExt,
-        reflector::{ObjectRef, Store, store::Writer},
+        reflector::{ObjectRef, Store},
         watcher::{self, Event, watcher},
     },
 };
@@ -40,7 +40,7 @@ use tracing::{Instrument, error, info_span, warn};
 pub use super::queue::Lane;
 use super::queue::{Queue, Recent};
 use crate::{
-    reconcile::backoff::Backoff,
+    reconcile::{backoff::Backoff, seen::Seen},
     sharding::term::{Standby, Term},
 };
 
@@ -57,11 +57,10 @@ pub type Due<K> = (Lane, Vec<ObjectRef<K>>);
 #[must_use = "does nothing until it runs"]
 pub struct Controller<K>
 where
-    K: Resource + 'static,
-    K::DynamicType: Eq + Hash,
+    K: Resource + Clone + 'static,
+    K::DynamicType: Clone + Eq + Hash,
 {
-    dyntype: K::DynamicType,
-    objects: Store<K>,
+    seen: Seen<K>,
     sources: Sources<K>,
     /// Watches whose first list is not complete.
     unlisted: usize,
@@ -88,41 +87,21 @@ where
     /// The objects of `api`, whose client is that of the [`Standby`]. Each is due when it appears and when its generation or its
     /// finalizers change, which a write of its status does not do.
     pub fn new(api: Api<K>, dyntype: K::DynamicType) -> Self {
-        let mut writer = Writer::new(dyntype.clone());
-        let objects = writer.as_reader();
-        let changes = {
-            let (objects, dyntype) = (objects.clone(), dyntype.clone());
-            let (mut listed, mut missed) = (false, Vec::new());
-            move |event: &Event<K>| {
-                let due = match event {
-                    Event::Apply(object) => changed(&objects, object, &dyntype).into_iter().collect(),
-                    Event::Delete(_) => Vec::new(),
-                    Event::Init => {
-                        missed.clear();
-                        Vec::new()
-                    }
-                    // The cache takes a list over when it is complete, so what has changed is not due before.
-                    // The first list is that of the sweep.
-                    Event::InitApply(object) => {
-                        missed.extend(changed(&objects, object, &dyntype).filter(|_| listed));
-                        Vec::new()
-                    }
-                    Event::InitDone => {
-                        listed = true;
-                        std::mem::take(&mut missed)
-                    }
-                };
-                writer.apply_watcher_event(event);
-                (Lane::Changed, due)
-            }
-        };
-        let watch = source(K::kind(&dyntype).into_owned(), api, changes);
-        Self { dyntype, objects, sources: stream::select_all([watch]), unlisted: 1 }
+        let seen = Seen::new(dyntype);
+        let watched = seen.clone();
+        let changes = move |event: &Event<K>| (Lane::Changed, watched.take_in(event));
+        let watch = source(K::kind(seen.dyntype()).into_owned(), api, changes);
+        Self { seen, sources: stream::select_all([watch]), unlisted: 1 }
+    }
+
+    /// The objects as last seen, for whoever writes them.
+    pub fn seen(&self) -> Seen<K> {
+        self.seen.clone()
     }
 
     /// The objects as last seen; empty until the first list is complete.
     pub fn objects(&self) -> Store<K> {
-        self.objects.clone()
+        self.seen.objects()
     }
 
     /// Makes the objects due that `due` names for an event of `api`, whose client is that of the [`Standby`].
@@ -197,9 +176,9 @@ where
         let (backoff, timers) = (Backoff::default(), Timers::default());
         let mut work = Work { controller: self, queue, to_sweep, swept, term, backoff, timers };
         work.run(reconcile).await;
-        let Work { controller: Self { objects, sources, .. }, queue, to_sweep, swept, term, timers, .. } = work;
+        let Work { controller: Self { seen, sources, .. }, queue, to_sweep, swept, term, timers, .. } = work;
         drop(sources);
-        term.leave((objects, queue, to_sweep, swept, timers));
+        term.leave((seen, queue, to_sweep, swept, timers));
     }
 }
 
@@ -228,33 +207,14 @@ where
         .boxed()
 }
 
-/// The object, if it is not as `before` knows it but for its status. Without a generation any change counts.
-fn changed<K>(before: &Store<K>, object: &K, dyntype: &K::DynamicType) -> Option<ObjectRef<K>>
-where
-    K: Resource + Clone + 'static,
-    K::DynamicType: Clone + Eq + Hash,
-{
-    let key = ObjectRef::from_obj_with(object, dyntype.clone());
-    let same = before.get(&key).is_some_and(|known| {
-        let (known, now) = (known.meta(), object.meta());
-        let unchanged = match now.generation {
-            // Whoever adds a finalizer goes on when it is there.
-            Some(_) => known.generation == now.generation && known.finalizers == now.finalizers,
-            None => known.resource_version == now.resource_version,
-        };
-        known.uid == now.uid && unchanged
-    });
-    (!same).then_some(key)
-}
-
 /// A sweep makes so many objects due at a time, so that no change waits for the rest of them.
 const STRIDE: usize = 100;
 
 /// A term's work.
 struct Work<K>
 where
-    K: Resource + 'static,
-    K::DynamicType: Eq + Hash,
+    K: Resource + Clone + 'static,
+    K::DynamicType: Clone + Eq + Hash,
 {
     controller: Controller<K>,
     queue: Queue<ObjectRef<K>>,
@@ -332,7 +292,7 @@ where
 
     /// Begins to make every object due, if the first list of the kind is complete. Returns whether it is.
     fn sweep(&mut self) -> bool {
-        let objects = &self.controller.objects;
+        let objects = self.controller.seen.objects();
         let filled = objects.wait_until_ready().now_or_never().is_some();
         self.to_sweep = objects.state().into_iter();
         filled
@@ -341,7 +301,7 @@ where
     /// Makes some more objects due, in their turn.
     fn sweep_on(&mut self) {
         for object in self.to_sweep.by_ref().take(STRIDE) {
-            let key = ObjectRef::from_obj_with(&*object, self.controller.dyntype.clone());
+            let key = ObjectRef::from_obj_with(&*object, self.controller.seen.dyntype().clone());
             if !self.swept.remove(&key) {
                 self.queue.add(Lane::Sweep, key);
             }
@@ -352,7 +312,7 @@ where
     fn start(&mut self) -> Option<(ObjectRef<K>, Arc<K>)> {
         while let Some(key) = self.queue.start() {
             self.timers.cancel(&key);
-            if let Some(object) = self.controller.objects.get(&key) {
+            if let Some(object) = self.controller.seen.objects().get(&key) {
                 if !self.to_sweep.as_slice().is_empty() {
                     self.swept.insert(key.clone());
                 }

@@ -12,6 +12,7 @@ pub mod controller;
 pub mod events;
 pub mod finalizer;
 mod queue;
+pub mod seen;
 pub mod status;
 pub mod watches;
 

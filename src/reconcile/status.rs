@@ -1,10 +1,16 @@
 //! Writing a status: only when it says something new, and stamped with the term that wrote it.
 
+use std::{fmt::Debug, hash::Hash, sync::Arc};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, Error, Resource, api::PostParams, core::object::HasStatus};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{reconcile::apply::field_manager, sharding::term::Term};
+use crate::{
+    reconcile::{apply::field_manager, conditions, events::Events, seen::Seen},
+    sharding::term::Term,
+};
 
 /// The shard that wrote a status last.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -24,8 +30,10 @@ impl Shard {
     }
 }
 
-/// A status that bears a stamp.
+/// A status that bears a stamp, and conditions.
 pub trait Stamped: Clone + PartialEq {
+    /// What it says of the object.
+    fn conditions(&self) -> &[Condition];
     /// Where the stamp is.
     fn shard_mut(&mut self) -> &mut Option<Shard>;
 }
@@ -43,7 +51,51 @@ pub fn changed<S: Stamped>(current: Option<&S>, next: &S) -> bool {
 /// The most often that a status is computed anew because somebody else wrote the object in between.
 const ATTEMPTS: u32 = 4;
 
-/// Writes the status that `next` makes of the current one, if that changes anything. Returns whether it did.
+/// Writes the statuses of the objects of a kind during one term.
+pub struct Statuses<K>
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Clone + Eq + Hash,
+{
+    term: Term,
+    events: Arc<Events>,
+    seen: Seen<K>,
+}
+
+impl<K> Statuses<K>
+where
+    K: Resource + HasStatus + Clone + Serialize + DeserializeOwned + Debug + 'static,
+    K::Status: Stamped,
+    K::DynamicType: Clone + Debug + Eq + Hash,
+{
+    /// Through the term's client; what is written is seen at once.
+    pub fn new(term: Term, events: Arc<Events>, seen: Seen<K>) -> Self {
+        Self { term, events, seen }
+    }
+
+    /// Writes the status that `next` makes of the current one, if it is news, and says so if it is bad news.
+    ///
+    /// # Errors
+    /// As [`write`].
+    pub async fn write(
+        &self,
+        api: &Api<K>,
+        object: &K,
+        next: impl Fn(Option<&K::Status>) -> K::Status,
+    ) -> Result<(), Error> {
+        let Some(written) = write(&self.term, api, object, next).await? else { return Ok(()) };
+        let about = written.object_ref(self.seen.dyntype());
+        let bad = written.status().and_then(|status| conditions::not_ready(status.conditions())).cloned();
+        self.seen.note(written);
+        // What is only on its way is no news for whoever looks for trouble.
+        if let Some(bad) = bad.filter(|bad| bad.status == "False") {
+            self.events.warning(&about, &bad.reason, &bad.message).await;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the status that `next` makes of the current one, if that changes anything. Returns what the write has left.
 ///
 /// `object` may be old, as it comes from a cache: the write bears its resourceVersion, and when the API server refuses that,
 /// the object is read and `next` is asked again with the status it bears now. So `next` may count on from what is there.
@@ -52,9 +104,9 @@ pub async fn write<K>(
     api: &Api<K>,
     object: &K,
     next: impl Fn(Option<&K::Status>) -> K::Status,
-) -> Result<bool, Error>
+) -> Result<Option<K>, Error>
 where
-    K: Resource + HasStatus + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
+    K: Resource + HasStatus + Clone + Serialize + DeserializeOwned + Debug,
     K::Status: Stamped,
 {
     let name = object.meta().name.clone().unwrap_or_default();
@@ -63,24 +115,24 @@ where
     for attempt in 1.. {
         let mut status = next(object.status());
         if !changed(object.status(), &status) {
-            return Ok(false);
+            return Ok(None);
         }
         *status.shard_mut() = Some(Shard::of(term));
         *object.status_mut() = Some(status);
         match api.replace_status(&name, &params, &object).await {
-            Ok(_) => return Ok(true),
+            Ok(written) => return Ok(Some(written)),
             Err(Error::Api(refused)) if refused.is_conflict() && attempt < ATTEMPTS => {
-                let Some(fresh) = api.get_opt(&name).await? else { return Ok(false) };
+                let Some(fresh) = api.get_opt(&name).await? else { return Ok(None) };
                 if fresh.meta().uid != object.meta().uid {
-                    return Ok(false);
+                    return Ok(None);
                 }
                 object = fresh;
             }
-            Err(Error::Api(gone)) if gone.code == 404 => return Ok(false),
+            Err(Error::Api(gone)) if gone.code == 404 => return Ok(None),
             Err(error) => return Err(error),
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -118,7 +170,7 @@ mod tests {
     async fn written(
         until: i32,
         answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
-    ) -> (Result<bool, Error>, Vec<Asked>) {
+    ) -> (Result<Option<Propagation>, Error>, Vec<Asked>) {
         let fake = Fake::new(2, answer);
         let api = Api::<Propagation>::all(fake.term.client());
         let cached = serde_json::from_value(object("10", "u", 3)).unwrap();
@@ -129,14 +181,14 @@ mod tests {
     #[tokio::test]
     async fn a_later_term_with_nothing_new_to_say_asks_for_nothing() {
         let (result, asked) = written(3, |_| panic!("no request is needed")).await;
-        assert!(!result.unwrap());
+        assert!(result.unwrap().is_none());
         assert_eq!(asked, []);
     }
 
     #[tokio::test]
     async fn news_is_written_once_over_the_version_it_was_made_from_and_bears_the_term() {
         let (result, asked) = written(4, |asked| Some((200, asked.body.clone()))).await;
-        assert!(result.unwrap());
+        assert!(result.unwrap().is_some());
         let [put] = &asked[..] else { panic!("{asked:?}") };
         assert_eq!(put.method, Method::PUT);
         assert!(put.uri.contains("/propagations/p/status?"), "{}", put.uri);
@@ -156,7 +208,7 @@ mod tests {
             _ => refusal(409, "Conflict"),
         };
         let (result, asked) = written(100, answer).await;
-        assert!(result.unwrap());
+        assert!(result.unwrap().is_some());
         let methods: Vec<_> = asked.iter().map(|asked| asked.method.as_str()).collect();
         assert_eq!(methods, ["PUT", "GET", "PUT"]);
         assert_eq!(asked[2].body["status"]["synced"], 8);
@@ -169,7 +221,7 @@ mod tests {
             _ => refusal(409, "Conflict"),
         };
         let (result, asked) = written(4, answer).await;
-        assert!(!result.unwrap());
+        assert!(result.unwrap().is_none());
         assert_eq!(asked.len(), 2);
     }
 
@@ -180,7 +232,7 @@ mod tests {
             _ => refusal(409, "Conflict"),
         };
         let (result, asked) = written(100, answer).await;
-        assert!(!result.unwrap());
+        assert!(result.unwrap().is_none());
         assert_eq!(asked.len(), 2);
     }
 

@@ -82,8 +82,8 @@ impl Watches {
         Self { client, open: Arc::default() }
     }
 
-    /// Listens to a watch, which begins with the first who does.
-    pub fn listen(&self, query: &Query) -> Listener {
+    /// Listens to a watch, which begins with the first who does: to what belongs to that shard, or to everything.
+    pub fn listen(&self, query: &Query, shard: Option<&str>) -> Listener {
         let mut open = lock(&self.open);
         open.retain(|_, shared| shared.strong_count() > 0);
         let shared = open.get(query).and_then(Weak::upgrade).unwrap_or_else(|| {
@@ -92,7 +92,7 @@ impl Watches {
             shared
         });
         drop(open);
-        Listener::new(shared)
+        Listener::new(shared, shard)
     }
 }
 
@@ -101,8 +101,7 @@ impl Watches {
 pub enum News {
     /// The first list is complete.
     Listed,
-    /// An object has come, changed or gone. Whom it belongs to by what is written on it, now or before:
-    /// the Lease of the shard, and namespace and name of the owner.
+    /// An object has come, changed or gone: whom it belongs to by what is written on it, now or before.
     Changed(Option<Belonging>),
 }
 
@@ -153,7 +152,22 @@ struct State {
     objects: BTreeMap<Place, Held>,
     of_owner: HashMap<String, BTreeSet<Place>>,
     relisted: Option<BTreeMap<Place, Held>>,
-    queues: HashMap<u64, VecDeque<News>>,
+    ears: HashMap<u64, Ear>,
+}
+
+/// What a listener has not heard yet.
+struct Ear {
+    shard: Option<String>,
+    news: VecDeque<News>,
+}
+
+impl Ear {
+    fn tell(&mut self, news: &News) {
+        // Whoever has not looked since needs no word twice.
+        if self.news.back() != Some(news) {
+            self.news.push_back(news.clone());
+        }
+    }
 }
 
 /// Namespace and name.
@@ -190,7 +204,7 @@ impl Shared {
             objects: BTreeMap::new(),
             of_owner: HashMap::new(),
             relisted: None,
-            queues: HashMap::new(),
+            ears: HashMap::new(),
         };
         Self { state: Mutex::new(state), wakers: Arc::default(), next: AtomicU64::default() }
     }
@@ -203,11 +217,11 @@ pub struct Listener {
 }
 
 impl Listener {
-    fn new(shared: Arc<Shared>) -> Self {
+    fn new(shared: Arc<Shared>, shard: Option<&str>) -> Self {
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
         let mut state = lock(&shared.state);
-        let first = if state.listed { VecDeque::from([News::Listed]) } else { VecDeque::new() };
-        state.queues.insert(number, first);
+        let news = if state.listed { VecDeque::from([News::Listed]) } else { VecDeque::new() };
+        state.ears.insert(number, Ear { shard: shard.map(str::to_owned), news });
         drop(state);
         Self { shared, number }
     }
@@ -226,19 +240,18 @@ impl Stream for Listener {
         let mut state = lock(&self.shared.state);
         let waker = Waker::from(Arc::clone(&self.shared.wakers));
         for _ in 0..STRIDE {
-            if let Some(news) = state.queues.get_mut(&self.number).and_then(VecDeque::pop_front) {
+            if let Some(news) = state.ears.get_mut(&self.number).and_then(|ear| ear.news.pop_front()) {
                 return Poll::Ready(Some(news));
             }
             match state.events.poll_next_unpin(&mut Context::from_waker(&waker)) {
                 Poll::Ready(Some(event)) => {
                     state.take_in(event);
-                    // The others have news.
                     let others: Vec<Waker> = {
                         let mut wakers = lock(&self.shared.wakers.0);
-                        let own = wakers.remove(&self.number);
-                        let others = wakers.drain().map(|(_, waker)| waker).collect();
-                        wakers.extend(own.map(|own| (self.number, own)));
-                        others
+                        let told = state.ears.iter().filter(|(_, ear)| !ear.news.is_empty()).map(|(number, _)| number);
+                        told.filter(|number| **number != self.number)
+                            .filter_map(|number| wakers.remove(number))
+                            .collect()
                     };
                     others.into_iter().for_each(Waker::wake);
                 }
@@ -254,7 +267,7 @@ impl Stream for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         lock(&self.shared.wakers.0).remove(&self.number);
-        lock(&self.shared.state).queues.remove(&self.number);
+        lock(&self.shared.state).ears.remove(&self.number);
         // The watch may have been waiting for this one to look at it.
         Arc::clone(&self.shared.wakers).wake();
     }
@@ -455,17 +468,17 @@ impl State {
             all.remove(&None);
         }
         for belonging in all {
-            self.tell(&News::Changed(belonging));
+            let shard = belonging.as_ref().map(|belonging| belonging.shard.clone());
+            let news = News::Changed(belonging);
+            self.ears
+                .values_mut()
+                .filter(|ear| ear.shard.is_none() || ear.shard == shard)
+                .for_each(|ear| ear.tell(&news));
         }
     }
 
     fn tell(&mut self, news: &News) {
-        for queue in self.queues.values_mut() {
-            // Whoever has not looked since needs no word twice.
-            if queue.back() != Some(news) {
-                queue.push_back(news.clone());
-            }
-        }
+        self.ears.values_mut().for_each(|ear| ear.tell(news));
     }
 }
 
@@ -573,19 +586,36 @@ mod tests {
     #[test]
     fn everybody_hears_of_every_change_and_whose_it_is() {
         let (sender, shared) = watch();
-        let (mut one, mut other) = (Listener::new(Arc::clone(&shared)), Listener::new(Arc::clone(&shared)));
+        let (mut one, mut other) = (Listener::new(Arc::clone(&shared), None), Listener::new(Arc::clone(&shared), None));
         send(&sender, list([object("a", 1, Some("w"))]));
         assert_eq!(heard(&mut one), [changed("w"), News::Listed]);
         send(&sender, [watcher::Event::Apply(object("a", 2, Some("v"))), watcher::Event::Delete(object("a", 3, None))]);
         assert_eq!(heard(&mut one), [changed("v"), changed("w"), changed("v")], "whose it was hears of it too");
         assert_eq!(heard(&mut other), [changed("w"), News::Listed, changed("v"), changed("w"), changed("v")]);
-        assert_eq!(heard(&mut Listener::new(shared)), [News::Listed], "who comes later looks for itself");
+        assert_eq!(heard(&mut Listener::new(shared, None)), [News::Listed], "who comes later looks for itself");
+    }
+
+    #[test]
+    fn who_listens_for_a_shard_hears_of_that_one_only() {
+        let (sender, shared) = watch();
+        let listen = |shard| Listener::new(Arc::clone(&shared), Some(shard));
+        let (mut ours, mut others) = (listen("widget"), listen("gadget"));
+        let mut labelled = object("b", 3, Some("g"));
+        labelled.labels_mut().insert(SHARD.to_owned(), "gadget".to_owned());
+        send(&sender, list([object("a", 1, Some("w")), object("c", 2, None)]));
+        send(&sender, [watcher::Event::Apply(labelled.clone())]);
+        assert_eq!(heard(&mut ours), [changed("w"), News::Listed]);
+        let belonging = Belonging::of(&labelled);
+        assert_eq!(heard(&mut others), [News::Listed, News::Changed(belonging.clone())]);
+        // Whose it was hears of it too.
+        send(&sender, [watcher::Event::Apply(object("b", 4, Some("w")))]);
+        assert_eq!((heard(&mut ours), heard(&mut others)), (vec![changed("w")], vec![News::Changed(belonging)]));
     }
 
     #[test]
     fn a_new_list_tells_of_what_is_gone_and_of_what_is_new_only() {
         let (sender, shared) = watch();
-        let mut listener = Listener::new(shared);
+        let mut listener = Listener::new(shared, None);
         send(&sender, list([object("a", 1, Some("w")), object("b", 2, Some("v")), object("c", 3, None)]));
         heard(&mut listener);
         send(&sender, list([object("a", 1, Some("w")), object("c", 4, None)]));
@@ -598,7 +628,7 @@ mod tests {
     #[test]
     fn what_we_wrote_is_seen_at_once_and_its_event_is_no_news() {
         let (sender, shared) = watch();
-        let mut listener = Listener::new(shared);
+        let mut listener = Listener::new(shared, None);
         send(&sender, list([object("a", 1, Some("w"))]));
         heard(&mut listener);
         let objects = listener.objects();
@@ -617,7 +647,7 @@ mod tests {
     #[tokio::test]
     async fn whoever_drives_the_watch_may_go_and_the_others_go_on() {
         let (sender, shared) = watch();
-        let (mut driver, mut other) = (Listener::new(Arc::clone(&shared)), Listener::new(shared));
+        let (mut driver, mut other) = (Listener::new(Arc::clone(&shared), None), Listener::new(shared, None));
         let waiting = tokio::task::spawn(async move { other.next().await });
         tokio::task::yield_now().await;
         // The last to look is whom the watch wakes; it never looks again.
@@ -630,7 +660,7 @@ mod tests {
     #[tokio::test]
     async fn a_sleeping_listener_is_woken_by_what_another_has_read() {
         let (sender, shared) = watch();
-        let (mut driver, mut other) = (Listener::new(Arc::clone(&shared)), Listener::new(shared));
+        let (mut driver, mut other) = (Listener::new(Arc::clone(&shared), None), Listener::new(shared, None));
         let waiting = tokio::task::spawn(async move { other.next().await });
         tokio::task::yield_now().await;
         send(&sender, list([]));
@@ -641,7 +671,7 @@ mod tests {
     #[test]
     fn a_watch_ends_with_its_last_listener() {
         let (sender, shared) = watch();
-        let (one, other) = (Listener::new(Arc::clone(&shared)), Listener::new(shared));
+        let (one, other) = (Listener::new(Arc::clone(&shared), None), Listener::new(shared, None));
         let objects = one.objects();
         drop(one);
         assert!(!sender.is_closed());
@@ -653,7 +683,7 @@ mod tests {
     #[test]
     fn a_type_that_is_not_served_has_no_objects_until_it_is() {
         let (sender, shared) = watch();
-        let mut listener = Listener::new(shared);
+        let mut listener = Listener::new(shared, None);
         let objects = listener.objects();
         assert_eq!(objects.sight(), Sight::Unlisted);
         for _ in 0..2 {

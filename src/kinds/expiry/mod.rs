@@ -27,7 +27,8 @@ use crate::{
         clock::{Clock, WallClock},
         controller::{Again, Controller},
         events::Events,
-        status,
+        seen::Seen,
+        status::Statuses,
     },
     sharding::term::{Access, BoxError, Reconciler, Standby, Term},
 };
@@ -58,8 +59,9 @@ impl ExpiryReconciler {
     fn work(&self, standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
         let clock = Arc::clone(&self.clock);
         let controller = Controller::new(Api::<ExpiryPolicy>::all(standby.client()), ());
+        let seen = controller.seen();
         let begin = |term: Term| {
-            let pass = Pass { events: Arc::new(Events::new(&term)), clock, term };
+            let pass = Pass::new(term, seen, clock);
             move |policy| pass.clone().reconcile(policy)
         };
         controller.run(standby, begin).map(Ok).boxed()
@@ -104,10 +106,17 @@ enum Error {
 struct Pass {
     term: Term,
     events: Arc<Events>,
+    statuses: Arc<Statuses<ExpiryPolicy>>,
     clock: Arc<dyn Clock>,
 }
 
 impl Pass {
+    fn new(term: Term, seen: Seen<ExpiryPolicy>, clock: Arc<dyn Clock>) -> Self {
+        let events = Arc::new(Events::new(&term));
+        let statuses = Arc::new(Statuses::new(term.clone(), Arc::clone(&events), seen));
+        Self { term, events, statuses, clock }
+    }
+
     async fn reconcile(self, policy: Arc<ExpiryPolicy>) -> Result<Again, Error> {
         if policy.meta().deletion_timestamp.is_some() {
             return Ok(None);
@@ -154,18 +163,12 @@ impl Pass {
         done.error.map_or(Ok(Some(again)), |error| Err(Error::Delete(error)))
     }
 
-    /// Writes the status, if it is news, and says so if it is bad news.
     async fn report(&self, policy: &ExpiryPolicy, outcome: &Outcome) -> Result<(), Error> {
         let now = self.clock.now();
         let next = |current: Option<&ExpiryPolicyStatus>| report::status(current, policy, outcome, now);
         let api = Api::<ExpiryPolicy>::namespaced(self.term.client(), &policy.namespace().unwrap_or_default());
-        let written = status::write(&self.term, &api, policy, next)
-            .await
-            .map_err(|source| Error::WriteStatus { deleted: outcome.deleted(), source })?;
-        if written && let Some((reason, words)) = report::warning(&next(policy.status.as_ref())) {
-            self.events.warning(&policy.object_ref(&()), &reason, &words).await;
-        }
-        Ok(())
+        let failed = |source| Error::WriteStatus { deleted: outcome.deleted(), source };
+        self.statuses.write(&api, policy, next).await.map_err(failed)
     }
 
     async fn tell(&self, policy: &ExpiryPolicy, plural: &str, deleted: &[String]) {

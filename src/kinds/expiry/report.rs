@@ -5,7 +5,7 @@ use kube::Error;
 
 use super::{ExpiryPolicy, ExpiryPolicyStatus, plan::Plan};
 use crate::reconcile::{
-    conditions::{self, APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth},
+    conditions::{APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth},
     controller::chain,
 };
 
@@ -101,12 +101,6 @@ pub(super) fn status(
     }
     status.conditions = conditions.with_ready();
     status
-}
-
-/// What to warn of: why the object is not ready.
-pub(super) fn warning(status: &ExpiryPolicyStatus) -> Option<(String, String)> {
-    let ready = conditions::not_ready(&status.conditions)?;
-    Some((ready.reason.clone(), ready.message.clone()))
 }
 
 fn unreadable(policy: &ExpiryPolicy, names: &[String]) -> String {

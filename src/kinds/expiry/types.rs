@@ -166,6 +166,10 @@ pub struct ExpiryPolicyStatus {
 }
 
 impl Stamped for ExpiryPolicyStatus {
+    fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+
     fn shard_mut(&mut self) -> &mut Option<Shard> {
         &mut self.shard
     }

@@ -33,7 +33,7 @@ use crate::{
         clock::{Clock, WallClock},
         controller::{Again, Controller},
         events::Events,
-        status,
+        status::Statuses,
     },
     sharding::term::{Access, BoxError, Reconciler, Standby, Term},
 };
@@ -62,7 +62,7 @@ impl PropagationReconciler {
         let clock = Arc::clone(&self.clock);
         let client = standby.client();
         let controller = Controller::new(Api::<Propagation>::all(client.clone()), ());
-        let propagations = controller.objects();
+        let (propagations, seen) = (controller.objects(), controller.seen());
         let (namespaces, namespace_changes) = watches::namespaces(propagations.clone());
         let config_maps = watches::by_name::<ConfigMap>(SourceKind::ConfigMap, propagations.clone());
         let secrets = watches::by_name::<Secret>(SourceKind::Secret, propagations);
@@ -71,7 +71,9 @@ impl PropagationReconciler {
             .watch(Api::all(client.clone()), config_maps)
             .watch(Api::all(client), secrets);
         let begin = |term: Term| {
-            let pass = Pass { events: Arc::new(Events::new(&term)), clock, namespaces, term };
+            let events = Arc::new(Events::new(&term));
+            let statuses = Arc::new(Statuses::new(term.clone(), Arc::clone(&events), seen));
+            let pass = Pass { events, statuses, clock, namespaces, term };
             move |propagation| pass.clone().reconcile(propagation)
         };
         controller.run(standby, begin).map(Ok).boxed()
@@ -118,6 +120,7 @@ enum Error {
 struct Pass {
     term: Term,
     events: Arc<Events>,
+    statuses: Arc<Statuses<Propagation>>,
     clock: Arc<dyn Clock>,
     namespaces: Store<PartialObjectMeta<Namespace>>,
 }
@@ -165,16 +168,11 @@ impl Pass {
         if count == 0 { Ok(None) } else { Err(Error::Incomplete { count, cause }) }
     }
 
-    /// Writes the status, if it is news, and says so if it is bad news.
     async fn report(&self, propagation: &Propagation, outcome: &report::Outcome) -> Result<(), Error> {
         let now = self.clock.now();
         let next = |current: Option<&PropagationStatus>| report::status(current, propagation, outcome, now);
         let api = Api::<Propagation>::all(self.term.client());
-        let written = status::write(&self.term, &api, propagation, next).await.map_err(Error::WriteStatus)?;
-        if written && let Some((reason, message)) = report::warning(&next(propagation.status.as_ref())) {
-            self.events.warning(&propagation.object_ref(&()), &reason, &message).await;
-        }
-        Ok(())
+        self.statuses.write(&api, propagation, next).await.map_err(Error::WriteStatus)
     }
 
     async fn tell(&self, propagation: &Propagation, done: &Done) {

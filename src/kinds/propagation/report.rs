@@ -8,7 +8,7 @@ use super::{
     Failed, FailedReason, OnSourceMissing, Propagation, PropagationStatus, observe::SourceState, plan::Targets,
     write::Done,
 };
-use crate::reconcile::conditions::{self, APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth};
+use crate::reconcile::conditions::{APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth};
 
 /// Whether there is something to copy.
 const SOURCE_FOUND: &str = "SourceFound";
@@ -95,12 +95,6 @@ pub(super) fn status(
     }
     status.conditions = conditions.with_ready();
     status
-}
-
-/// What to warn of: why the object is not ready.
-pub(super) fn warning(status: &PropagationStatus) -> Option<(String, String)> {
-    let ready = conditions::not_ready(&status.conditions)?;
-    Some((ready.reason.clone(), ready.message.clone()))
 }
 
 fn failed<'a>(targets: &'a Targets, done: &'a Done) -> BTreeMap<&'a str, FailedReason> {

@@ -11,11 +11,11 @@ use super::{
         Child, Content, Found, NamespaceState, Place, Plan, Settlement, Targets, Valid, Wanted, plan, settle, targets,
         validate,
     },
-    report::{Outcome, status, warning},
+    report::{Outcome, status},
     types::OnConflict,
     write::Done,
 };
-use crate::reconcile::{apply::Ownership, status::changed};
+use crate::reconcile::{apply::Ownership, conditions::not_ready, status::changed};
 
 fn spec(overrides: serde_json::Value) -> PropagationSpec {
     let mut spec = json!({
@@ -278,7 +278,7 @@ fn the_status_says_how_far_it_is() {
     ] {
         let status = report(None, &outcome);
         assert_eq!((status.targets, status.synced, status.failed.len()), (targets, synced, failed), "{outcome:?}");
-        assert_eq!(warning(&status).map(|(reason, _)| reason).as_deref(), reason, "{outcome:?}");
+        assert_eq!(not_ready(&status.conditions).map(|ready| ready.reason.as_str()), reason, "{outcome:?}");
         assert_eq!(status.observed_generation, Some(7));
         assert!(!changed(Some(&status), &report(Some(&status), &outcome)), "the same pass again: {outcome:?}");
     }
@@ -291,7 +291,7 @@ fn twenty_failures_are_listed_and_all_are_counted() {
     let targets = Targets { present: names.iter().cloned().collect(), ..Targets::default() };
     let status = report(None, &outcome(SourceState::Version("v".into()), targets, 0, &failed));
     assert_eq!((status.failed.len(), status.failed[19].namespace.as_str()), (20, "ns-19"));
-    let (_, words) = warning(&status).unwrap();
+    let words = &not_ready(&status.conditions).unwrap().message;
     assert!(words.starts_with("50 of 50 targets") && words.ends_with("and 47 more"), "{words}");
 }
 

@@ -152,6 +152,10 @@ pub struct PropagationStatus {
 }
 
 impl Stamped for PropagationStatus {
+    fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+
     fn shard_mut(&mut self) -> &mut Option<Shard> {
         &mut self.shard
     }

@@ -33,7 +33,9 @@ use crate::{
         clock::{Clock, WallClock},
         controller::{Again, Controller},
         events::Events,
-        finalizer, status,
+        finalizer,
+        seen::Seen,
+        status::Statuses,
     },
     sharding::term::{Access, BoxError, Reconciler, Standby, Term},
 };
@@ -60,8 +62,9 @@ impl ScheduleReconciler {
     fn work(&self, standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
         let clock = Arc::clone(&self.clock);
         let controller = Controller::new(Api::<ScaleSchedule>::all(standby.client()), ());
+        let seen = controller.seen();
         let begin = |term: Term| {
-            let pass = Pass { events: Arc::new(Events::new(&term)), clock, term };
+            let pass = Pass::new(term, seen, clock);
             move |schedule| pass.clone().reconcile(schedule)
         };
         controller.run(standby, begin).map(Ok).boxed()
@@ -115,10 +118,17 @@ enum Error {
 struct Pass {
     term: Term,
     events: Arc<Events>,
+    statuses: Arc<Statuses<ScaleSchedule>>,
     clock: Arc<dyn Clock>,
 }
 
 impl Pass {
+    fn new(term: Term, seen: Seen<ScaleSchedule>, clock: Arc<dyn Clock>) -> Self {
+        let events = Arc::new(Events::new(&term));
+        let statuses = Arc::new(Statuses::new(term.clone(), Arc::clone(&events), seen));
+        Self { term, events, statuses, clock }
+    }
+
     async fn reconcile(self, schedule: Arc<ScaleSchedule>) -> Result<Again, Error> {
         if schedule.meta().deletion_timestamp.is_some() {
             return self.finish(&schedule).await;
@@ -270,16 +280,10 @@ impl Pass {
         Api::namespaced(self.term.client(), &schedule.namespace().unwrap_or_default())
     }
 
-    /// Writes the status, if it is news, and says so if it is bad news.
     async fn report(&self, schedule: &ScaleSchedule, outcome: &Outcome) -> Result<(), Error> {
         let now = self.clock.now();
         let next = |current: Option<&ScaleScheduleStatus>| report::status(current, schedule, outcome, now);
-        let written =
-            status::write(&self.term, &self.api(schedule), schedule, next).await.map_err(Error::WriteStatus)?;
-        if written && let Some((reason, words)) = report::warning(&next(schedule.status.as_ref())) {
-            self.events.warning(&schedule.object_ref(&()), &reason, &words).await;
-        }
-        Ok(())
+        self.statuses.write(&self.api(schedule), schedule, next).await.map_err(Error::WriteStatus)
     }
 }
 

@@ -5,7 +5,7 @@ use kube::Error;
 
 use super::{ScaleSchedule, ScaleScheduleStatus, plan::Plan};
 use crate::reconcile::{
-    conditions::{self, APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth},
+    conditions::{APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth},
     controller::chain,
 };
 
@@ -85,10 +85,4 @@ pub(super) fn status(
     }
     status.conditions = conditions.with_ready();
     status
-}
-
-/// What to warn of: why the object is not ready.
-pub(super) fn warning(status: &ScaleScheduleStatus) -> Option<(String, String)> {
-    let ready = conditions::not_ready(&status.conditions)?;
-    Some((ready.reason.clone(), ready.message.clone()))
 }

@@ -266,8 +266,7 @@ async fn pass(object: Value, now: &str, world: World) -> (Result<Again, Error>, 
         let world = Arc::clone(&world);
         Fake::new(1, move |asked| answer(&world, asked))
     };
-    let pass =
-        Pass { term: fake.term.clone(), events: Arc::new(Events::new(&fake.term)), clock: Arc::new(Fixed(at(now))) };
+    let pass = Pass::new(fake.term.clone(), Seen::new(()), Arc::new(Fixed(at(now))));
     let outcome = pass.reconcile(Arc::new(serde_json::from_value(object).unwrap())).await;
     let writes = fake.asked().into_iter().filter(|asked| asked.method != Method::GET && !asked.uri.contains("/events"));
     let writes = writes

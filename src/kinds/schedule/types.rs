@@ -137,6 +137,10 @@ pub struct ScaleScheduleStatus {
 }
 
 impl Stamped for ScaleScheduleStatus {
+    fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+
     fn shard_mut(&mut self) -> &mut Option<Shard> {
         &mut self.shard
     }

@@ -23,7 +23,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 pub use desired::{Compose, Composed, Desired, Failure, Key, Related, Type, View, Waiting};
@@ -34,6 +34,7 @@ use kube::{
     discovery::Scope,
     runtime::reflector::{ObjectRef, Store},
 };
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
@@ -47,10 +48,10 @@ use crate::{
     reconcile::{
         apply::{LEASEHOLD, MANAGED_BY, OWNER_UID, field_manager},
         clock::{Clock, WallClock},
-        conditions,
         controller::{Again, Controller, Lane},
         events::Events,
-        finalizer, status,
+        finalizer,
+        status::Statuses,
         watches::{Belonging, Listener, News, Objects, Query, Sight, Watches},
     },
     sharding::term::{Access, BoxError, Reconciler, Standby, Term},
@@ -88,21 +89,22 @@ impl Children {
             let lease = kind.lease_name.clone();
             let mut controller =
                 Controller::new(Api::<Parent>::all_with(standby.client(), &resource), resource.clone());
-            let parents = controller.objects();
+            let (parents, seen) = (controller.objects(), controller.seen());
             let mut children = BTreeMap::new();
             for of in front.types() {
-                let listener = watches.listen(&children_of_all(&of));
+                let listener = watches.listen(&children_of_all(&of), Some(&lease));
                 children.insert(of, listener.objects());
-                controller = controller.follow(owners(listener, lease.clone(), parents.clone(), resource.clone()));
+                controller = controller.follow(owners(listener, parents.clone(), resource.clone()));
             }
             let mut related = BTreeMap::new();
             for (id, query) in front.related() {
-                let listener = watches.listen(&related_query(&query));
+                let listener = watches.listen(&related_query(&query), None);
                 related.insert(id, listener.objects());
                 controller = controller.follow(everybody(listener, parents.clone(), resource.clone()));
             }
             let begin = |term: Term| {
                 let events = Arc::new(Events::new(&term));
+                let statuses = Statuses::new(term.clone(), Arc::clone(&events), seen);
                 let manager = field_manager(&term.kind().kind);
                 let finalizer = format!("leasehold.dev/{}", term.kind().kind.to_lowercase());
                 let pace = Pace::default();
@@ -110,6 +112,7 @@ impl Children {
                     pace,
                     term,
                     events,
+                    statuses,
                     clock,
                     front,
                     resource,
@@ -178,21 +181,20 @@ fn related_query(related: &Related) -> Query {
     }
 }
 
-/// Makes the owner of a child due that has changed, if it is of this shard.
+/// Makes the owner of a child due that has changed.
 fn owners(
     listener: Listener,
-    lease: String,
     parents: Store<Parent>,
     resource: ApiResource,
 ) -> impl futures::Stream<Item = (Lane, Vec<ObjectRef<Parent>>, bool)> + Send + 'static {
     listener.map(move |news| match news {
         News::Listed => (Lane::Soon, all(&parents, &resource), true),
-        News::Changed(Some(Belonging { shard, namespace, name })) if shard == lease => {
+        News::Changed(Some(Belonging { namespace, name, .. })) => {
             let mut owner = ObjectRef::new_with(&name, resource.clone());
             owner.namespace = namespace;
             (Lane::Changed, vec![owner], false)
         }
-        News::Changed(_) => (Lane::Changed, Vec::new(), false),
+        News::Changed(None) => (Lane::Changed, Vec::new(), false),
     })
 }
 
@@ -226,6 +228,7 @@ enum Error {
 struct Common {
     term: Term,
     events: Arc<Events>,
+    statuses: Statuses<Parent>,
     clock: Arc<dyn Clock>,
     front: Arc<dyn Compose>,
     resource: ApiResource,
@@ -378,19 +381,11 @@ impl Pass {
         }
     }
 
-    /// Writes the status, if it is news, and says so if it is bad news.
     async fn report(&self, parent: &Parent, outcome: &Outcome) -> Result<(), Error> {
         let it = &self.0;
         let now = it.clock.now();
         let next = |current: Option<&parent::Status>| report::status(current, parent, outcome, now);
-        let written = status::write(&it.term, &self.api(parent), parent, next).await.map_err(Error::WriteStatus)?;
-        if written && let Some(ready) = conditions::not_ready(&next(parent.status.as_ref()).conditions) {
-            // What is only on its way is no news for whoever looks for trouble.
-            if ready.status == "False" {
-                it.events.warning(&parent.object_ref(&it.resource), &ready.reason, &ready.message).await;
-            }
-        }
-        Ok(())
+        it.statuses.write(&self.api(parent), parent, next).await.map_err(Error::WriteStatus)
     }
 
     async fn tell(&self, parent: &Parent, written: usize, pruned: usize) {
@@ -427,24 +422,28 @@ fn again(trouble: &[Trouble]) -> Again {
 const SLOW: Duration = Duration::from_millis(1);
 
 /// Whether the work of a kind takes long. To make room for others costs two changes of threads, and a thread: far more than
-/// most objects take. So that is done from the first one on that took long.
+/// most objects take. So that is done as long as the last object took long.
 #[derive(Default)]
 struct Pace {
     is_slow: AtomicBool,
 }
 
 impl Pace {
-    #[expect(clippy::disallowed_methods, reason = "decides where work is done, and not what comes of it")]
     fn run<T>(&self, work: impl FnOnce() -> T) -> T {
-        let began = Instant::now();
         let others = || Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
-        let is_slow = self.is_slow.load(Ordering::Relaxed);
-        let done = if is_slow && others() { tokio::task::block_in_place(work) } else { work() };
-        if !is_slow && began.elapsed() > SLOW {
-            self.is_slow.store(true, Ordering::Relaxed);
-        }
-        done
+        let timed = || {
+            let before = worked();
+            let done = work();
+            self.is_slow.store(worked().saturating_sub(before) > SLOW, Ordering::Relaxed);
+            done
+        };
+        if self.is_slow.load(Ordering::Relaxed) && others() { tokio::task::block_in_place(timed) } else { timed() }
     }
+}
+
+/// How long this thread has worked: on a busy machine, most of the time that passes belongs to others.
+fn worked() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 /// The uid of an object, as its owner names it.

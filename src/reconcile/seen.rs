@@ -1,0 +1,235 @@
+//! The objects of a kind as a replica last saw them: by its watch, and by what its own writes have left of them.
+//!
+//! Without the second, whoever comes back to an object before the watch has told of the last write would write over an old
+//! version, and be refused.
+
+use std::{
+    fmt::Debug,
+    hash::Hash,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use kube::{
+    Resource,
+    runtime::{
+        reflector::{ObjectRef, Store, store::Writer},
+        watcher::Event,
+    },
+};
+
+/// What is known of the objects of a kind. Clones are handles on the same.
+pub struct Seen<K>
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Clone + Eq + Hash,
+{
+    dyntype: K::DynamicType,
+    objects: Store<K>,
+    state: Arc<Mutex<State<K>>>,
+}
+
+struct State<K>
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Clone + Eq + Hash,
+{
+    writer: Writer<K>,
+    listed: bool,
+    missed: Vec<ObjectRef<K>>,
+}
+
+impl<K> Clone for Seen<K>
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Clone + Eq + Hash,
+{
+    fn clone(&self) -> Self {
+        Self { dyntype: self.dyntype.clone(), objects: self.objects.clone(), state: Arc::clone(&self.state) }
+    }
+}
+
+impl<K> Seen<K>
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Clone + Debug + Eq + Hash,
+{
+    /// Nothing yet.
+    pub fn new(dyntype: K::DynamicType) -> Self {
+        let writer = Writer::new(dyntype.clone());
+        let objects = writer.as_reader();
+        let state = State { writer, listed: false, missed: Vec::new() };
+        Self { dyntype, objects, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// How requests name the kind.
+    pub fn dyntype(&self) -> &K::DynamicType {
+        &self.dyntype
+    }
+
+    /// The objects; empty until the first list is complete.
+    pub fn objects(&self) -> Store<K> {
+        self.objects.clone()
+    }
+
+    /// Takes in what the watch says. Returns the objects that are not as they were known but for their status.
+    pub fn take_in(&self, event: &Event<K>) -> Vec<ObjectRef<K>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = match event {
+            // What a write of ours has left is newer.
+            Event::Apply(object) if self.known(object).is_some_and(|known| is_newer(&*known, object)) => {
+                return Vec::new();
+            }
+            Event::Apply(object) => self.changed(object).into_iter().collect(),
+            Event::Delete(_) => Vec::new(),
+            Event::Init => {
+                state.missed.clear();
+                Vec::new()
+            }
+            // The cache takes a list over when it is complete, so what has changed is not due before.
+            // The first list is that of the sweep.
+            Event::InitApply(object) => {
+                if state.listed {
+                    state.missed.extend(self.changed(object));
+                }
+                Vec::new()
+            }
+            Event::InitDone => {
+                state.listed = true;
+                std::mem::take(&mut state.missed)
+            }
+        };
+        state.writer.apply_watcher_event(event);
+        due
+    }
+
+    /// Takes in what a write of ours has left of an object. Nothing is due by that: if there is more in it than our write,
+    /// such as a new spec, it is left to the watch, which makes the object due.
+    pub fn note(&self, mut object: K) {
+        object.meta_mut().managed_fields = None;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Without a generation only the version tells that there is more.
+        let is_ours_alone = object.meta().generation.is_some() && self.changed(&object).is_none();
+        if is_ours_alone && self.known(&object).is_some_and(|known| is_newer(&object, &*known)) {
+            state.writer.apply_watcher_event(&Event::Apply(object));
+        }
+    }
+
+    fn known(&self, object: &K) -> Option<Arc<K>> {
+        let known = self.objects.get(&ObjectRef::from_obj_with(object, self.dyntype.clone()))?;
+        (known.meta().uid == object.meta().uid).then_some(known)
+    }
+
+    /// The object, if it is not as it is known but for its status. Without a generation any change counts.
+    fn changed(&self, object: &K) -> Option<ObjectRef<K>> {
+        let same = self.known(object).is_some_and(|known| {
+            let (known, now) = (known.meta(), object.meta());
+            match now.generation {
+                // Whoever adds a finalizer goes on when it is there.
+                Some(_) => known.generation == now.generation && known.finalizers == now.finalizers,
+                None => known.resource_version == now.resource_version,
+            }
+        });
+        (!same).then(|| ObjectRef::from_obj_with(object, self.dyntype.clone()))
+    }
+}
+
+/// Whether the first is of a later version. Versions count up: <https://kep.k8s.io/5504>.
+fn is_newer<K: Resource>(object: &K, than: &K) -> bool {
+    let version =
+        |object: &K| object.meta().resource_version.as_deref().and_then(|version| version.parse::<u64>().ok());
+    version(object).zip(version(than)).is_some_and(|(object, than)| object > than)
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::ResourceExt;
+    use serde_json::json;
+
+    use super::*;
+    use crate::kinds::propagation::Propagation;
+
+    fn object(version: u64, generation: Option<i64>, finalizers: &[&str]) -> Propagation {
+        serde_json::from_value(json!({
+            "apiVersion": "leasehold.dev/v1alpha1", "kind": "Propagation",
+            "metadata": {
+                "name": "p", "uid": "u", "resourceVersion": version.to_string(), "generation": generation,
+                "finalizers": finalizers,
+            },
+            "spec": {
+                "source": {"kind": "ConfigMap", "namespace": "home", "name": "settings"},
+                "targets": {"namespaces": ["a"]},
+            },
+        }))
+        .unwrap()
+    }
+
+    fn of(generation: i64, version: u64) -> Propagation {
+        object(version, Some(generation), &[])
+    }
+
+    fn seen(first: Propagation) -> Seen<Propagation> {
+        let seen = Seen::new(());
+        for event in [Event::Init, Event::InitApply(first), Event::InitDone] {
+            assert_eq!(seen.take_in(&event), [], "the first list is for the sweep");
+        }
+        seen
+    }
+
+    fn version(seen: &Seen<Propagation>) -> String {
+        let objects = seen.objects().state();
+        objects[0].resource_version().unwrap()
+    }
+
+    #[test]
+    fn a_new_spec_and_a_new_finalizer_are_due_and_a_new_status_is_not() {
+        let seen = seen(of(1, 10));
+        for (object, due) in
+            [(of(1, 11), 0), (of(2, 12), 1), (object(13, Some(2), &["f"]), 1), (object(14, Some(2), &["f"]), 0)]
+        {
+            assert_eq!(seen.take_in(&Event::Apply(object.clone())).len(), due, "{:?}", object.metadata);
+        }
+    }
+
+    #[test]
+    fn a_later_list_makes_due_what_has_changed_meanwhile_once_it_is_complete() {
+        let seen = seen(of(1, 10));
+        for (event, due) in [(Event::Init, 0), (Event::InitApply(of(2, 12)), 0), (Event::InitDone, 1)] {
+            assert_eq!(seen.take_in(&event).len(), due, "{event:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_write_left_is_seen_at_once_and_older_events_do_not_undo_it() {
+        let seen = seen(of(1, 10));
+        seen.note(of(1, 12));
+        assert_eq!(version(&seen), "12");
+        assert_eq!(seen.take_in(&Event::Apply(of(1, 11))), []);
+        assert_eq!(version(&seen), "12");
+        seen.note(of(1, 11));
+        assert_eq!(version(&seen), "12");
+        assert_eq!(seen.take_in(&Event::Apply(of(2, 13))).len(), 1);
+        assert_eq!(version(&seen), "13");
+    }
+
+    #[test]
+    fn a_write_that_shows_more_than_itself_is_left_to_the_watch() {
+        let seen = seen(of(1, 10));
+        for more in [of(2, 12), object(12, Some(1), &["f"]), object(12, None, &[])] {
+            seen.note(more.clone());
+            assert_eq!(version(&seen), "10", "{:?}", more.metadata);
+        }
+        assert_eq!(seen.take_in(&Event::Apply(of(2, 12))).len(), 1, "and is due then");
+    }
+
+    #[test]
+    fn what_is_gone_or_another_of_that_name_is_not_brought_back() {
+        let seen = seen(of(1, 10));
+        let mut other = of(1, 12);
+        other.metadata.uid = Some("another".to_owned());
+        seen.note(other);
+        assert_eq!(version(&seen), "10");
+        assert_eq!(seen.take_in(&Event::Delete(of(1, 13))), []);
+        seen.note(of(1, 12));
+        assert!(seen.objects().state().is_empty());
+    }
+}
