@@ -1,8 +1,8 @@
 //! How long a failing object waits: each object by itself, longer each time, and from the start again after a success.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-use dashmap::DashMap;
+use super::name::Name;
 
 /// The wait after the first failure.
 const FIRST: Duration = Duration::from_secs(1);
@@ -11,32 +11,25 @@ const LONGEST: Duration = Duration::from_secs(5 * 60);
 /// The share of a wait that is left to chance, so that objects that failed together are not tried together.
 const JITTER: f64 = 0.2;
 
-/// The failures in a row of the objects of one kind, by namespace and name. Lost with the term: a new leader starts afresh.
+/// The failures in a row of the objects of one kind. Lost with the term: a new leader starts afresh.
 #[derive(Debug, Default)]
 pub struct Backoff {
-    failures: DashMap<Key, u32>,
+    failures: HashMap<Name, u32>,
 }
-
-/// Namespace, empty for a cluster-scoped object, and name.
-type Key = (String, String);
 
 impl Backoff {
     /// Counts a failure and says how long to wait before the next try. `chance` is in `0.0..1.0`.
-    pub fn failed(&self, namespace: Option<&str>, name: &str, chance: f64) -> Duration {
-        let mut failures = self.failures.entry(key(namespace, name)).or_default();
+    pub fn failed(&mut self, object: &Name, chance: f64) -> Duration {
+        let failures = self.failures.entry(object.clone()).or_default();
         let wait = wait(*failures, chance);
         *failures = failures.saturating_add(1);
         wait
     }
 
     /// Forgets an object's failures: it succeeded, or is gone.
-    pub fn reset(&self, namespace: Option<&str>, name: &str) {
-        self.failures.remove(&key(namespace, name));
+    pub fn reset(&mut self, object: &Name) {
+        self.failures.remove(object);
     }
-}
-
-fn key(namespace: Option<&str>, name: &str) -> Key {
-    (namespace.unwrap_or_default().to_owned(), name.to_owned())
 }
 
 /// The wait after `before` failures and one more.
@@ -64,12 +57,13 @@ mod tests {
 
     #[test]
     fn counts_each_object_by_itself_and_starts_again_after_a_success() {
-        let backoff = Backoff::default();
-        assert_eq!(backoff.failed(Some("a"), "x", 0.0).as_secs(), 1);
-        assert_eq!(backoff.failed(Some("a"), "x", 0.0).as_secs(), 2);
-        assert_eq!(backoff.failed(Some("b"), "x", 0.0).as_secs(), 1);
-        backoff.reset(Some("a"), "x");
-        assert_eq!(backoff.failed(Some("a"), "x", 0.0).as_secs(), 1);
-        assert_eq!(backoff.failed(Some("b"), "x", 0.0).as_secs(), 2);
+        let mut backoff = Backoff::default();
+        let (a, b) = (Name::new(Some("a"), "x"), Name::new(Some("b"), "x"));
+        assert_eq!(backoff.failed(&a, 0.0).as_secs(), 1);
+        assert_eq!(backoff.failed(&a, 0.0).as_secs(), 2);
+        assert_eq!(backoff.failed(&b, 0.0).as_secs(), 1);
+        backoff.reset(&a);
+        assert_eq!(backoff.failed(&a, 0.0).as_secs(), 1);
+        assert_eq!(backoff.failed(&b, 0.0).as_secs(), 2);
     }
 }

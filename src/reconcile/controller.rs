@@ -28,7 +28,6 @@ use kube::{
     Api, Resource,
     runtime::{
         WatchStreamExt,
-        reflector::{ObjectRef, Store},
         watcher::{self, Event, watcher},
     },
 };
@@ -40,7 +39,7 @@ use tracing::{Instrument, error, info_span, warn};
 pub use super::queue::Lane;
 use super::queue::{Queue, Recent};
 use crate::{
-    reconcile::{backoff::Backoff, seen::Seen},
+    reconcile::{backoff::Backoff, name::Name, seen::Seen},
     sharding::term::{Standby, Term},
 };
 
@@ -51,30 +50,20 @@ const JITTER: f64 = 0.1;
 pub type Again = Option<Duration>;
 
 /// What an event makes due, and how urgently.
-pub type Due<K> = (Lane, Vec<ObjectRef<K>>);
+pub type Due = (Lane, Vec<Name>);
 
 /// The objects of a kind, and all that makes one of them due.
 #[must_use = "does nothing until it runs"]
-pub struct Controller<K>
-where
-    K: Resource + Clone + 'static,
-    K::DynamicType: Clone + Eq + Hash,
-{
+pub struct Controller<K: Resource> {
     seen: Seen<K>,
-    sources: Sources<K>,
+    sources: SelectAll<BoxStream<'static, News>>,
     /// Watches whose first list is not complete.
     unlisted: usize,
 }
 
-type Sources<K> = SelectAll<BoxStream<'static, News<K>>>;
-
 /// What a source has to say.
-struct News<K>
-where
-    K: Resource + 'static,
-    K::DynamicType: Eq + Hash,
-{
-    due: Due<K>,
+struct News {
+    due: Due,
     /// The first list of this source is complete.
     listed: bool,
 }
@@ -82,31 +71,26 @@ where
 impl<K> Controller<K>
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-    K::DynamicType: Clone + Debug + Eq + Hash + Unpin + Send + Sync,
+    K::DynamicType: Clone + Send + Sync,
 {
     /// The objects of `api`, whose client is that of the [`Standby`]. Each is due when it appears and when its generation or its
     /// finalizers change, which a write of its status does not do.
     pub fn new(api: Api<K>, dyntype: K::DynamicType) -> Self {
         let seen = Seen::new(dyntype);
         let watched = seen.clone();
-        let changes = move |event: &Event<K>| (Lane::Changed, watched.take_in(event));
-        let watch = source(K::kind(seen.dyntype()).into_owned(), api, changes);
+        let watch =
+            source(K::kind(seen.dyntype()).into_owned(), api, move |event| (Lane::Changed, watched.take_in(event)));
         Self { seen, sources: stream::select_all([watch]), unlisted: 1 }
     }
 
-    /// The objects as last seen, for whoever writes them.
+    /// The objects as last seen, for whoever looks at them or writes them.
     pub fn seen(&self) -> Seen<K> {
         self.seen.clone()
     }
 
-    /// The objects as last seen; empty until the first list is complete.
-    pub fn objects(&self) -> Store<K> {
-        self.seen.objects()
-    }
-
     /// Makes the objects due that `due` names for an event of `api`, whose client is that of the [`Standby`].
     /// A standby is not prepared before this list is complete; a term does not wait for it.
-    pub fn watch<W>(mut self, api: Api<W>, due: impl FnMut(&Event<W>) -> Due<K> + Send + 'static) -> Self
+    pub fn watch<W>(mut self, api: Api<W>, due: impl FnMut(Event<W>) -> Due + Send + 'static) -> Self
     where
         W: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
     {
@@ -117,12 +101,12 @@ where
 
     /// Makes the objects due that the stream names, and how urgently. The stream says by `true` that its first list is
     /// complete: a standby is not prepared before, and a term does not wait for it.
-    pub fn follow(mut self, due: impl Stream<Item = (Lane, Vec<ObjectRef<K>>, bool)> + Send + 'static) -> Self {
+    pub fn follow(mut self, due: impl Stream<Item = (Due, bool)> + Send + 'static) -> Self {
         let mut unlisted = true;
-        let news = due.map(move |(lane, objects, listed)| {
+        let news = due.map(move |(due, listed)| {
             let listed = unlisted && listed;
             unlisted &= !listed;
-            News { due: (lane, objects), listed }
+            News { due, listed }
         });
         self.sources.push(news.boxed());
         self.unlisted += 1;
@@ -130,7 +114,7 @@ where
     }
 
     /// Makes the objects that the stream names due.
-    pub fn trigger(mut self, due: impl Stream<Item = ObjectRef<K>> + Send + 'static) -> Self {
+    pub fn trigger(mut self, due: impl Stream<Item = Name> + Send + 'static) -> Self {
         self.sources.push(due.map(|object| News { due: (Lane::Changed, vec![object]), listed: false }).boxed());
         self
     }
@@ -177,20 +161,17 @@ where
         let mut work = Work { controller: self, queue, to_sweep, swept, term, backoff, timers };
         work.run(reconcile).await;
         let Work { controller: Self { seen, sources, .. }, queue, to_sweep, swept, term, timers, .. } = work;
-        drop(sources);
-        term.leave((seen, queue, to_sweep, swept, timers));
+        term.leave((sources, seen, queue, to_sweep, swept, timers));
     }
 }
 
 /// A watch as a source. Its errors are logged and end here, for it tries again by itself.
-fn source<K, W>(
+fn source<W>(
     what: String,
     api: Api<W>,
-    mut due: impl FnMut(&Event<W>) -> Due<K> + Send + 'static,
-) -> BoxStream<'static, News<K>>
+    mut due: impl FnMut(Event<W>) -> Due + Send + 'static,
+) -> BoxStream<'static, News>
 where
-    K: Resource + 'static,
-    K::DynamicType: Eq + Hash + Send,
     W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let watch = watcher(api, watcher::Config::default())
@@ -201,7 +182,7 @@ where
         .filter_map(move |event| {
             let listed = unlisted && matches!(event, Event::InitDone);
             unlisted &= !listed;
-            let due = due(&event);
+            let due = due(event);
             future::ready((listed || !due.1.is_empty()).then_some(News { due, listed }))
         })
         .boxed()
@@ -211,39 +192,27 @@ where
 const STRIDE: usize = 100;
 
 /// A term's work.
-struct Work<K>
-where
-    K: Resource + Clone + 'static,
-    K::DynamicType: Clone + Eq + Hash,
-{
+struct Work<K: Resource> {
     controller: Controller<K>,
-    queue: Queue<ObjectRef<K>>,
+    queue: Queue<Name>,
     /// Objects that a sweep has not made due yet.
-    to_sweep: vec::IntoIter<Arc<K>>,
+    to_sweep: vec::IntoIter<Name>,
     /// Those that were begun with meanwhile: the sweep leaves them out.
-    swept: HashSet<ObjectRef<K>>,
+    swept: HashSet<Name>,
     term: Term,
     backoff: Backoff,
-    timers: Timers<ObjectRef<K>>,
+    timers: Timers<Name>,
 }
 
 /// What is next in a term.
-enum Step<K, E>
-where
-    K: Resource + 'static,
-    K::DynamicType: Eq + Hash,
-{
-    News(News<K>),
-    Time(Lane, ObjectRef<K>),
-    Done(ObjectRef<K>, Outcome<E>),
+enum Step<E> {
+    News(News),
+    Time(Lane, Name),
+    Done(Name, Outcome<E>),
     Sweep,
 }
 
-impl<K> Work<K>
-where
-    K: Resource + Clone + 'static,
-    K::DynamicType: Clone + Debug + Eq + Hash + Unpin + Send,
-{
+impl<K: Resource + 'static> Work<K> {
     async fn run<F, Fut, E>(&mut self, reconcile: F)
     where
         F: Fn(Arc<K>) -> Fut,
@@ -292,16 +261,13 @@ where
 
     /// Begins to make every object due, if the first list of the kind is complete. Returns whether it is.
     fn sweep(&mut self) -> bool {
-        let objects = self.controller.seen.objects();
-        let filled = objects.wait_until_ready().now_or_never().is_some();
-        self.to_sweep = objects.state().into_iter();
-        filled
+        self.to_sweep = self.controller.seen.names().into_iter();
+        self.controller.seen.is_listed()
     }
 
     /// Makes some more objects due, in their turn.
     fn sweep_on(&mut self) {
-        for object in self.to_sweep.by_ref().take(STRIDE) {
-            let key = ObjectRef::from_obj_with(&*object, self.controller.seen.dyntype().clone());
+        for key in self.to_sweep.by_ref().take(STRIDE) {
             if !self.swept.remove(&key) {
                 self.queue.add(Lane::Sweep, key);
             }
@@ -309,31 +275,30 @@ where
     }
 
     /// The next object that is due and still there.
-    fn start(&mut self) -> Option<(ObjectRef<K>, Arc<K>)> {
+    fn start(&mut self) -> Option<(Name, Arc<K>)> {
         while let Some(key) = self.queue.start() {
             self.timers.cancel(&key);
-            if let Some(object) = self.controller.seen.objects().get(&key) {
+            if let Some(object) = self.controller.seen.get(&key) {
                 if !self.to_sweep.as_slice().is_empty() {
                     self.swept.insert(key.clone());
                 }
                 return Some((key, object));
             }
-            self.backoff.reset(key.namespace.as_deref(), &key.name);
+            self.backoff.reset(&key);
             self.queue.done(key);
         }
         None
     }
 
-    fn done<E: StdError + 'static>(&mut self, key: ObjectRef<K>, outcome: Outcome<E>) {
-        let (namespace, name) = (key.namespace.as_deref(), &key.name);
+    fn done<E: StdError + 'static>(&mut self, key: Name, outcome: Outcome<E>) {
         let (lane, wait) = match outcome {
             Ok(again) => {
-                self.backoff.reset(namespace, name);
+                self.backoff.reset(&key);
                 due_in(again, self.term.kind().resync, fastrand::f64())
             }
             Err(failure) => {
-                let wait = self.backoff.failed(namespace, name, fastrand::f64());
-                let namespace = namespace.unwrap_or_default();
+                let wait = self.backoff.failed(&key, fastrand::f64());
+                let (namespace, name) = (key.namespace().unwrap_or_default(), key.name());
                 match failure {
                     Failure::Failed(cause) => {
                         warn!(namespace, name, error = %chain(&cause), retry_in = ?wait, "reconcile failed");
@@ -352,10 +317,8 @@ where
 }
 
 /// One reconciliation.
-fn one<K, F, Fut, E>(reconcile: &F, key: ObjectRef<K>, object: Arc<K>) -> BoxFuture<'static, (ObjectRef<K>, Outcome<E>)>
+fn one<K, F, Fut, E>(reconcile: &F, key: Name, object: Arc<K>) -> BoxFuture<'static, (Name, Outcome<E>)>
 where
-    K: Resource + 'static,
-    K::DynamicType: Debug + Eq + Hash + Send,
     F: Fn(Arc<K>) -> Fut,
     Fut: Future<Output = Result<Again, E>> + Send + 'static,
 {
@@ -597,7 +560,7 @@ mod tests {
         let (log, start) = (Log::default(), Instant::now());
         let early = stream::once(async {
             sleep(Duration::from_secs(105)).await;
-            ObjectRef::new("a").within("ns")
+            Name::new(Some("ns"), "a")
         });
         let run = {
             let log = log.clone();
@@ -621,7 +584,7 @@ mod tests {
         let (log, start) = (Log::default(), Instant::now());
         let later = stream::once(async {
             sleep(Duration::from_secs(50)).await;
-            ObjectRef::new("a").within("ns")
+            Name::new(Some("ns"), "a")
         });
         let errors = stream::repeat_with(|| Err(watcher::Error::NoResourceVersion)).take(3);
         let run = {

@@ -15,7 +15,7 @@ use futures::{
 };
 use http::Method;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::{Api, ResourceExt, runtime::reflector::ObjectRef};
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use tokio::{
     pin,
@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     controller::{Again, Controller, Lane},
     fake::{Answer, Asked, Fake},
+    name::Name,
 };
 use crate::sharding::term::{Standby, Term};
 
@@ -193,8 +194,8 @@ async fn a_standby_is_prepared_when_all_its_lists_are_complete_and_only_reads() 
         let (standby, promotion) = fake.standby();
         let (log, begun) = (Log::new(), CancellationToken::new());
         let controller = controller(&fake)
-            .watch(Api::<Secret>::all(fake.term.client()), |_| (Lane::Changed, vec![ObjectRef::new("0").within("ns")]));
-        let objects = controller.objects();
+            .watch(Api::<Secret>::all(fake.term.client()), |_| (Lane::Changed, vec![Name::new(Some("ns"), "0")]));
+        let objects = controller.seen();
         let begin = {
             let begun = begun.clone();
             let begin = log.clone().taking(MILLISECOND);
@@ -215,7 +216,7 @@ async fn a_standby_is_prepared_when_all_its_lists_are_complete_and_only_reads() 
             cluster.apply("0", 2, 2);
             cluster.apply("new", 1, 3);
             seconds(1000).await;
-            assert_eq!(objects.state().len(), 4, "it goes on to follow changes");
+            assert_eq!(objects.all().len(), 4, "it goes on to follow changes");
         };
         meanwhile(controller.run(standby, begin), script).await;
         assert!(!begun.is_cancelled() && log.names().is_empty(), "no term, no work");
@@ -366,7 +367,7 @@ async fn a_source_that_never_rests_stops_no_work() {
         let told = Arc::clone(&told);
         let one = move || {
             *told.lock().unwrap() += 1;
-            ObjectRef::new("0").within("ns")
+            Name::new(Some("ns"), "0")
         };
         let calm = begun.clone().cancelled_owned().into_stream().filter_map(|()| ready(None));
         calm.chain(stream::repeat_with(one).take(FLOOD)).chain(stream::pending())

@@ -11,6 +11,7 @@ pub mod conditions;
 pub mod controller;
 pub mod events;
 pub mod finalizer;
+pub mod name;
 mod queue;
 pub mod seen;
 pub mod status;

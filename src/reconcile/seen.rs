@@ -4,61 +4,44 @@
 //! version, and be refused.
 
 use std::{
-    fmt::Debug,
-    hash::Hash,
-    sync::{Arc, Mutex, PoisonError},
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use kube::{
-    Resource,
-    runtime::{
-        reflector::{ObjectRef, Store, store::Writer},
-        watcher::Event,
-    },
-};
+use kube::{Resource, runtime::watcher::Event};
+
+use super::name::Name;
 
 /// What is known of the objects of a kind. Clones are handles on the same.
-pub struct Seen<K>
-where
-    K: Resource + Clone + 'static,
-    K::DynamicType: Clone + Eq + Hash,
-{
+pub struct Seen<K: Resource> {
     dyntype: K::DynamicType,
-    objects: Store<K>,
     state: Arc<Mutex<State<K>>>,
 }
 
-struct State<K>
-where
-    K: Resource + Clone + 'static,
-    K::DynamicType: Clone + Eq + Hash,
-{
-    writer: Writer<K>,
+struct State<K> {
+    objects: HashMap<Name, Arc<K>>,
+    /// A list is complete.
     listed: bool,
-    missed: Vec<ObjectRef<K>>,
+    /// The list that is not complete yet.
+    listing: HashMap<Name, Arc<K>>,
+    /// What is not in it as it was known.
+    missed: Vec<Name>,
 }
 
-impl<K> Clone for Seen<K>
+impl<K: Resource> Clone for Seen<K>
 where
-    K: Resource + Clone + 'static,
-    K::DynamicType: Clone + Eq + Hash,
+    K::DynamicType: Clone,
 {
     fn clone(&self) -> Self {
-        Self { dyntype: self.dyntype.clone(), objects: self.objects.clone(), state: Arc::clone(&self.state) }
+        Self { dyntype: self.dyntype.clone(), state: Arc::clone(&self.state) }
     }
 }
 
-impl<K> Seen<K>
-where
-    K: Resource + Clone + 'static,
-    K::DynamicType: Clone + Debug + Eq + Hash,
-{
+impl<K: Resource> Seen<K> {
     /// Nothing yet.
     pub fn new(dyntype: K::DynamicType) -> Self {
-        let writer = Writer::new(dyntype.clone());
-        let objects = writer.as_reader();
-        let state = State { writer, listed: false, missed: Vec::new() };
-        Self { dyntype, objects, state: Arc::new(Mutex::new(state)) }
+        let state = State { objects: HashMap::new(), listed: false, listing: HashMap::new(), missed: Vec::new() };
+        Self { dyntype, state: Arc::new(Mutex::new(state)) }
     }
 
     /// How requests name the kind.
@@ -66,70 +49,112 @@ where
         &self.dyntype
     }
 
-    /// The objects; empty until the first list is complete.
-    pub fn objects(&self) -> Store<K> {
-        self.objects.clone()
+    /// Whether the first list is complete: there are no objects before.
+    pub fn is_listed(&self) -> bool {
+        self.lock().listed
+    }
+
+    /// An object as it was last seen.
+    pub fn get(&self, name: &Name) -> Option<Arc<K>> {
+        self.lock().objects.get(name).cloned()
+    }
+
+    /// All objects, in no order.
+    pub fn all(&self) -> Vec<Arc<K>> {
+        self.lock().objects.values().cloned().collect()
+    }
+
+    /// What they are called, in no order.
+    pub fn names(&self) -> Vec<Name> {
+        self.lock().objects.keys().cloned().collect()
     }
 
     /// Takes in what the watch says. Returns the objects that are not as they were known but for their status.
-    pub fn take_in(&self, event: &Event<K>) -> Vec<ObjectRef<K>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = match event {
-            // What a write of ours has left is newer.
-            Event::Apply(object) if self.known(object).is_some_and(|known| is_newer(&*known, object)) => {
-                return Vec::new();
+    pub fn take_in(&self, event: Event<K>) -> Vec<Name> {
+        let mut state = self.lock();
+        match event {
+            Event::Apply(object) => {
+                let name = Name::of(&object);
+                // What a write of ours has left is newer.
+                if state.known(&name, &object).is_some_and(|known| is_newer(known, &object)) {
+                    return Vec::new();
+                }
+                let due = state.is_changed(&name, &object).then(|| name.clone());
+                state.objects.insert(name, Arc::new(object));
+                due.into_iter().collect()
             }
-            Event::Apply(object) => self.changed(object).into_iter().collect(),
-            Event::Delete(_) => Vec::new(),
-            Event::Init => {
-                state.missed.clear();
+            Event::Delete(object) => {
+                state.objects.remove(&Name::of(&object));
                 Vec::new()
             }
-            // The cache takes a list over when it is complete, so what has changed is not due before.
+            Event::Init => {
+                state.missed.clear();
+                state.listing.clear();
+                Vec::new()
+            }
+            // A list is taken over when it is complete, so what has changed is not due before.
             // The first list is that of the sweep.
             Event::InitApply(object) => {
-                if state.listed {
-                    state.missed.extend(self.changed(object));
+                let name = Name::of(&object);
+                if state.listed && state.is_changed(&name, &object) {
+                    state.missed.push(name.clone());
                 }
+                state.listing.insert(name, Arc::new(object));
                 Vec::new()
             }
             Event::InitDone => {
                 state.listed = true;
+                state.take_over();
                 std::mem::take(&mut state.missed)
             }
-        };
-        state.writer.apply_watcher_event(event);
-        due
+        }
     }
 
     /// Takes in what a write of ours has left of an object. Nothing is due by that: if there is more in it than our write,
     /// such as a new spec, it is left to the watch, which makes the object due.
     pub fn note(&self, mut object: K) {
         object.meta_mut().managed_fields = None;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut state, name) = (self.lock(), Name::of(&object));
         // Without a generation only the version tells that there is more.
-        let is_ours_alone = object.meta().generation.is_some() && self.changed(&object).is_none();
-        if is_ours_alone && self.known(&object).is_some_and(|known| is_newer(&object, &*known)) {
-            state.writer.apply_watcher_event(&Event::Apply(object));
+        let is_ours_alone = object.meta().generation.is_some() && !state.is_changed(&name, &object);
+        if is_ours_alone && state.known(&name, &object).is_some_and(|known| is_newer(&object, known)) {
+            state.objects.insert(name, Arc::new(object));
         }
     }
 
-    fn known(&self, object: &K) -> Option<Arc<K>> {
-        let known = self.objects.get(&ObjectRef::from_obj_with(object, self.dyntype.clone()))?;
-        (known.meta().uid == object.meta().uid).then_some(known)
+    fn lock(&self) -> MutexGuard<'_, State<K>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Resource> State<K> {
+    /// What was listed is what there is; but what a write of ours has left since is newer.
+    fn take_over(&mut self) {
+        let listing = std::mem::take(&mut self.listing);
+        for (name, known) in std::mem::replace(&mut self.objects, listing) {
+            let listed = self.known(&name, &known);
+            let is_as_listed = |listed: &K| listed.meta().resource_version == known.meta().resource_version;
+            if listed.is_some_and(|listed| is_as_listed(listed) || is_newer(&*known, listed)) {
+                self.objects.insert(name, known);
+            }
+        }
     }
 
-    /// The object, if it is not as it is known but for its status. Without a generation any change counts.
-    fn changed(&self, object: &K) -> Option<ObjectRef<K>> {
-        let same = self.known(object).is_some_and(|known| {
+    /// The object as it is known, if it is that very one.
+    fn known(&self, name: &Name, object: &K) -> Option<&K> {
+        self.objects.get(name).map(|known| &**known).filter(|known| known.meta().uid == object.meta().uid)
+    }
+
+    /// Whether the object is not as it is known but for its status. Without a generation any change counts.
+    fn is_changed(&self, name: &Name, object: &K) -> bool {
+        !self.known(name, object).is_some_and(|known| {
             let (known, now) = (known.meta(), object.meta());
             match now.generation {
                 // Whoever adds a finalizer goes on when it is there.
                 Some(_) => known.generation == now.generation && known.finalizers == now.finalizers,
                 None => known.resource_version == now.resource_version,
             }
-        });
-        (!same).then(|| ObjectRef::from_obj_with(object, self.dyntype.clone()))
+        })
     }
 }
 
@@ -170,14 +195,13 @@ mod tests {
     fn seen(first: Propagation) -> Seen<Propagation> {
         let seen = Seen::new(());
         for event in [Event::Init, Event::InitApply(first), Event::InitDone] {
-            assert_eq!(seen.take_in(&event), [], "the first list is for the sweep");
+            assert_eq!(seen.take_in(event), [], "the first list is for the sweep");
         }
         seen
     }
 
     fn version(seen: &Seen<Propagation>) -> String {
-        let objects = seen.objects().state();
-        objects[0].resource_version().unwrap()
+        seen.all()[0].resource_version().unwrap()
     }
 
     #[test]
@@ -186,7 +210,7 @@ mod tests {
         for (object, due) in
             [(of(1, 11), 0), (of(2, 12), 1), (object(13, Some(2), &["f"]), 1), (object(14, Some(2), &["f"]), 0)]
         {
-            assert_eq!(seen.take_in(&Event::Apply(object.clone())).len(), due, "{:?}", object.metadata);
+            assert_eq!(seen.take_in(Event::Apply(object.clone())).len(), due, "{:?}", object.metadata);
         }
     }
 
@@ -194,7 +218,8 @@ mod tests {
     fn a_later_list_makes_due_what_has_changed_meanwhile_once_it_is_complete() {
         let seen = seen(of(1, 10));
         for (event, due) in [(Event::Init, 0), (Event::InitApply(of(2, 12)), 0), (Event::InitDone, 1)] {
-            assert_eq!(seen.take_in(&event).len(), due, "{event:?}");
+            let told = format!("{event:?}");
+            assert_eq!(seen.take_in(event).len(), due, "{told}");
         }
     }
 
@@ -203,11 +228,11 @@ mod tests {
         let seen = seen(of(1, 10));
         seen.note(of(1, 12));
         assert_eq!(version(&seen), "12");
-        assert_eq!(seen.take_in(&Event::Apply(of(1, 11))), []);
+        assert_eq!(seen.take_in(Event::Apply(of(1, 11))), []);
         assert_eq!(version(&seen), "12");
         seen.note(of(1, 11));
         assert_eq!(version(&seen), "12");
-        assert_eq!(seen.take_in(&Event::Apply(of(2, 13))).len(), 1);
+        assert_eq!(seen.take_in(Event::Apply(of(2, 13))).len(), 1);
         assert_eq!(version(&seen), "13");
     }
 
@@ -218,7 +243,7 @@ mod tests {
             seen.note(more.clone());
             assert_eq!(version(&seen), "10", "{:?}", more.metadata);
         }
-        assert_eq!(seen.take_in(&Event::Apply(of(2, 12))).len(), 1, "and is due then");
+        assert_eq!(seen.take_in(Event::Apply(of(2, 12))).len(), 1, "and is due then");
     }
 
     #[test]
@@ -228,8 +253,8 @@ mod tests {
         other.metadata.uid = Some("another".to_owned());
         seen.note(other);
         assert_eq!(version(&seen), "10");
-        assert_eq!(seen.take_in(&Event::Delete(of(1, 13))), []);
+        assert_eq!(seen.take_in(Event::Delete(of(1, 13))), []);
         seen.note(of(1, 12));
-        assert!(seen.objects().state().is_empty());
+        assert!(seen.all().is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! Writing a status: only when it says something new, and stamped with the term that wrote it.
 
-use std::{fmt::Debug, hash::Hash, sync::Arc};
+use std::{fmt::Debug, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, Error, Resource, api::PostParams, core::object::HasStatus};
@@ -52,11 +52,7 @@ pub fn changed<S: Stamped>(current: Option<&S>, next: &S) -> bool {
 const ATTEMPTS: u32 = 4;
 
 /// Writes the statuses of the objects of a kind during one term.
-pub struct Statuses<K>
-where
-    K: Resource + Clone + 'static,
-    K::DynamicType: Clone + Eq + Hash,
-{
+pub struct Statuses<K: Resource> {
     term: Term,
     events: Arc<Events>,
     seen: Seen<K>,
@@ -64,9 +60,8 @@ where
 
 impl<K> Statuses<K>
 where
-    K: Resource + HasStatus + Clone + Serialize + DeserializeOwned + Debug + 'static,
+    K: Resource + HasStatus + Clone + Serialize + DeserializeOwned + Debug,
     K::Status: Stamped,
-    K::DynamicType: Clone + Debug + Eq + Hash,
 {
     /// Through the term's client; what is written is seen at once.
     pub fn new(term: Term, events: Arc<Events>, seen: Seen<K>) -> Self {

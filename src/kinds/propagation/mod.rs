@@ -62,10 +62,10 @@ impl PropagationReconciler {
         let clock = Arc::clone(&self.clock);
         let client = standby.client();
         let controller = Controller::new(Api::<Propagation>::all(client.clone()), ());
-        let (propagations, seen) = (controller.objects(), controller.seen());
-        let (namespaces, namespace_changes) = watches::namespaces(propagations.clone());
-        let config_maps = watches::by_name::<ConfigMap>(SourceKind::ConfigMap, propagations.clone());
-        let secrets = watches::by_name::<Secret>(SourceKind::Secret, propagations);
+        let seen = controller.seen();
+        let (namespaces, namespace_changes) = watches::namespaces(seen.clone());
+        let config_maps = watches::by_name::<ConfigMap>(SourceKind::ConfigMap, seen.clone());
+        let secrets = watches::by_name::<Secret>(SourceKind::Secret, seen.clone());
         let controller = controller
             .watch(Api::all(client.clone()), namespace_changes)
             .watch(Api::all(client.clone()), config_maps)

@@ -13,21 +13,25 @@ use kube::{
 };
 
 use super::{Propagation, SourceKind, plan::NamespaceState};
-use crate::reconcile::controller::{Due, Lane};
+use crate::reconcile::{
+    controller::{Due, Lane},
+    name::Name,
+    seen::Seen,
+};
 
-type Propagations = Store<Propagation>;
+type Propagations = Seen<Propagation>;
 type NamespaceMeta = PartialObjectMeta<Namespace>;
 
 /// Keeps the metadata of all namespaces, and makes every Propagation due when one appears, disappears, begins to terminate or gets other labels:
 /// any Propagation may select it, or have a copy there that no longer belongs.
 pub(super) fn namespaces(
     propagations: Propagations,
-) -> (Store<NamespaceMeta>, impl FnMut(&Event<NamespaceMeta>) -> Due<Propagation> + Send + 'static) {
+) -> (Store<NamespaceMeta>, impl FnMut(Event<NamespaceMeta>) -> Due + Send + 'static) {
     let mut writer = Writer::new(());
     let store = writer.as_reader();
     let before = store.clone();
-    let due = move |event: &Event<NamespaceMeta>| {
-        let matters = match event {
+    let due = move |event: Event<NamespaceMeta>| {
+        let matters = match &event {
             Event::Apply(namespace) => {
                 let known = before.get(&ObjectRef::from_obj(namespace));
                 known.is_none_or(|known| state(&known) != state(namespace))
@@ -35,7 +39,7 @@ pub(super) fn namespaces(
             Event::Delete(_) | Event::InitDone => true,
             Event::Init | Event::InitApply(_) => false,
         };
-        writer.apply_watcher_event(event);
+        writer.apply_watcher_event(&event);
         // All of them: in turn, so that a change to one of them goes first.
         (Lane::Sweep, refs(&propagations, |_| matters))
     };
@@ -47,7 +51,7 @@ pub(super) fn namespaces(
 pub(super) fn by_name<K>(
     kind: SourceKind,
     propagations: Propagations,
-) -> impl FnMut(&Event<PartialObjectMeta<K>>) -> Due<Propagation> + Send + 'static
+) -> impl FnMut(Event<PartialObjectMeta<K>>) -> Due + Send + 'static
 where
     PartialObjectMeta<K>: ResourceExt,
 {
@@ -57,7 +61,7 @@ where
             let name = object.name_any();
             refs(&propagations, |source| source.spec.source.kind == kind && source.spec.source.name == name)
         };
-        match event {
+        match &event {
             Event::Apply(object) | Event::Delete(object) => (Lane::Changed, named(object)),
             // A list tells what is there, and not whether it changed.
             Event::InitApply(object) => (Lane::Sweep, named(object)),
@@ -71,9 +75,8 @@ where
     }
 }
 
-fn refs(propagations: &Propagations, due: impl Fn(&Propagation) -> bool) -> Vec<ObjectRef<Propagation>> {
-    let all = propagations.state();
-    all.iter().filter(|propagation| due(propagation)).map(|due| ObjectRef::from_obj(due.as_ref())).collect()
+fn refs(propagations: &Propagations, due: impl Fn(&Propagation) -> bool) -> Vec<Name> {
+    propagations.all().iter().filter(|propagation| due(propagation)).map(|due| Name::of(&**due)).collect()
 }
 
 /// All namespaces, as far as they matter.

@@ -27,13 +27,8 @@ use std::{
 };
 
 pub use desired::{Compose, Composed, Desired, Failure, Key, Related, Type, View, Waiting};
-use futures::{FutureExt, StreamExt, future::BoxFuture};
-use kube::{
-    Api, Resource, ResourceExt,
-    core::ApiResource,
-    discovery::Scope,
-    runtime::reflector::{ObjectRef, Store},
-};
+use futures::{FutureExt, Stream, StreamExt, future::BoxFuture};
+use kube::{Api, Resource, ResourceExt, core::ApiResource, discovery::Scope};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -48,11 +43,12 @@ use crate::{
     reconcile::{
         apply::{LEASEHOLD, MANAGED_BY, OWNER_UID, field_manager},
         clock::{Clock, WallClock},
-        controller::{Again, Controller, Lane},
+        controller::{Again, Controller, Due, Lane},
         events::Events,
         finalizer,
+        seen::Seen,
         status::Statuses,
-        watches::{Belonging, Listener, News, Objects, Query, Sight, Watches},
+        watches::{Listener, News, Objects, Query, Sight, Watches},
     },
     sharding::term::{Access, BoxError, Reconciler, Standby, Term},
 };
@@ -89,18 +85,18 @@ impl Children {
             let lease = kind.lease_name.clone();
             let mut controller =
                 Controller::new(Api::<Parent>::all_with(standby.client(), &resource), resource.clone());
-            let (parents, seen) = (controller.objects(), controller.seen());
+            let seen = controller.seen();
             let mut children = BTreeMap::new();
             for of in front.types() {
                 let listener = watches.listen(&children_of_all(&of), Some(&lease));
                 children.insert(of, listener.objects());
-                controller = controller.follow(owners(listener, parents.clone(), resource.clone()));
+                controller = controller.follow(owners(listener, seen.clone()));
             }
             let mut related = BTreeMap::new();
             for (id, query) in front.related() {
                 let listener = watches.listen(&related_query(&query), None);
                 related.insert(id, listener.objects());
-                controller = controller.follow(everybody(listener, parents.clone(), resource.clone()));
+                controller = controller.follow(everybody(listener, seen.clone()));
             }
             let begin = |term: Term| {
                 let events = Arc::new(Events::new(&term));
@@ -182,33 +178,16 @@ fn related_query(related: &Related) -> Query {
 }
 
 /// Makes the owner of a child due that has changed.
-fn owners(
-    listener: Listener,
-    parents: Store<Parent>,
-    resource: ApiResource,
-) -> impl futures::Stream<Item = (Lane, Vec<ObjectRef<Parent>>, bool)> + Send + 'static {
+fn owners(listener: Listener, parents: Seen<Parent>) -> impl Stream<Item = (Due, bool)> + Send + 'static {
     listener.map(move |news| match news {
-        News::Listed => (Lane::Soon, all(&parents, &resource), true),
-        News::Changed(Some(Belonging { namespace, name, .. })) => {
-            let mut owner = ObjectRef::new_with(&name, resource.clone());
-            owner.namespace = namespace;
-            (Lane::Changed, vec![owner], false)
-        }
-        News::Changed(None) => (Lane::Changed, Vec::new(), false),
+        News::Listed => ((Lane::Soon, parents.names()), true),
+        News::Changed(owner) => ((Lane::Changed, owner.into_iter().collect()), false),
     })
 }
 
 /// Makes everything due: what is related may be of use to any of them.
-fn everybody(
-    listener: Listener,
-    parents: Store<Parent>,
-    resource: ApiResource,
-) -> impl futures::Stream<Item = (Lane, Vec<ObjectRef<Parent>>, bool)> + Send + 'static {
-    listener.map(move |news| (Lane::Soon, all(&parents, &resource), news == News::Listed))
-}
-
-fn all(parents: &Store<Parent>, resource: &ApiResource) -> Vec<ObjectRef<Parent>> {
-    parents.state().iter().map(|parent| ObjectRef::from_obj_with(&**parent, resource.clone())).collect()
+fn everybody(listener: Listener, parents: Seen<Parent>) -> impl Stream<Item = (Due, bool)> + Send + 'static {
+    listener.map(move |news| ((Lane::Soon, parents.names()), news == News::Listed))
 }
 
 /// Why a pass is to be tried again.

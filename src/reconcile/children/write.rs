@@ -25,6 +25,7 @@ use super::{
 use crate::reconcile::{
     apply::{APPLIED, OWNER, Ownership, children_of, delete, labels, ownership},
     controller::chain,
+    name::Name,
 };
 
 /// The reason for a child whose name is somebody else's.
@@ -76,7 +77,7 @@ impl<'a> Family<'a> {
     /// A child as it was last seen, if it is ours.
     pub(super) fn seen(&self, key: &Key) -> Option<Arc<Value>> {
         let objects = self.it.children.get(&key.of)?;
-        let object = objects.get(key.namespace.as_deref(), &key.name)?;
+        let object = objects.get(&Name::new(key.namespace.as_deref(), &key.name))?;
         self.is_ours(&object).then(|| Arc::new(object))
     }
 
@@ -196,12 +197,13 @@ impl<'a> Family<'a> {
         let mut done = Pruned::default();
         for (of, objects) in &self.it.children {
             // Most are wanted, and need not be read to know that.
-            for (namespace, name) in objects.of_owner(self.parent.uid()) {
-                let key = Key { of: Arc::clone(of), namespace, name };
+            for name in objects.of_owner(self.parent.uid()) {
+                let namespace = name.namespace().map(str::to_owned);
+                let key = Key { of: Arc::clone(of), namespace, name: name.name().to_owned() };
                 if wanted.contains(&key) {
                     continue;
                 }
-                let Some(object) = objects.get(key.namespace.as_deref(), &key.name) else { continue };
+                let Some(object) = objects.get(&name) else { continue };
                 let meta = meta(&object);
                 if !is_superfluous(&key, &meta, wanted, self.parent.uid(), &self.it.manager) {
                     continue;

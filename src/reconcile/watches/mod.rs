@@ -1,0 +1,242 @@
+//! Watches that the kinds of a replica share: one of each query, however many kinds want it, closed with the last of them.
+//!
+//! [`source`] asks the API server, [`state`] keeps what it says and for whom it is news; here is who listens.
+//!
+//! Nothing is spawned: whoever waits for news drives the watch, and the others are woken. So a watch lives exactly as long as
+//! those who listen. Its client is none of a term's, and only reads.
+
+mod source;
+mod state;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+use futures::Stream;
+use kube::{Client, api::DynamicObject, core::ApiResource, discovery::Scope};
+use serde_json::Value;
+
+use self::state::{Held, Opening, Reach, Shard, State};
+pub use self::state::{News, Sight};
+use super::{apply::SHARD, children::Type, name::Name};
+
+/// So many events at a time, then others get their turn.
+const STRIDE: usize = 64;
+
+/// What is watched.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Query {
+    /// Type of the objects.
+    pub of: Arc<Type>,
+    /// Their namespace; `None` for all.
+    pub namespace: Option<String>,
+    /// A label selector; empty for all.
+    pub labels: String,
+    /// A field selector; empty for all.
+    pub fields: String,
+}
+
+impl Query {
+    /// Of the objects that it asks for, those of these shards.
+    fn within(&self, reach: &Reach) -> Self {
+        let Reach::Shards(shards) = reach else { return self.clone() };
+        let shards = format!("{SHARD} in ({})", shards.iter().map(|shard| &**shard).collect::<Vec<_>>().join(","));
+        let labels = if self.labels.is_empty() { shards } else { format!("{},{shards}", self.labels) };
+        Self { labels, ..self.clone() }
+    }
+}
+
+impl fmt::Display for Query {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.of)?;
+        for (what, value) in [
+            ("namespace", self.namespace.as_deref().unwrap_or_default()),
+            ("labels", &self.labels),
+            ("fields", &self.fields),
+        ] {
+            if !value.is_empty() {
+                write!(f, ", {what} {value}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All watches of a replica. Clones are handles on the same ones.
+#[derive(Clone)]
+pub struct Watches {
+    client: Client,
+    open: Arc<Mutex<Open>>,
+}
+
+/// By query, and by whether it is for certain shards.
+type Open = HashMap<(Query, bool), Weak<Shared>>;
+
+impl Watches {
+    /// No watch yet. The client shall do nothing but read: no term stands behind it.
+    pub fn new(client: Client) -> Self {
+        Self { client, open: Arc::default() }
+    }
+
+    /// Listens to a watch, which begins with the first who does: for what bears that shard, or for everything.
+    pub fn listen(&self, query: &Query, shard: Option<&str>) -> Listener {
+        let mut open = lock(&self.open);
+        open.retain(|_, shared| shared.strong_count() > 0);
+        let key = (query.clone(), shard.is_some());
+        let shared = open.get(&key).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let (client, query) = (self.client.clone(), query.clone());
+            let opening = move |reach: &Reach| source::events(client.clone(), query.within(reach));
+            let shared = Arc::new(Shared::new(Box::new(opening)));
+            open.insert(key, Arc::downgrade(&shared));
+            shared
+        });
+        drop(open);
+        Listener::new(shared, shard)
+    }
+}
+
+/// One watch. Dropped with the last listener.
+struct Shared {
+    state: Mutex<State>,
+    wakers: Arc<Wakers>,
+    next: AtomicU64,
+}
+
+/// Wakes everybody who listens.
+#[derive(Default)]
+struct Wakers(Mutex<HashMap<u64, Waker>>);
+
+impl Wake for Wakers {
+    fn wake(self: Arc<Self>) {
+        // Taken out first: who is woken may come back at once.
+        let all: Vec<Waker> = lock(&self.0).drain().map(|(_, waker)| waker).collect();
+        all.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Shared {
+    fn new(opening: Opening) -> Self {
+        Self { state: Mutex::new(State::new(opening)), wakers: Arc::default(), next: AtomicU64::default() }
+    }
+}
+
+/// One who listens to a watch: what is new comes from the stream, what is there is asked for.
+pub struct Listener {
+    shared: Arc<Shared>,
+    number: u64,
+    shard: Option<Shard>,
+}
+
+impl Listener {
+    fn new(shared: Arc<Shared>, shard: Option<&str>) -> Self {
+        let number = shared.next.fetch_add(1, Ordering::Relaxed);
+        let shard = shard.map(Shard::from);
+        lock(&shared.state).listen(number, shard.clone());
+        Self { shared, number, shard }
+    }
+
+    /// What looks at the objects, for whoever does not listen.
+    pub fn objects(&self) -> Objects {
+        Objects { shared: Arc::downgrade(&self.shared), shard: self.shard.clone() }
+    }
+}
+
+impl Stream for Listener {
+    type Item = News;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<News>> {
+        lock(&self.shared.wakers.0).insert(self.number, context.waker().clone());
+        let mut state = lock(&self.shared.state);
+        let waker = Waker::from(Arc::clone(&self.shared.wakers));
+        for _ in 0..STRIDE {
+            if let Some(news) = state.ears.get_mut(&self.number).and_then(|ear| ear.news.pop_front()) {
+                return Poll::Ready(Some(news));
+            }
+            match state.poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(true) => {
+                    let others: Vec<Waker> = {
+                        let mut wakers = lock(&self.shared.wakers.0);
+                        let told = state.ears.iter().filter(|(_, ear)| !ear.news.is_empty()).map(|(number, _)| number);
+                        told.filter(|number| **number != self.number)
+                            .filter_map(|number| wakers.remove(number))
+                            .collect()
+                    };
+                    others.into_iter().for_each(Waker::wake);
+                }
+                Poll::Ready(false) => return Poll::Ready(None),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        lock(&self.shared.wakers.0).remove(&self.number);
+        lock(&self.shared.state).hang_up(self.number);
+        // The watch may have been waiting for this one to look at it.
+        Arc::clone(&self.shared.wakers).wake();
+    }
+}
+
+/// The objects of a watch, for as long as somebody listens to it.
+#[derive(Clone)]
+pub struct Objects {
+    shared: Weak<Shared>,
+    shard: Option<Shard>,
+}
+
+impl Objects {
+    fn look<T>(&self, at: impl FnOnce(&mut State) -> T) -> Option<T> {
+        let shared = self.shared.upgrade()?;
+        let mut state = lock(&shared.state);
+        Some(at(&mut state))
+    }
+
+    /// How requests name the type, and where its objects live; `None` as long as the API server does not serve it.
+    pub fn served(&self) -> Option<(ApiResource, Scope)> {
+        self.look(|state| state.served.clone()).flatten()
+    }
+
+    /// Whether what is seen is all there is of what was listened for.
+    pub fn sight(&self) -> Sight {
+        self.look(|state| state.sight(self.shard.as_ref())).unwrap_or(Sight::Unlisted)
+    }
+
+    /// An object as it was last seen.
+    pub fn get(&self, name: &Name) -> Option<Value> {
+        self.look(|state| state.objects.get(name).and_then(Held::value)).flatten()
+    }
+
+    /// The objects that bear this uid as that of their owner, in no order.
+    pub fn of_owner(&self, uid: &str) -> Vec<Name> {
+        self.look(|state| state.of_owner.get(uid).cloned()).flatten().unwrap_or_default()
+    }
+
+    /// All objects, in the order of namespace and name.
+    pub fn all(&self) -> Vec<Value> {
+        self.look(|state| state.objects.values().filter_map(Held::value).collect()).unwrap_or_default()
+    }
+
+    /// Takes in an object as a write of our own has left it, so that who looks next sees it before the watch does.
+    /// The watch says nothing of it then.
+    pub fn note(&self, object: DynamicObject) {
+        self.look(|state| _ = state.put(object));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,78 @@
+//! What the API server says of a query, from the moment on when it knows the type.
+
+use std::time::Duration;
+
+use futures::{StreamExt, stream, stream::BoxStream};
+use kube::{
+    Api, Client,
+    api::DynamicObject,
+    core::ApiResource,
+    discovery::{self, Scope},
+    runtime::{WatchStreamExt, watcher},
+};
+use tracing::warn;
+
+use super::{super::controller::chain, Query};
+use crate::sharding::problem::is_unserved;
+
+/// Between two looks whether a type is served.
+const UNSERVED: Duration = Duration::from_secs(10);
+
+/// What a watch says.
+#[expect(clippy::large_enum_variant, reason = "almost all are of the largest variant, and none is kept")]
+pub(super) enum Event {
+    Served(ApiResource, Scope),
+    Unserved,
+    Trouble(String),
+    Watched(watcher::Event<DynamicObject>),
+}
+
+/// Looks for the type until it is served, then watches.
+pub(super) fn events(client: Client, query: Query) -> BoxStream<'static, Event> {
+    let find = stream::unfold((client, query, false), |(client, query, found)| async move {
+        if found {
+            return None;
+        }
+        match discovery::pinned_kind(&client, &query.of.gvk()).await {
+            Ok((resource, capabilities)) => {
+                let api: Api<DynamicObject> = match &query.namespace {
+                    Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+                    None => Api::all_with(client.clone(), &resource),
+                };
+                let config = watcher::Config {
+                    label_selector: some(&query.labels),
+                    field_selector: some(&query.fields),
+                    ..watcher::Config::default()
+                };
+                let watched = watcher(api, config).default_backoff().map({
+                    let name = query.to_string();
+                    move |item| match item {
+                        Ok(event) => Event::Watched(event),
+                        Err(error) => {
+                            let why = chain(&error);
+                            warn!(watch = name, error = why, "watch failed");
+                            Event::Trouble(why)
+                        }
+                    }
+                });
+                let served = stream::iter([Event::Served(resource, capabilities.scope)]);
+                Some((served.chain(watched).boxed(), (client, query, true)))
+            }
+            Err(error) => {
+                let news = if is_unserved(&error) {
+                    Event::Unserved
+                } else {
+                    Event::Trouble(format!("failed to discover {}: {}", query.of, chain(&error)))
+                };
+                let pause = tokio::time::sleep(UNSERVED.mul_f64(0.8 + 0.4 * fastrand::f64()));
+                let waiting = stream::once(pause).filter_map(|()| std::future::ready(None));
+                Some((stream::iter([news]).chain(waiting).boxed(), (client, query, false)))
+            }
+        }
+    });
+    find.flatten().boxed()
+}
+
+fn some(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}

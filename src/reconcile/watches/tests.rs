@@ -1,0 +1,275 @@
+//! Watches whose events are sent by hand.
+#![expect(clippy::disallowed_methods, reason = "the tests end with what they spawn")]
+
+use futures::{FutureExt, StreamExt, channel::mpsc, poll};
+use kube::{ResourceExt, runtime::watcher};
+use serde_json::json;
+
+use super::{
+    super::apply::{OWNER, OWNER_UID},
+    source::Event,
+    *,
+};
+
+fn object(name: &str, version: u64, owner: Option<&str>) -> DynamicObject {
+    let mut object = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": "ns", "resourceVersion": version.to_string(), "uid": name},
+    });
+    if let Some(owner) = owner {
+        object["metadata"]["labels"] = json!({SHARD: "widget", OWNER_UID: format!("{owner}-uid")});
+        object["metadata"]["annotations"] = json!({OWNER: format!("ns/{owner}")});
+    }
+    serde_json::from_value(object).unwrap()
+}
+
+fn changed(owner: &str) -> News {
+    News::Changed(Some(Name::new(Some("ns"), owner)))
+}
+
+/// Watches whose events are sent by hand, as they were opened.
+#[derive(Clone, Default)]
+struct Opened(Arc<Mutex<Vec<One>>>);
+
+type One = (Reach, mpsc::UnboundedSender<Event>);
+
+impl Opened {
+    fn last(&self) -> mpsc::UnboundedSender<Event> {
+        lock(&self.0).last().unwrap().1.clone()
+    }
+
+    /// The shards of each.
+    fn reaches(&self) -> Vec<String> {
+        let all = |reach: &Reach| match reach {
+            Reach::All => "all".to_owned(),
+            Reach::Shards(shards) => shards.iter().map(|shard| &**shard).collect::<Vec<_>>().join(" "),
+        };
+        lock(&self.0).iter().map(|(reach, _)| all(reach)).collect()
+    }
+
+    fn is_closed(&self) -> bool {
+        lock(&self.0).iter().all(|(_, sender)| sender.is_closed())
+    }
+}
+
+fn watch() -> (Opened, Arc<Shared>) {
+    let opened = Opened::default();
+    let opening = {
+        let opened = opened.clone();
+        move |reach: &Reach| {
+            let (sender, receiver) = mpsc::unbounded();
+            lock(&opened.0).push((reach.clone(), sender));
+            receiver.boxed()
+        }
+    };
+    (opened, Arc::new(Shared::new(Box::new(opening))))
+}
+
+/// By the watch that was opened last.
+fn send(opened: &Opened, events: impl IntoIterator<Item = watcher::Event<DynamicObject>>) {
+    for event in events {
+        opened.last().unbounded_send(Event::Watched(event)).unwrap();
+    }
+}
+
+fn list(objects: impl IntoIterator<Item = DynamicObject>) -> Vec<watcher::Event<DynamicObject>> {
+    let all = objects.into_iter().map(watcher::Event::InitApply);
+    [watcher::Event::Init].into_iter().chain(all).chain([watcher::Event::InitDone]).collect()
+}
+
+fn heard(listener: &mut Listener) -> Vec<News> {
+    std::iter::from_fn(|| listener.next().now_or_never().flatten()).collect()
+}
+
+#[test]
+fn everybody_hears_of_every_change_and_whose_it_is() {
+    let (sender, shared) = watch();
+    let (mut one, mut other) = (Listener::new(Arc::clone(&shared), None), Listener::new(Arc::clone(&shared), None));
+    send(&sender, list([object("a", 1, Some("w"))]));
+    assert_eq!(heard(&mut one), [changed("w"), News::Listed]);
+    send(&sender, [watcher::Event::Apply(object("a", 2, Some("v"))), watcher::Event::Delete(object("a", 3, None))]);
+    assert_eq!(heard(&mut one), [changed("v"), changed("w"), changed("v")], "whose it was hears of it too");
+    assert_eq!(heard(&mut other), [changed("w"), News::Listed, changed("v"), changed("w"), changed("v")]);
+    assert_eq!(heard(&mut Listener::new(shared, None)), [News::Listed], "who comes later looks for itself");
+}
+
+fn of_shard(shard: &str, name: &str, version: u64, owner: &str) -> DynamicObject {
+    let mut object = object(name, version, Some(owner));
+    object.labels_mut().insert(SHARD.to_owned(), shard.to_owned());
+    object
+}
+
+#[test]
+fn who_listens_for_a_shard_hears_of_that_one_only() {
+    let (sender, shared) = watch();
+    let listen = |shard| Listener::new(Arc::clone(&shared), Some(shard));
+    let (mut ours, mut others) = (listen("widget"), listen("gadget"));
+    send(&sender, list([object("a", 1, Some("w")), object("c", 2, None)]));
+    send(&sender, [watcher::Event::Apply(of_shard("gadget", "b", 3, "g"))]);
+    assert_eq!(heard(&mut ours), [changed("w"), News::Listed]);
+    assert_eq!(heard(&mut others), [News::Listed, changed("g")]);
+    // Whose it was hears of it too.
+    send(&sender, [watcher::Event::Apply(object("b", 4, Some("w")))]);
+    assert_eq!((heard(&mut ours), heard(&mut others)), (vec![changed("w")], vec![changed("g")]));
+}
+
+#[test]
+fn a_further_shard_is_watched_beside_what_is_there_until_it_has_listed() {
+    let (sender, shared) = watch();
+    let mut ours = Listener::new(Arc::clone(&shared), Some("widget"));
+    send(&sender, list([object("a", 1, Some("w")), of_shard("gadget", "x", 1, "g")]));
+    assert_eq!(heard(&mut ours), [changed("w"), News::Listed]);
+    assert_eq!(ours.objects().all().len(), 1, "what nobody listens for is not kept");
+    let first = sender.last();
+
+    let mut others = Listener::new(Arc::clone(&shared), Some("gadget"));
+    assert_eq!(sender.reaches(), ["widget", "gadget widget"]);
+    let sight = |listener: &Listener| listener.objects().sight();
+    assert_eq!((sight(&ours), sight(&others)), (Sight::Clear, Sight::Unlisted));
+    first.unbounded_send(Event::Watched(watcher::Event::Apply(object("a", 5, Some("w"))))).unwrap();
+    assert_eq!((heard(&mut ours), heard(&mut others)), (vec![changed("w")], vec![]), "the first watch goes on");
+    // The list is older than what the first watch has told meanwhile.
+    send(&sender, list([object("a", 1, Some("w")), of_shard("gadget", "b", 3, "g")]));
+    assert_eq!((heard(&mut others), heard(&mut ours)), (vec![changed("g"), News::Listed], vec![]));
+    assert_eq!((sight(&ours), sight(&others), first.is_closed()), (Sight::Clear, Sight::Clear, true));
+    assert_eq!(ours.objects().get(&Name::parse("ns/a")).unwrap()["metadata"]["resourceVersion"], "5");
+}
+
+#[test]
+fn what_is_troubled_is_what_is_not_seen_yet() {
+    let (sender, shared) = watch();
+    let mut ours = Listener::new(Arc::clone(&shared), Some("widget"));
+    send(&sender, list([]));
+    heard(&mut ours);
+    let mut others = Listener::new(shared, Some("gadget"));
+    sender.last().unbounded_send(Event::Trouble("forbidden".to_owned())).unwrap();
+    assert_eq!((heard(&mut ours), heard(&mut others)), (vec![], vec![]));
+    let troubled = Sight::Troubled("forbidden".to_owned());
+    assert_eq!((ours.objects().sight(), others.objects().sight()), (Sight::Clear, troubled));
+}
+
+#[test]
+fn a_shard_that_nobody_listens_for_any_more_is_forgotten_and_listed_anew_when_it_comes_back() {
+    let (sender, shared) = watch();
+    let listen = |shard| Listener::new(Arc::clone(&shared), Some(shard));
+    let (mut ours, mut others) = (listen("widget"), listen("gadget"));
+    send(&sender, list([object("a", 1, Some("w")), of_shard("gadget", "b", 2, "g")]));
+    assert_eq!((heard(&mut ours).len(), heard(&mut others).len()), (2, 2));
+    let objects = ours.objects();
+    drop(others);
+    // The watch still brings them.
+    send(&sender, [watcher::Event::Apply(of_shard("gadget", "c", 3, "g"))]);
+    assert_eq!((heard(&mut ours), objects.all().len(), objects.of_owner("g-uid").len()), (vec![], 1, 0));
+    let mut again = listen("gadget");
+    assert_eq!(
+        (again.objects().sight(), sender.reaches().last().unwrap().as_str()),
+        (Sight::Unlisted, "gadget widget")
+    );
+    send(&sender, list([object("a", 1, Some("w")), of_shard("gadget", "c", 3, "g")]));
+    assert_eq!(heard(&mut again), [changed("g"), News::Listed]);
+    assert_eq!(objects.of_owner("g-uid"), [Name::parse("ns/c")]);
+}
+
+#[test]
+fn an_object_that_another_shard_takes_is_gone_from_ours() {
+    let (sender, shared) = watch();
+    let mut ours = Listener::new(shared, Some("widget"));
+    send(&sender, list([object("a", 1, Some("w"))]));
+    heard(&mut ours);
+    send(&sender, [watcher::Event::Apply(of_shard("gadget", "a", 2, "g"))]);
+    assert_eq!((heard(&mut ours), ours.objects().all().len()), (vec![changed("w")], 0));
+}
+
+#[test]
+fn the_server_is_asked_for_the_shards() {
+    let of = Arc::new(Type::new("", "v1", "ConfigMap"));
+    let query =
+        |labels: &str| Query { of: Arc::clone(&of), namespace: None, labels: labels.to_owned(), fields: String::new() };
+    let reach = Reach::Shards(["b", "a"].map(Shard::from).into_iter().collect());
+    assert_eq!(query("x=y").within(&reach).labels, "x=y,leasehold.dev/shard in (a,b)");
+    assert_eq!(query("").within(&reach).labels, "leasehold.dev/shard in (a,b)");
+    assert_eq!(query("x=y").within(&Reach::All), query("x=y"));
+}
+
+#[test]
+fn a_new_list_tells_of_what_is_gone_and_of_what_is_new_only() {
+    let (sender, shared) = watch();
+    let mut listener = Listener::new(shared, None);
+    send(&sender, list([object("a", 1, Some("w")), object("b", 2, Some("v")), object("c", 3, None)]));
+    heard(&mut listener);
+    send(&sender, list([object("a", 1, Some("w")), object("c", 4, None)]));
+    assert_eq!(heard(&mut listener), [changed("v"), News::Changed(None)]);
+    let objects = listener.objects();
+    assert_eq!((objects.all().len(), objects.get(&Name::parse("ns/b"))), (2, None));
+    assert_eq!((objects.of_owner("w-uid").len(), objects.of_owner("v-uid").len()), (1, 0));
+}
+
+#[test]
+fn what_we_wrote_is_seen_at_once_and_its_event_is_no_news() {
+    let (sender, shared) = watch();
+    let mut listener = Listener::new(shared, None);
+    send(&sender, list([object("a", 1, Some("w"))]));
+    heard(&mut listener);
+    let objects = listener.objects();
+    objects.note(object("a", 5, Some("w")));
+    let version = || objects.get(&Name::parse("ns/a")).unwrap()["metadata"]["resourceVersion"].clone();
+    assert_eq!(version(), "5");
+    send(&sender, [watcher::Event::Apply(object("a", 4, Some("w"))), watcher::Event::Apply(object("a", 5, Some("w")))]);
+    assert_eq!((heard(&mut listener), version()), (vec![], json!("5")), "an older one does not come back");
+    send(&sender, [watcher::Event::Apply(object("a", 6, Some("w")))]);
+    assert_eq!((heard(&mut listener), version()), (vec![changed("w")], json!("6")));
+}
+
+#[tokio::test]
+async fn whoever_drives_the_watch_may_go_and_the_others_go_on() {
+    let (sender, shared) = watch();
+    let (mut driver, mut other) = (Listener::new(Arc::clone(&shared), None), Listener::new(shared, None));
+    let waiting = tokio::task::spawn(async move { other.next().await });
+    tokio::task::yield_now().await;
+    // The last to look is whom the watch wakes; it never looks again.
+    assert!(poll!(driver.next()).is_pending());
+    drop(driver);
+    send(&sender, list([]));
+    assert_eq!(waiting.await.unwrap(), Some(News::Listed));
+}
+
+#[tokio::test]
+async fn a_sleeping_listener_is_woken_by_what_another_has_read() {
+    let (sender, shared) = watch();
+    let (mut driver, mut other) = (Listener::new(Arc::clone(&shared), None), Listener::new(shared, None));
+    let waiting = tokio::task::spawn(async move { other.next().await });
+    tokio::task::yield_now().await;
+    send(&sender, list([]));
+    assert_eq!(driver.next().await, Some(News::Listed));
+    assert_eq!(waiting.await.unwrap(), Some(News::Listed));
+}
+
+#[test]
+fn a_watch_ends_with_its_last_listener() {
+    let (sender, shared) = watch();
+    let (one, other) = (Listener::new(Arc::clone(&shared), None), Listener::new(shared, None));
+    let objects = one.objects();
+    drop(one);
+    assert!(!sender.is_closed());
+    drop(other);
+    assert!(sender.is_closed());
+    assert_eq!((objects.sight(), objects.all().len()), (Sight::Unlisted, 0), "who looks keeps nothing open");
+}
+
+#[test]
+fn a_type_that_is_not_served_has_no_objects_until_it_is() {
+    let (sender, shared) = watch();
+    let mut listener = Listener::new(shared, None);
+    let objects = listener.objects();
+    assert_eq!(objects.sight(), Sight::Unlisted);
+    for _ in 0..2 {
+        sender.last().unbounded_send(Event::Unserved).unwrap();
+    }
+    assert_eq!((heard(&mut listener), objects.sight()), (vec![News::Listed], Sight::Unserved));
+    let resource = ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&());
+    sender.last().unbounded_send(Event::Served(resource, Scope::Namespaced)).unwrap();
+    sender.last().unbounded_send(Event::Trouble("forbidden".to_owned())).unwrap();
+    assert_eq!((heard(&mut listener), objects.sight()), (vec![], Sight::Troubled("forbidden".to_owned())));
+    send(&sender, list([]));
+    assert_eq!((heard(&mut listener), objects.sight()), (vec![News::Listed], Sight::Clear));
+}
