@@ -95,7 +95,7 @@ impl Watches {
         let key = (query.clone(), shard.is_some());
         let shared = open.get(&key).and_then(Weak::upgrade).unwrap_or_else(|| {
             let (client, query) = (self.client.clone(), query.clone());
-            let opening = move |reach: &Reach| source::events(client.clone(), query.within(reach));
+            let opening = move |reach: &Reach, after| source::events(client.clone(), query.within(reach), after);
             let shared = Arc::new(Shared::new(Box::new(opening)));
             open.insert(key, Arc::downgrade(&shared));
             shared

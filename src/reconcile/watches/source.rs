@@ -27,8 +27,8 @@ pub(super) enum Event {
     Watched(watcher::Event<DynamicObject>),
 }
 
-/// Looks for the type until it is served, then watches.
-pub(super) fn events(client: Client, query: Query) -> BoxStream<'static, Event> {
+/// Looks for the type, after that time, until it is served; then watches.
+pub(super) fn events(client: Client, query: Query, after: Duration) -> BoxStream<'static, Event> {
     let find = stream::unfold((client, query, false), |(client, query, found)| async move {
         if found {
             return None;
@@ -70,7 +70,11 @@ pub(super) fn events(client: Client, query: Query) -> BoxStream<'static, Event> 
             }
         }
     });
-    find.flatten().boxed()
+    if after.is_zero() {
+        return find.flatten().boxed();
+    }
+    let pause = stream::once(tokio::time::sleep(after)).filter_map(|()| std::future::ready(None));
+    pause.chain(find.flatten()).boxed()
 }
 
 fn some(text: &str) -> Option<String> {

@@ -1,7 +1,7 @@
 //! What a watch has shown, and who has not heard of it yet. No IO.
 //!
-//! A watch for the objects of shards shows those of the shards that somebody listens for, and no others: the API server picks
-//! them out. When a further shard is wanted, a wider watch is opened beside it, and takes its place once it has listed.
+//! For the objects of shards, the API server picks out those of the shards that somebody listens for. A further shard is listed
+//! and watched by a source of its own at first; when none has come for a while, one source for all takes the place of the others.
 //!
 //! Objects are kept as text, which takes a fraction of the memory of a tree, and are read when somebody looks at one.
 
@@ -9,9 +9,10 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use futures::{StreamExt, stream, stream::BoxStream};
+use futures::{StreamExt, stream::BoxStream};
 use kube::{ResourceExt, api::DynamicObject, core::ApiResource, discovery::Scope, runtime::watcher};
 use serde_json::Value;
 
@@ -74,6 +75,10 @@ impl Reach {
         }
     }
 
+    fn is_nothing(&self) -> bool {
+        matches!(self, Self::Shards(shards) if shards.is_empty())
+    }
+
     fn without(&mut self, shard: &Shard) {
         if let Self::Shards(shards) = self {
             shards.remove(shard);
@@ -81,17 +86,21 @@ impl Reach {
     }
 }
 
-/// Opens a watch of so much.
-pub(super) type Opening = Box<dyn Fn(&Reach) -> BoxStream<'static, Event> + Send>;
+/// Opens a watch of so much, after that time.
+pub(super) type Opening = Box<dyn Fn(&Reach, Duration) -> BoxStream<'static, Event> + Send>;
+
+/// How long no further shard must have come before the sources are joined: that lists everything once more.
+const QUIET: Duration = Duration::from_secs(15);
 
 pub(super) struct State {
     opening: Opening,
-    source: Source,
-    /// What takes its place when it has listed.
-    wider: Option<Source>,
+    sources: Vec<Source>,
+    /// The one whose turn it is.
+    turn: usize,
+    /// What takes the place of all of them when it has listed.
+    joining: Option<Source>,
     pub(super) served: Option<(ApiResource, Scope)>,
     unserved: bool,
-    listed: bool,
     pub(super) objects: BTreeMap<Name, Held>,
     pub(super) of_owner: HashMap<Arc<str>, Vec<Name>>,
     pub(super) ears: HashMap<u64, Ear>,
@@ -102,7 +111,9 @@ pub(super) struct State {
 struct Source {
     events: BoxStream<'static, Event>,
     reach: Reach,
-    listing: BTreeMap<Name, Held>,
+    listed: bool,
+    /// A list that is not complete; `None`: as the object is known.
+    listing: BTreeMap<Name, Option<Held>>,
     trouble: Option<String>,
 }
 
@@ -141,7 +152,7 @@ impl Held {
             managed.retain(|entry| entry.manager.as_deref().is_some_and(|manager| manager.starts_with("leasehold/")));
         }
         Self {
-            version: object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default(),
+            version: version(&object),
             owner: object.annotations().get(OWNER).map(|owner| Name::parse(owner)),
             owner_uid: object.labels().get(OWNER_UID).map(|uid| Arc::from(uid.as_str())),
             shard,
@@ -158,19 +169,30 @@ impl Held {
     }
 }
 
+/// Versions count up: <https://kep.k8s.io/5504>.
+fn version(object: &DynamicObject) -> u64 {
+    object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
 impl Source {
     fn new(events: BoxStream<'static, Event>, reach: Reach) -> Self {
-        Self { events, reach, listing: BTreeMap::new(), trouble: None }
+        Self { events, reach, listed: false, listing: BTreeMap::new(), trouble: None }
     }
 
     /// Takes in what is of a list. Returns what is not, and `InitDone`.
-    fn list(&mut self, event: watcher::Event<DynamicObject>) -> Option<watcher::Event<DynamicObject>> {
+    fn list(
+        &mut self,
+        event: watcher::Event<DynamicObject>,
+        known: &BTreeMap<Name, Held>,
+    ) -> Option<watcher::Event<DynamicObject>> {
         self.trouble = None;
         match event {
             watcher::Event::Init => self.listing.clear(),
             watcher::Event::InitApply(object) => {
                 if let Some(shard) = self.reach.shard_of(&object) {
-                    self.listing.insert(Name::of(&object), Held::of(object, shard));
+                    let name = Name::of(&object);
+                    let is_known = known.get(&name).is_some_and(|known| known.version >= version(&object));
+                    self.listing.insert(name, (!is_known).then(|| Held::of(object, shard)));
                 }
             }
             other => return Some(other),
@@ -184,11 +206,11 @@ impl State {
     pub(super) fn new(opening: Opening) -> Self {
         Self {
             opening,
-            source: Source::new(stream::pending().boxed(), Reach::Shards(BTreeSet::new())),
-            wider: None,
+            sources: Vec::new(),
+            turn: 0,
+            joining: None,
             served: None,
             unserved: false,
-            listed: false,
             objects: BTreeMap::new(),
             of_owner: HashMap::new(),
             ears: HashMap::new(),
@@ -198,45 +220,46 @@ impl State {
 
     /// One more who listens: for what bears that shard, or for everything.
     pub(super) fn listen(&mut self, number: u64, shard: Option<Shard>) {
+        if self.source_of(shard.as_ref()).is_none() {
+            let reach = shard.clone().map_or(Reach::All, |shard| Reach::Shards([shard].into()));
+            self.sources.push(Source::new((self.opening)(&reach, Duration::ZERO), reach));
+        }
         self.ears.insert(number, Ear { shard, listed: false, news: VecDeque::new() });
-        self.widen();
+        if self.sources.len() > 1 {
+            let shards = self.ears.values().filter_map(|ear| ear.shard.clone()).collect();
+            let all = Reach::Shards(shards);
+            self.joining = Some(Source::new((self.opening)(&all, QUIET), all));
+        }
         self.tell_listed();
+    }
+
+    fn source_of(&self, shard: Option<&Shard>) -> Option<&Source> {
+        self.sources.iter().find(|source| source.reach.covers(shard))
     }
 
     /// Takes the next event in; `false`: there will be none.
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<bool> {
         self.tidy();
-        self.widen();
-        if let Some(wider) = &mut self.wider
-            && let Poll::Ready(Some(event)) = wider.events.poll_next_unpin(context)
+        let count = self.sources.len();
+        for number in (0..count).map(|step| (self.turn + step) % count) {
+            let Some(source) = self.sources.get_mut(number) else { continue };
+            match source.events.poll_next_unpin(context) {
+                Poll::Ready(Some(event)) => {
+                    self.turn = number + 1;
+                    self.take_in(number, event);
+                    return Poll::Ready(true);
+                }
+                Poll::Ready(None) => return Poll::Ready(false),
+                Poll::Pending => {}
+            }
+        }
+        if let Some(joining) = &mut self.joining
+            && let Poll::Ready(Some(event)) = joining.events.poll_next_unpin(context)
         {
-            self.take_in_wider(event);
+            self.take_in_joining(event);
             return Poll::Ready(true);
         }
-        match self.source.events.poll_next_unpin(context) {
-            Poll::Ready(Some(event)) => {
-                self.take_in(event);
-                Poll::Ready(true)
-            }
-            Poll::Ready(None) => Poll::Ready(false),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-
-    /// Opens a watch of more, if more is wanted than there is or will be.
-    fn widen(&mut self) {
-        let is_wanting = |reach: &Reach| self.ears.values().any(|ear| !reach.covers(ear.shard.as_ref()));
-        if self.wider.is_some() || !is_wanting(&self.source.reach) {
-            return;
-        }
-        let wanted: Option<BTreeSet<Shard>> = self.ears.values().map(|ear| ear.shard.clone()).collect();
-        let reach = wanted.map_or(Reach::All, Reach::Shards);
-        let wider = Source::new((self.opening)(&reach), reach);
-        if self.listed {
-            self.wider = Some(wider);
-        } else {
-            self.source = wider;
-        }
+        Poll::Pending
     }
 
     pub(super) fn hang_up(&mut self, number: u64) {
@@ -244,8 +267,9 @@ impl State {
         if let Some(shard) = ear.shard
             && !self.ears.values().any(|ear| ear.shard.as_ref() == Some(&shard))
         {
-            self.source.reach.without(&shard);
-            self.wider.iter_mut().for_each(|wider| wider.reach.without(&shard));
+            self.sources.iter_mut().chain(&mut self.joining).for_each(|source| source.reach.without(&shard));
+            self.sources.retain(|source| !source.reach.is_nothing());
+            self.joining.take_if(|_| self.sources.len() < 2);
             self.untidy = true;
         }
     }
@@ -253,8 +277,9 @@ impl State {
     /// Forgets what nobody listens for any more. Not at once: whoever hangs up may be in haste.
     fn tidy(&mut self) {
         if std::mem::take(&mut self.untidy) {
-            let reach = &self.source.reach;
-            self.objects.retain(|_, held| reach.covers(held.shard.as_ref()));
+            let sources = &self.sources;
+            let is_wanted = |held: &Held| sources.iter().any(|source| source.reach.covers(held.shard.as_ref()));
+            self.objects.retain(|_, held| is_wanted(held));
             let objects = &self.objects;
             self.of_owner.retain(|_, names| {
                 names.retain(|name| objects.contains_key(name));
@@ -263,37 +288,28 @@ impl State {
         }
     }
 
-    fn shows(&self, shard: Option<&Shard>) -> bool {
-        self.unserved || (self.listed && self.source.reach.covers(shard))
-    }
-
     pub(super) fn sight(&self, shard: Option<&Shard>) -> Sight {
-        let trouble = || self.wider.as_ref().unwrap_or(&self.source).trouble.clone();
-        match (self.unserved, self.shows(shard)) {
-            (true, _) => Sight::Unserved,
-            (false, true) => Sight::Clear,
-            (false, false) => trouble().map_or(Sight::Unlisted, Sight::Troubled),
+        match self.source_of(shard) {
+            _ if self.unserved => Sight::Unserved,
+            Some(source) if source.listed => Sight::Clear,
+            Some(Source { trouble: Some(why), .. }) => Sight::Troubled(why.clone()),
+            _ => Sight::Unlisted,
         }
     }
 
-    fn take_in_wider(&mut self, event: Event) {
-        let Some(wider) = &mut self.wider else { return };
-        match event {
-            Event::Watched(event) => {
-                // There is nothing else before the list is complete.
-                if wider.list(event).is_some()
-                    && let Some(wider) = self.wider.take()
-                {
-                    self.source = wider;
-                    self.take_over();
-                }
-            }
-            Event::Trouble(why) => wider.trouble = Some(why),
-            Event::Served(..) | Event::Unserved => self.take_in(event),
+    /// Until it has listed there is nothing in it that the others do not say.
+    fn take_in_joining(&mut self, event: Event) {
+        if let Event::Watched(event) = event
+            && let Some(joining) = &mut self.joining
+            && joining.list(event, &self.objects).is_some()
+        {
+            self.sources = self.joining.take().into_iter().collect();
+            self.take_over(0);
         }
     }
 
-    fn take_in(&mut self, event: Event) {
+    fn take_in(&mut self, number: usize, event: Event) {
+        let Some(source) = self.sources.get_mut(number) else { return };
         match event {
             Event::Served(resource, scope) => {
                 // What is listed now is news for those who were told that there is nothing.
@@ -307,44 +323,52 @@ impl State {
                 self.unserved = true;
                 self.tell_listed();
             }
-            Event::Trouble(why) => self.source.trouble = Some(why),
-            Event::Watched(event) => match self.source.list(event) {
+            Event::Trouble(why) => source.trouble = Some(why),
+            Event::Watched(event) => match source.list(event, &self.objects) {
                 None | Some(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
-                Some(watcher::Event::InitDone) => self.take_over(),
+                Some(watcher::Event::InitDone) => self.take_over(number),
                 Some(watcher::Event::Apply(object)) => {
                     if let Some(belongings) = self.put(object) {
                         self.tell_changed(belongings);
                     }
                 }
                 Some(watcher::Event::Delete(object)) => {
-                    let before = self.remove(&Name::of(&object));
-                    self.tell_changed([before.unwrap_or_default()]);
+                    let name = Name::of(&object);
+                    // An object that has gone to another shard has left this source, and may have come by the other one before.
+                    let is_of_it = |held: &Held| source.reach.covers(held.shard.as_ref());
+                    if self.objects.get(&name).is_none_or(is_of_it) {
+                        let before = self.remove(&name);
+                        self.tell_changed([before.unwrap_or_default()]);
+                    }
                 }
             },
         }
     }
 
-    /// What the source has listed is what there is.
-    fn take_over(&mut self) {
-        let listed = std::mem::take(&mut self.source.listing);
-        let gone: Vec<Name> = self.objects.keys().filter(|name| !listed.contains_key(*name)).cloned().collect();
+    /// What a source has listed is what there is within its reach.
+    fn take_over(&mut self, number: usize) {
+        let Some(source) = self.sources.get_mut(number) else { return };
+        source.listed = true;
+        let listed = std::mem::take(&mut source.listing);
+        let is_gone =
+            |(name, held): &(&Name, &Held)| source.reach.covers(held.shard.as_ref()) && !listed.contains_key(*name);
+        let gone: Vec<Name> = self.objects.iter().filter(is_gone).map(|(name, _)| name.clone()).collect();
         for name in gone {
             let before = self.remove(&name);
             self.tell_changed([before.unwrap_or_default()]);
         }
-        for (name, held) in listed {
+        for (name, held) in listed.into_iter().filter_map(|(name, held)| Some((name, held?))) {
             if let Some(belongings) = self.keep(name, held) {
                 self.tell_changed(belongings);
             }
         }
-        self.listed = true;
         self.tell_listed();
     }
 
     /// Takes an object in. Whose it was and is, if it is news.
     pub(super) fn put(&mut self, object: DynamicObject) -> Option<[Belonging; 2]> {
         let name = Name::of(&object);
-        match self.source.reach.shard_of(&object) {
+        match self.sources.iter().find_map(|source| source.reach.shard_of(&object)) {
             Some(shard) => self.keep(name, Held::of(object, shard)),
             // It was somebody's whom we listen for, and is not any more.
             None => self.remove(&name).map(|before| [before, Belonging::default()]),
@@ -353,7 +377,7 @@ impl State {
 
     /// Keeps the object, if it is newer than what is there. Whose it was and is.
     fn keep(&mut self, name: Name, held: Held) -> Option<[Belonging; 2]> {
-        // Versions count up: https://kep.k8s.io/5504. What a write of ours left is there before its event comes.
+        // What a write of ours left is there before its event comes.
         if self.objects.get(&name).is_some_and(|known| known.version >= held.version) {
             return None;
         }
@@ -393,9 +417,10 @@ impl State {
 
     /// Tells those who see all they listen for, and were not told.
     fn tell_listed(&mut self) {
-        let (unserved, listed, reach) = (self.unserved, self.listed, &self.source.reach);
+        let (unserved, sources) = (self.unserved, &self.sources);
         for ear in self.ears.values_mut().filter(|ear| !ear.listed) {
-            if unserved || (listed && reach.covers(ear.shard.as_ref())) {
+            let mut listed = sources.iter().filter(|source| source.listed);
+            if unserved || listed.any(|source| source.reach.covers(ear.shard.as_ref())) {
                 ear.listed = true;
                 ear.tell(News::Listed);
             }

@@ -34,17 +34,15 @@ struct Opened(Arc<Mutex<Vec<One>>>);
 type One = (Reach, mpsc::UnboundedSender<Event>);
 
 impl Opened {
-    fn last(&self) -> mpsc::UnboundedSender<Event> {
-        lock(&self.0).last().unwrap().1.clone()
+    /// The one that was opened last for these shards; all of them without any.
+    fn of(&self, shards: &str) -> mpsc::UnboundedSender<Event> {
+        let all = lock(&self.0);
+        all.iter().rfind(|(reach, _)| name(reach) == shards).unwrap_or_else(|| panic!("{shards}")).1.clone()
     }
 
-    /// The shards of each.
+    /// What those that are open are for.
     fn reaches(&self) -> Vec<String> {
-        let all = |reach: &Reach| match reach {
-            Reach::All => "all".to_owned(),
-            Reach::Shards(shards) => shards.iter().map(|shard| &**shard).collect::<Vec<_>>().join(" "),
-        };
-        lock(&self.0).iter().map(|(reach, _)| all(reach)).collect()
+        lock(&self.0).iter().filter(|(_, sender)| !sender.is_closed()).map(|(reach, _)| name(reach)).collect()
     }
 
     fn is_closed(&self) -> bool {
@@ -52,11 +50,18 @@ impl Opened {
     }
 }
 
+fn name(reach: &Reach) -> String {
+    match reach {
+        Reach::All => String::new(),
+        Reach::Shards(shards) => shards.iter().map(|shard| &**shard).collect::<Vec<_>>().join(" "),
+    }
+}
+
 fn watch() -> (Opened, Arc<Shared>) {
     let opened = Opened::default();
     let opening = {
         let opened = opened.clone();
-        move |reach: &Reach| {
+        move |reach: &Reach, _| {
             let (sender, receiver) = mpsc::unbounded();
             lock(&opened.0).push((reach.clone(), sender));
             receiver.boxed()
@@ -65,10 +70,14 @@ fn watch() -> (Opened, Arc<Shared>) {
     (opened, Arc::new(Shared::new(Box::new(opening))))
 }
 
-/// By the watch that was opened last.
 fn send(opened: &Opened, events: impl IntoIterator<Item = watcher::Event<DynamicObject>>) {
+    send_of(opened, "", events);
+}
+
+/// By the source for these shards.
+fn send_of(opened: &Opened, shards: &str, events: impl IntoIterator<Item = watcher::Event<DynamicObject>>) {
     for event in events {
-        opened.last().unbounded_send(Event::Watched(event)).unwrap();
+        opened.of(shards).unbounded_send(Event::Watched(event)).unwrap();
     }
 }
 
@@ -104,45 +113,69 @@ fn who_listens_for_a_shard_hears_of_that_one_only() {
     let (sender, shared) = watch();
     let listen = |shard| Listener::new(Arc::clone(&shared), Some(shard));
     let (mut ours, mut others) = (listen("widget"), listen("gadget"));
-    send(&sender, list([object("a", 1, Some("w")), object("c", 2, None)]));
-    send(&sender, [watcher::Event::Apply(of_shard("gadget", "b", 3, "g"))]);
-    assert_eq!(heard(&mut ours), [changed("w"), News::Listed]);
-    assert_eq!(heard(&mut others), [News::Listed, changed("g")]);
-    // Whose it was hears of it too.
-    send(&sender, [watcher::Event::Apply(object("b", 4, Some("w")))]);
+    send_of(&sender, "widget", list([object("a", 1, Some("w")), object("c", 2, None)]));
+    assert_eq!((heard(&mut ours), heard(&mut others)), (vec![changed("w"), News::Listed], vec![]));
+    let sight = |listener: &Listener| listener.objects().sight();
+    assert_eq!((sight(&ours), sight(&others)), (Sight::Clear, Sight::Unlisted));
+    send_of(&sender, "gadget", list([of_shard("gadget", "b", 3, "g")]));
+    assert_eq!((heard(&mut ours), heard(&mut others)), (vec![], vec![changed("g"), News::Listed]));
+    assert_eq!((sight(&ours), sight(&others)), (Sight::Clear, Sight::Clear));
+    // Whose it was hears of it too, whichever of the two sources speaks first.
+    send_of(&sender, "widget", [watcher::Event::Apply(object("b", 4, Some("w")))]);
+    send_of(&sender, "gadget", [watcher::Event::Delete(of_shard("gadget", "b", 4, "g"))]);
     assert_eq!((heard(&mut ours), heard(&mut others)), (vec![changed("w")], vec![changed("g")]));
+    assert_eq!(ours.objects().all().len(), 2);
 }
 
 #[test]
-fn a_further_shard_is_watched_beside_what_is_there_until_it_has_listed() {
+fn sources_are_joined_when_one_for_all_has_listed() {
     let (sender, shared) = watch();
-    let mut ours = Listener::new(Arc::clone(&shared), Some("widget"));
-    send(&sender, list([object("a", 1, Some("w")), of_shard("gadget", "x", 1, "g")]));
-    assert_eq!(heard(&mut ours), [changed("w"), News::Listed]);
-    assert_eq!(ours.objects().all().len(), 1, "what nobody listens for is not kept");
-    let first = sender.last();
+    let listen = |shard| Listener::new(Arc::clone(&shared), Some(shard));
+    let (mut ours, mut others, mut third) = (listen("widget"), listen("gadget"), listen("thing"));
+    assert_eq!(sender.reaches(), ["widget", "gadget", "thing", "gadget thing widget"], "one is joining, not two");
+    send_of(&sender, "widget", list([object("a", 1, Some("w")), object("b", 1, Some("w"))]));
+    send_of(&sender, "gadget", list([of_shard("gadget", "x", 1, "g")]));
+    send_of(&sender, "thing", list([]));
+    assert_eq!((heard(&mut ours).len(), heard(&mut others).len(), heard(&mut third).len()), (2, 2, 1));
+    let everything = [object("a", 1, Some("w")), object("b", 1, Some("w")), of_shard("gadget", "x", 2, "g")];
+    let joined = list(everything);
+    send_of(&sender, "gadget thing widget", joined[..2].to_vec());
+    heard(&mut ours);
+    // What the others tell while it lists is newer than its list.
+    send_of(&sender, "widget", [watcher::Event::Apply(object("a", 5, Some("w")))]);
+    assert_eq!(heard(&mut ours), [changed("w")]);
+    send_of(&sender, "gadget thing widget", joined[2..].to_vec());
+    assert_eq!((heard(&mut ours), heard(&mut others), heard(&mut third)), (vec![], vec![changed("g")], vec![]));
+    assert_eq!(sender.reaches(), ["gadget thing widget"]);
+    let objects = ours.objects();
+    assert_eq!((objects.all().len(), objects.sight()), (3, Sight::Clear));
+    assert_eq!(objects.get(&Name::parse("ns/a")).unwrap()["metadata"]["resourceVersion"], "5");
+}
 
-    let mut others = Listener::new(Arc::clone(&shared), Some("gadget"));
-    assert_eq!(sender.reaches(), ["widget", "gadget widget"]);
-    let sight = |listener: &Listener| listener.objects().sight();
-    assert_eq!((sight(&ours), sight(&others)), (Sight::Clear, Sight::Unlisted));
-    first.unbounded_send(Event::Watched(watcher::Event::Apply(object("a", 5, Some("w"))))).unwrap();
-    assert_eq!((heard(&mut ours), heard(&mut others)), (vec![changed("w")], vec![]), "the first watch goes on");
-    // The list is older than what the first watch has told meanwhile.
-    send(&sender, list([object("a", 1, Some("w")), of_shard("gadget", "b", 3, "g")]));
-    assert_eq!((heard(&mut others), heard(&mut ours)), (vec![changed("g"), News::Listed], vec![]));
-    assert_eq!((sight(&ours), sight(&others), first.is_closed()), (Sight::Clear, Sight::Clear, true));
-    assert_eq!(ours.objects().get(&Name::parse("ns/a")).unwrap()["metadata"]["resourceVersion"], "5");
+#[test]
+fn what_is_deleted_while_a_source_lists_does_not_come_back() {
+    let (sender, shared) = watch();
+    let (mut ours, _others) =
+        (Listener::new(Arc::clone(&shared), Some("widget")), Listener::new(shared, Some("gadget")));
+    send_of(&sender, "widget", list([object("a", 1, Some("w"))]));
+    heard(&mut ours);
+    let joined = list([object("a", 1, Some("w"))]);
+    send_of(&sender, "gadget widget", joined[..2].to_vec());
+    heard(&mut ours);
+    send_of(&sender, "widget", [watcher::Event::Delete(object("a", 2, Some("w")))]);
+    assert_eq!(heard(&mut ours), [changed("w")]);
+    send_of(&sender, "gadget widget", joined[2..].to_vec());
+    assert_eq!((heard(&mut ours), ours.objects().all().len()), (vec![], 0));
 }
 
 #[test]
 fn what_is_troubled_is_what_is_not_seen_yet() {
     let (sender, shared) = watch();
     let mut ours = Listener::new(Arc::clone(&shared), Some("widget"));
-    send(&sender, list([]));
+    send_of(&sender, "widget", list([]));
     heard(&mut ours);
     let mut others = Listener::new(shared, Some("gadget"));
-    sender.last().unbounded_send(Event::Trouble("forbidden".to_owned())).unwrap();
+    sender.of("gadget").unbounded_send(Event::Trouble("forbidden".to_owned())).unwrap();
     assert_eq!((heard(&mut ours), heard(&mut others)), (vec![], vec![]));
     let troubled = Sight::Troubled("forbidden".to_owned());
     assert_eq!((ours.objects().sight(), others.objects().sight()), (Sight::Clear, troubled));
@@ -153,19 +186,16 @@ fn a_shard_that_nobody_listens_for_any_more_is_forgotten_and_listed_anew_when_it
     let (sender, shared) = watch();
     let listen = |shard| Listener::new(Arc::clone(&shared), Some(shard));
     let (mut ours, mut others) = (listen("widget"), listen("gadget"));
-    send(&sender, list([object("a", 1, Some("w")), of_shard("gadget", "b", 2, "g")]));
+    send_of(&sender, "gadget widget", list([object("a", 1, Some("w")), of_shard("gadget", "b", 2, "g")]));
     assert_eq!((heard(&mut ours).len(), heard(&mut others).len()), (2, 2));
     let objects = ours.objects();
     drop(others);
     // The watch still brings them.
-    send(&sender, [watcher::Event::Apply(of_shard("gadget", "c", 3, "g"))]);
+    send_of(&sender, "gadget widget", [watcher::Event::Apply(of_shard("gadget", "c", 3, "g"))]);
     assert_eq!((heard(&mut ours), objects.all().len(), objects.of_owner("g-uid").len()), (vec![], 1, 0));
     let mut again = listen("gadget");
-    assert_eq!(
-        (again.objects().sight(), sender.reaches().last().unwrap().as_str()),
-        (Sight::Unlisted, "gadget widget")
-    );
-    send(&sender, list([object("a", 1, Some("w")), of_shard("gadget", "c", 3, "g")]));
+    assert_eq!(again.objects().sight(), Sight::Unlisted);
+    send_of(&sender, "gadget", list([of_shard("gadget", "c", 3, "g")]));
     assert_eq!(heard(&mut again), [changed("g"), News::Listed]);
     assert_eq!(objects.of_owner("g-uid"), [Name::parse("ns/c")]);
 }
@@ -174,9 +204,9 @@ fn a_shard_that_nobody_listens_for_any_more_is_forgotten_and_listed_anew_when_it
 fn an_object_that_another_shard_takes_is_gone_from_ours() {
     let (sender, shared) = watch();
     let mut ours = Listener::new(shared, Some("widget"));
-    send(&sender, list([object("a", 1, Some("w"))]));
+    send_of(&sender, "widget", list([object("a", 1, Some("w"))]));
     heard(&mut ours);
-    send(&sender, [watcher::Event::Apply(of_shard("gadget", "a", 2, "g"))]);
+    send_of(&sender, "widget", [watcher::Event::Delete(of_shard("gadget", "a", 2, "g"))]);
     assert_eq!((heard(&mut ours), ours.objects().all().len()), (vec![changed("w")], 0));
 }
 
@@ -263,12 +293,12 @@ fn a_type_that_is_not_served_has_no_objects_until_it_is() {
     let objects = listener.objects();
     assert_eq!(objects.sight(), Sight::Unlisted);
     for _ in 0..2 {
-        sender.last().unbounded_send(Event::Unserved).unwrap();
+        sender.of("").unbounded_send(Event::Unserved).unwrap();
     }
     assert_eq!((heard(&mut listener), objects.sight()), (vec![News::Listed], Sight::Unserved));
     let resource = ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&());
-    sender.last().unbounded_send(Event::Served(resource, Scope::Namespaced)).unwrap();
-    sender.last().unbounded_send(Event::Trouble("forbidden".to_owned())).unwrap();
+    sender.of("").unbounded_send(Event::Served(resource, Scope::Namespaced)).unwrap();
+    sender.of("").unbounded_send(Event::Trouble("forbidden".to_owned())).unwrap();
     assert_eq!((heard(&mut listener), objects.sight()), (vec![], Sight::Troubled("forbidden".to_owned())));
     send(&sender, list([]));
     assert_eq!((heard(&mut listener), objects.sight()), (vec![News::Listed], Sight::Clear));
