@@ -35,6 +35,9 @@ use super::{clock::Clock, moment::Moment};
 /// A read that is not a watch answers within this, or fails: a dead connection must not hold a reconcile for ever.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The most that a connection buffers. hyper's own most is six times as much, which each one keeps that has read a list.
+const BUFFER: usize = 64 << 10;
+
 /// Why a write was refused on this side.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("fenced: the term on lease {lease} is not valid, nothing was sent")]
@@ -159,7 +162,9 @@ impl Fence {
         http.set_connect_timeout(config.connect_timeout);
         let gated = Gated { inner: http, fence: self.clone() };
         let https = config.rustls_https_connector_with_connector(gated)?;
-        let sender = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https);
+        let sender = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+            .http1_max_buf_size(BUFFER)
+            .build::<_, Body>(https);
         let service = ServiceBuilder::new()
             .layer(config.base_uri_layer())
             .option_layer(config.auth_layer()?)

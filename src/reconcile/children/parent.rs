@@ -48,16 +48,45 @@ impl From<Parent> for Tree {
 
 /// What is known of it: what all kinds say, and the fields that its front end says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(from = "StatusTree", into = "StatusTree")]
 pub(super) struct Status {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) observed_generation: Option<i64>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) conditions: Vec<Condition>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) shard: Option<Shard>,
+    /// As text, and empty for no fields: a tree of one small field takes half a kilobyte.
+    pub(super) own: Box<str>,
+}
+
+/// The text of the fields that a front end says.
+pub(super) fn own(fields: &Map<String, Value>) -> Box<str> {
+    let text = if fields.is_empty() { String::new() } else { serde_json::to_string(fields).unwrap_or_default() };
+    text.into_boxed_str()
+}
+
+impl From<StatusTree> for Status {
+    fn from(StatusTree { observed_generation, conditions, shard, own: fields }: StatusTree) -> Self {
+        Self { observed_generation, conditions, shard, own: own(&fields) }
+    }
+}
+
+impl From<Status> for StatusTree {
+    fn from(Status { observed_generation, conditions, shard, own }: Status) -> Self {
+        Self { observed_generation, conditions, shard, own: serde_json::from_str(&own).unwrap_or_default() }
+    }
+}
+
+/// As requests and answers have it.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StatusTree {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    observed_generation: Option<i64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    conditions: Vec<Condition>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shard: Option<Shard>,
     #[serde(flatten)]
-    pub(super) own: Map<String, Value>,
+    own: Map<String, Value>,
 }
 
 /// A status that somebody else has written in another shape is as good as none: it is written anew.
@@ -141,7 +170,7 @@ mod tests {
             "status": {"observedGeneration": 2, "phase": "Active"},
         });
         let parent: Parent = serde_json::from_value(object.clone()).unwrap();
-        assert_eq!(parent.status.as_ref().unwrap().own["phase"], "Active");
+        assert_eq!(&*parent.status.as_ref().unwrap().own, r#"{"phase":"Active"}"#);
         assert_eq!(serde_json::to_value(&parent).unwrap(), object);
         for status in [json!("fine"), json!({"conditions": "none"}), json!(null)] {
             let mut odd = object.clone();

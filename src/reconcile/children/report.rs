@@ -3,7 +3,7 @@
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::parent::{Parent, Status};
+use super::parent::{Parent, Status, own};
 use crate::reconcile::conditions::{APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth};
 
 /// The children do what they are there for.
@@ -43,7 +43,7 @@ pub(super) fn status(current: Option<&Status>, parent: &Parent, outcome: &Outcom
     let generation = parent.metadata.generation;
     let previous = current.map(|status| &*status.conditions).unwrap_or_default();
     let mut conditions = Conditions::new(previous, generation, now);
-    let mut own = current.map(|status| status.own.clone()).unwrap_or_default();
+    let mut fields = current.map(|status| status.own.clone()).unwrap_or_default();
     match outcome {
         Outcome::Invalid(Trouble { reason, words }) => {
             conditions.set(SPEC_VALID, Truth::False, reason, words);
@@ -70,14 +70,14 @@ pub(super) fn status(current: Option<&Status>, parent: &Parent, outcome: &Outcom
             } else {
                 conditions.set(CHILDREN_READY, Truth::Unknown, "Progressing", few(unready.iter().map(String::as_str)));
             }
-            own = said.clone();
+            fields = own(said);
         }
     }
     Status {
         observed_generation: generation,
         conditions: conditions.with_ready(),
         shard: current.and_then(|status| status.shard.clone()),
-        own,
+        own: fields,
     }
 }
 
@@ -156,7 +156,7 @@ mod tests {
             &Outcome::Invalid(trouble("ExpressionFailed", "x")),
             Timestamp::UNIX_EPOCH,
         );
-        assert_eq!(after.own["phase"], "Active");
+        assert_eq!(&*after.own, r#"{"phase":"Active"}"#);
         assert_eq!(
             status(Some(&before), &parent(), &outcome, Timestamp::MAX),
             before,
