@@ -30,25 +30,27 @@ const KINDS: usize = 10;
 /// Objects of each kind, at first and in the end.
 const FEW: usize = 50;
 const MANY: usize = 500;
-/// Changes a second, and for how long.
+/// Changes a second, each of another object.
 const RATE: u64 = 100;
-const CHANGES: u64 = 1000;
+const CHANGES: usize = KINDS * FEW;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Who does the job.
 #[derive(Clone, Copy)]
 struct Crew {
-    name: &'static str,
     system: &'static str,
     replicas: usize,
     is_ours: bool,
 }
 
 const CREWS: [Crew; 3] = [
-    Crew { name: "children-three", system: "leasehold", replicas: 3, is_ours: true },
-    Crew { name: "children-one", system: "one", replicas: 1, is_ours: true },
-    Crew { name: "children-peer", system: "c-runtime", replicas: 1, is_ours: false },
+    Crew { system: "leasehold", replicas: 3, is_ours: true },
+    Crew { system: "one", replicas: 1, is_ours: true },
+    Crew { system: "c-runtime", replicas: 1, is_ours: false },
 ];
+
+/// What was measured once: what it is, its unit, its value.
+type Figure = (&'static str, &'static str, f64);
 
 /// Builds the peer, which takes minutes the first time; Go keeps what it built.
 ///
@@ -70,11 +72,12 @@ pub(crate) fn build_peer() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Measures each crew: objects that are there before it starts, and more while it runs; then changes.
+/// Measures each crew, so many times in turn: objects that are there before it starts, changes, more objects while it runs,
+/// changes again.
 ///
 /// # Errors
 /// When a replica does not come up, or the objects do not settle.
-pub(crate) async fn measure(field: &Field, report: &mut Report) -> Result<()> {
+pub(crate) async fn measure(field: &Field, trials: usize, report: &mut Report) -> Result<()> {
     for kind in 0..KINDS {
         field.cluster.apply(&DEFINITION.replace("@N@", &kind.to_string())).await?;
     }
@@ -82,54 +85,21 @@ pub(crate) async fn measure(field: &Field, report: &mut Report) -> Result<()> {
         let crd = format!("crd/items{kind}.{GROUP}");
         field.cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]).await?;
     }
-    for crew in CREWS {
-        measure_crew(field, crew, report).await?;
+    let mut measured: [Vec<Figure>; CREWS.len()] = Default::default();
+    for trial in 0..trials {
+        for (crew, figures) in CREWS.into_iter().zip(&mut measured) {
+            let namespace = format!("children-{}-{trial}", crew.system);
+            let job = Job { field, crew, namespace, began: field.cluster.audit()?.len() };
+            figures.extend(job.measure().await?);
+        }
     }
-    Ok(())
-}
-
-async fn measure_crew(field: &Field, crew: Crew, report: &mut Report) -> Result<()> {
-    let job = Job { field, crew, began: field.cluster.audit()?.len() };
-    field.cluster.apply(&RIGHTS.replace("@NAMESPACE@", crew.name)).await?;
-    let mut add = |what: &str, unit: &'static str, value: f64| report.add(TITLE, crew.system, what, unit, vec![value]);
-
-    // There before the start.
-    job.create(0..FEW).await?;
-    let start = now();
-    field.cluster.apply(&job.deployment()).await?;
-    let settled = job.settled(KINDS * FEW).await?;
-    add("500 objects there before the start: settled after", "s", millis(start, settled) / 1000.0);
-    job.all_led().await?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    add("memory of all replicas, 500 objects", "MiB", job.memory().await?);
-
-    // Created while it runs.
-    let before = job.cpu().await?;
-    let start = now();
-    job.create(FEW..MANY).await?;
-    let created = now();
-    let settled = job.settled(KINDS * MANY).await?;
-    add(
-        "4,500 objects created while it runs: settled after the last",
-        "s",
-        (millis(created, settled) / 1000.0).max(0.0),
-    );
-    add("from the first creation", "s", millis(start, settled) / 1000.0);
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    add("CPU of all replicas for them", "s", job.cpu().await? - before);
-    add("memory of all replicas, 5,000 objects", "MiB", job.memory().await?);
-    add("memory of the largest, 5,000 objects", "MiB", job.largest().await?);
-    let writes = job.writes()?;
-    add("writes an object", "", writes.len() as f64 / (KINDS * MANY) as f64);
-    say(&format!("children, {}: {}", crew.name, told(&writes)));
-
-    // Changes.
-    let latencies = job.changes().await?;
-    add("100 changes a second: p50 until its status is stored", "ms", percentile(&latencies, 50));
-    add("100 changes a second: p99", "ms", percentile(&latencies, 99));
-    say(&format!("children, {}: done", crew.name));
-    field.cluster.kubectl(&["-n", crew.name, "delete", "deployment", "worker", "--cascade=foreground"]).await?;
-    field.cluster.kubectl(&["delete", "namespace", crew.name, "--wait=false"]).await?;
+    for (crew, figures) in CREWS.into_iter().zip(measured) {
+        // Those of the first trial, and with each the same of the others.
+        for (what, unit, _) in &figures[..figures.len() / trials] {
+            let values = figures.iter().filter(|(name, _, _)| name == what).map(|(_, _, value)| *value).collect();
+            report.add(TITLE, crew.system, *what, unit, values);
+        }
+    }
     Ok(())
 }
 
@@ -154,15 +124,71 @@ fn percentile(sorted: &[f64], percent: usize) -> f64 {
 struct Job<'f> {
     field: &'f Field,
     crew: Crew,
+    namespace: String,
     began: usize,
 }
 
 impl Job<'_> {
+    async fn measure(&self) -> Result<Vec<Figure>> {
+        let mut figures = Vec::new();
+        let mut add = |what, unit, value| figures.push((what, unit, value));
+        let field = self.field;
+        field.cluster.apply(&RIGHTS.replace("@NAMESPACE@", &self.namespace)).await?;
+
+        // There before the start.
+        self.create(0..FEW).await?;
+        let start = now();
+        field.cluster.apply(&self.deployment()).await?;
+        let settled = self.settled(KINDS * FEW).await?;
+        add("500 objects there before the start: settled after", "s", millis(start, settled) / 1000.0);
+        self.all_led().await?;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        add("memory of all replicas, 500 objects", "MiB", self.memory().await?);
+        let latencies = self.changes("few").await?;
+        add("100 changes a second, 500 objects: p50 until the status is stored", "ms", percentile(&latencies, 50));
+        add("100 changes a second, 500 objects: p99", "ms", percentile(&latencies, 99));
+
+        // Created while it runs.
+        let (written, before) = (self.writes()?.len(), self.cpu().await?);
+        let start = now();
+        self.create(FEW..MANY).await?;
+        let created = now();
+        let settled = self.settled(KINDS * MANY).await?;
+        let behind = (millis(created, settled) / 1000.0).max(0.0);
+        add("4,500 objects created while it runs: settled after the last", "s", behind);
+        add("from the first creation", "s", millis(start, settled) / 1000.0);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let spent: Vec<f64> = self.cpu().await?.iter().zip(before).map(|(after, before)| after - before).collect();
+        add("CPU of all replicas for them", "s", spent.iter().sum());
+        add("CPU of the busiest", "s", spent.into_iter().reduce(f64::max).context("a process")?);
+        add("memory of all replicas, 5,000 objects", "MiB", self.memory().await?);
+        add("memory of the largest, 5,000 objects", "MiB", self.largest().await?);
+        let writes = self.writes()?.split_off(written);
+        add("writes an object", "", writes.len() as f64 / (KINDS * (MANY - FEW)) as f64);
+        let latencies = self.changes("many").await?;
+        add("100 changes a second, 5,000 objects: p50 until the status is stored", "ms", percentile(&latencies, 50));
+        add("100 changes a second, 5,000 objects: p99", "ms", percentile(&latencies, 99));
+
+        say(&format!("{}: {}", self.namespace, told(&writes)));
+        self.leave().await?;
+        Ok(figures)
+    }
+
+    /// Takes everything away, and waits for that: who is measured next shall not pay for it.
+    async fn leave(&self) -> Result<()> {
+        let (kubectl, namespace) = (&self.field.cluster, &self.namespace);
+        kubectl.kubectl(&["-n", namespace, "delete", "deployment", "worker", "--cascade=foreground"]).await?;
+        kubectl.kubectl(&["delete", "namespace", namespace, "--timeout=300s"]).await?;
+        // The garbage collector still looks for what has gone with it.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        Ok(())
+    }
+
     fn api(&self, kind: usize) -> Api<DynamicObject> {
         let kind = GroupVersionKind::gvk(GROUP, "v1", &format!("Item{kind}"));
         let mut resource = ApiResource::from_gvk(&kind);
         resource.plural = format!("items{}", &kind.kind["Item".len()..]);
-        Api::namespaced_with(self.field.client.clone(), self.crew.name, &resource)
+        Api::namespaced_with(self.field.client.clone(), &self.namespace, &resource)
     }
 
     async fn create(&self, numbers: std::ops::Range<usize>) -> Result<()> {
@@ -171,7 +197,7 @@ impl Job<'_> {
             let api = self.api(kind);
             let object = json!({
                 "apiVersion": format!("{GROUP}/v1"), "kind": format!("Item{kind}"),
-                "metadata": {"name": format!("item{kind}-{number}"), "namespace": self.crew.name},
+                "metadata": {"name": format!("item{kind}-{number}"), "namespace": self.namespace},
                 "spec": {"value": "first", "filler": "x".repeat(500)},
             });
             async move {
@@ -184,7 +210,7 @@ impl Job<'_> {
 
     /// What the replicas have written of objects.
     fn writes(&self) -> Result<Vec<AuditEvent>> {
-        let of_replicas = format!("system:serviceaccount:{}:worker", self.crew.name);
+        let of_replicas = format!("system:serviceaccount:{}:worker", self.namespace);
         let aside = ["leases", "selfsubjectaccessreviews", "subjectaccessreviews"];
         let all = self.field.cluster.audit_from(self.began)?.into_iter();
         Ok(all.filter(|it| it.is_write() && it.user == of_replicas && !aside.contains(&it.resource.as_str())).collect())
@@ -203,21 +229,21 @@ impl Job<'_> {
             }
             anyhow::Ok((first.len(), first.into_values().max()))
         };
-        let what = format!("{}: {objects} objects have a status", self.crew.name);
+        let what = format!("{}: {objects} objects have a status", self.namespace);
         let (_, last) = eventually(&what, PATIENCE, look, |(count, _)| *count >= objects).await?;
         last.context("a status")
     }
 
     async fn all_led(&self) -> Result<()> {
         let expected = if self.crew.is_ours { KINDS } else { 1 };
-        let holders = || self.field.holders(self.crew.name);
+        let holders = || self.field.holders(&self.namespace);
         eventually("all kinds are led", PATIENCE, holders, |holders| holders.len() == expected).await?;
         Ok(())
     }
 
     async fn pids(&self) -> Result<Vec<u32>> {
-        let pods = self.field.pods(self.crew.name).await?;
-        Ok(pods.iter().flat_map(|pod| self.field.kubelet.pids(self.crew.name, pod)).collect())
+        let pods = self.field.pods(&self.namespace).await?;
+        Ok(pods.iter().flat_map(|pod| self.field.kubelet.pids(&self.namespace, pod)).collect())
     }
 
     async fn memory(&self) -> Result<f64> {
@@ -229,8 +255,8 @@ impl Job<'_> {
         all.into_iter().reduce(f64::max).context("a process")
     }
 
-    /// Seconds that all processes have spent on CPUs.
-    async fn cpu(&self) -> Result<f64> {
+    /// Seconds that each process has spent on CPUs.
+    async fn cpu(&self) -> Result<Vec<f64>> {
         let of = |pid: u32| -> Result<f64> {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
             let after_name = stat.rsplit_once(") ").context("stat")?.1;
@@ -239,19 +265,19 @@ impl Job<'_> {
             // Linux counts in hundredths of a second, whatever its own clock.
             Ok(ticks.iter().sum::<f64>() / 100.0)
         };
-        self.pids().await?.into_iter().map(of).sum()
+        self.pids().await?.into_iter().map(of).collect()
     }
 
     /// For each change, how long it took until a status with its value was stored, in milliseconds, sorted.
-    async fn changes(&self) -> Result<Vec<f64>> {
+    async fn changes(&self, when: &str) -> Result<Vec<f64>> {
         let began = self.field.cluster.audit()?.len();
         let mut ticks = tokio::time::interval(Duration::from_millis(1000 / RATE));
         let mut names = BTreeSet::new();
         for change in 0..CHANGES {
             ticks.tick().await;
-            let (kind, number) = (usize::try_from(change)? % KINDS, usize::try_from(change)? / KINDS);
+            let (kind, number) = (change % KINDS, change / KINDS);
             let name = format!("item{kind}-{number}");
-            let patch = json!({"spec": {"value": format!("change-{change}")}});
+            let patch = json!({"spec": {"value": format!("{when}-{change}")}});
             self.api(kind).patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
             names.insert(name);
         }
@@ -262,7 +288,7 @@ impl Job<'_> {
             for event in all.iter().filter(|it| it.group == GROUP && it.is_write() && it.succeeded()) {
                 let (Some(name), Some(object)) = (&event.name, &event.response_object) else { continue };
                 let value = object.pointer("/spec/value").and_then(Value::as_str).unwrap_or_default();
-                if event.subresource.is_none() && value.starts_with("change-") {
+                if event.subresource.is_none() && value.starts_with(when) {
                     changed.insert(name, event.stage);
                 } else if object.pointer("/status/value").and_then(Value::as_str) == Some(value)
                     && let Some(at) = changed.get(name.as_str())
@@ -272,7 +298,7 @@ impl Job<'_> {
             }
             anyhow::Ok(latencies.into_values().collect::<Vec<f64>>())
         };
-        let what = format!("{}: all changes have a status", self.crew.name);
+        let what = format!("{}: all changes have a status", self.namespace);
         let mut latencies = eventually(&what, PATIENCE, look, |all| all.len() == names.len()).await?;
         latencies.sort_by(f64::total_cmp);
         Ok(latencies)
@@ -284,14 +310,14 @@ impl Job<'_> {
             ("leasehold", "[run, --config, /etc/worker, --http, \"0.0.0.0:8080\"]".to_owned())
         } else {
             let kinds = kinds.join(",");
-            ("peer", format!("[-group={GROUP}, \"-kinds={kinds}\", -namespace={}]", self.crew.name))
+            ("peer", format!("[-group={GROUP}, \"-kinds={kinds}\", -namespace={}]", self.namespace))
         };
         let list: String = kinds
             .iter()
             .map(|kind| format!("    - {{apiVersion: {GROUP}/v1, kind: {kind}, reconciler: {{compose: item.yaml}}}}\n"))
             .collect();
         DEPLOYMENT
-            .replace("@NAMESPACE@", self.crew.name)
+            .replace("@NAMESPACE@", &self.namespace)
             .replace("@REPLICAS@", &self.crew.replicas.to_string())
             .replace("@IMAGE@", image)
             .replace("@ARGUMENTS@", &arguments)

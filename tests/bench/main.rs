@@ -79,7 +79,7 @@ async fn main() -> Result<()> {
             load::measure(&field, &mut report).await?;
         }
         if wanted("children") {
-            children::measure(&field, &mut report).await?;
+            children::measure(&field, if arguments.quick { 1 } else { 3 }, &mut report).await?;
         }
     }
     let json = serde_json::to_string_pretty(&report.json()?)?;
