@@ -1,7 +1,11 @@
 //! Bad input for a composed kind, row by row: each says what is wrong with its object, and costs that object only.
-//! And what a handover must not do to a thousand objects.
+//! And what a handover, or a restart of the API server, must not do to many objects.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -87,6 +91,10 @@ fn definition(group: &str, kind: &str, scope: &str) -> String {
     .to_string()
 }
 
+fn thing(number: usize) -> String {
+    format!("thing-{number}")
+}
+
 /// Two composed kinds of one composition, and replicas that are processes.
 struct Rows<'a> {
     stage: &'a Stage,
@@ -157,6 +165,33 @@ impl<'a> Rows<'a> {
         let object: DynamicObject = serde_json::from_value(object)?;
         self.api(kind).create(&PostParams::default(), &object).await?;
         Ok(())
+    }
+
+    /// Things of these numbers, each with a child of its own name.
+    async fn create_many(&self, count: usize) -> Result<()> {
+        let create = |number: usize| async move {
+            let name = thing(number);
+            self.create("Thing", &name, json!({"name": name, "value": "1"})).await
+        };
+        let creations: Vec<_> = (0..count).map(create).collect();
+        stream::iter(creations).buffer_unordered(16).try_collect().await
+    }
+
+    /// Waits until all of them are ready. None has lost its child then, and there is no other.
+    async fn all_have_their_child(&self, count: usize) -> Result<()> {
+        let ready = || async {
+            let all = self.api("Thing").list(&ListParams::default()).await?.items;
+            let is_ready = |object: &&DynamicObject| {
+                let conditions = object.data["status"]["conditions"].as_array();
+                conditions.into_iter().flatten().any(|it| it["type"] == "Ready" && it["status"] == "True")
+            };
+            anyhow::Ok(all.iter().filter(is_ready).count())
+        };
+        eventually("all are ready", PATIENCE, ready, |ready| *ready == count).await?;
+        let children = self.config_maps().list(&ListParams::default().labels("leasehold.dev/owner-uid")).await?.items;
+        let names: BTreeSet<_> = children.iter().map(ResourceExt::name_any).collect();
+        let expected: BTreeSet<_> = (0..count).map(thing).collect();
+        ensure(children.len() == count && names == expected, || format!("{} children", children.len()))
     }
 
     async fn change(&self, name: &str, spec: Value) -> Result<()> {
@@ -345,13 +380,7 @@ async fn a_handover_amid_a_thousand_objects_loses_and_doubles_nothing() -> Resul
     const OBJECTS: usize = 1000;
     play(Stage::set("thousand", 1).await?, |stage| async move {
         let rows = Rows::set(stage, 2).await?;
-        let name = |number: usize| format!("thing-{number}");
-        let creations = (0..OBJECTS).map(|number| {
-            let (rows, name) = (&rows, name(number));
-            async move { rows.create("Thing", &name, json!({"name": name, "value": "1"})).await }
-        });
-        let creating: Vec<_> = creations.collect();
-        stream::iter(creating).buffer_unordered(16).try_collect::<Vec<()>>().await?;
+        rows.create_many(OBJECTS).await?;
 
         // While they are reconciled for the first time, the kind goes back and forth.
         let lease = format!("thing.{}", rows.group);
@@ -360,21 +389,7 @@ async fn a_handover_amid_a_thousand_objects_loses_and_doubles_nothing() -> Resul
                 crate::program::Said::by_hand_over(stage.cluster.kubeconfig(), &stage.namespace, &[&lease]).await?;
             ensure(said.code == Some(0), || format!("{said:?}"))?;
         }
-        let ready = || async {
-            let all = rows.api("Thing").list(&ListParams::default()).await?.items;
-            let is_ready = |object: &&DynamicObject| {
-                let conditions = object.data["status"]["conditions"].as_array();
-                conditions.into_iter().flatten().any(|it| it["type"] == "Ready" && it["status"] == "True")
-            };
-            anyhow::Ok(all.iter().filter(is_ready).count())
-        };
-        eventually("all are ready", PATIENCE, ready, |count| *count == OBJECTS).await?;
-        let children = rows.config_maps().list(&ListParams::default().labels("leasehold.dev/owner-uid")).await?.items;
-        let mut names: Vec<_> = children.iter().map(ResourceExt::name_any).collect();
-        names.sort();
-        let mut expected: Vec<_> = (0..OBJECTS).map(name).collect();
-        expected.sort();
-        ensure(names == expected, || format!("{} children", names.len()))?;
+        rows.all_have_their_child(OBJECTS).await?;
         let all = writes(stage, 0)?;
         let deletions = all.iter().filter(|event| event.verb == "delete").count();
         let refused = all.iter().filter(|event| !event.succeeded()).count();
@@ -390,6 +405,29 @@ async fn a_handover_amid_a_thousand_objects_loses_and_doubles_nothing() -> Resul
         tokio::time::sleep(Duration::from_secs(8)).await;
         let after = writes(stage, before)?;
         ensure(after.is_empty(), || format!("{} writes, the first {:#?}", after.len(), after[0]))
+    })
+    .await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_the_api_server_amid_many_objects_loses_and_doubles_nothing() -> Result<()> {
+    const OBJECTS: usize = 300;
+    play(Stage::set_apart("restarted", 1).await?, |stage| async move {
+        let rows = Rows::set(stage, 2).await?;
+        rows.create_many(OBJECTS).await?;
+        // While they are reconciled for the first time: whatever was on its way has no answer.
+        stage.cluster.kill_api_server().await?;
+        stage.cluster.start_api_server().await?;
+        rows.all_have_their_child(OBJECTS).await?;
+        // The watches are back: a child that goes is missed.
+        let (config_maps, name) = (rows.config_maps(), thing(7));
+        let child = config_maps.get(&name).await?;
+        config_maps.delete(&name, &DeleteParams::default()).await?;
+        let is_new = |found: &Option<ConfigMap>| found.as_ref().is_some_and(|found| found.uid() != child.uid());
+        eventually("it heals", PATIENCE, || config_maps.get_opt(&name), is_new).await?;
+        let deletions = writes(stage, 0)?.into_iter().filter(|event| event.verb == "delete").count();
+        ensure(deletions == 0, || format!("{deletions} deletions"))
     })
     .await;
     Ok(())
