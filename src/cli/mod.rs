@@ -2,7 +2,9 @@
 
 mod check;
 mod crds;
+mod drain;
 mod hand_over;
+mod installation;
 mod load;
 mod logging;
 mod rbac;
@@ -31,6 +33,8 @@ enum Command {
     Check(check::Options),
     /// Hand a kind over to another replica, without a gap that anybody notices
     HandOver(hand_over::Options),
+    /// Let the objects of a kind go that is no longer configured: remove the finalizers that its reconciler left
+    Drain(drain::Options),
     /// Print the children that a composed kind would make of an object, offline
     Render(render::Options),
     /// Print the least ClusterRole that the kinds of a configuration need, as YAML
@@ -87,6 +91,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(options) => run::run(options),
         Command::Check(options) => check::run(&options),
         Command::HandOver(options) => hand_over::run(&options),
+        Command::Drain(options) => drain::run(&options),
         Command::Render(options) => render::run(&options),
         Command::Rbac(options) => rbac::run(&options),
         Command::Crds(options) => crds::run(&options),

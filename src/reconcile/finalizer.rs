@@ -10,6 +10,11 @@ use kube::{
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+/// The finalizer of a kind.
+pub fn name(kind: &str) -> String {
+    format!("leasehold.dev/{}", kind.to_lowercase())
+}
+
 /// What became of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {

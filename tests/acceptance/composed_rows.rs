@@ -1,223 +1,22 @@
 //! Bad input for a composed kind, row by row: each says what is wrong with its object, and costs that object only.
 //! And what a handover, or a restart of the API server, must not do to many objects.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
-use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
-    Api, Client, ResourceExt,
-    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
-    core::GroupVersionKind,
+    ResourceExt,
+    api::{DeleteParams, ListParams, PostParams},
 };
-use leasehold_cluster::{AuditEvent, eventually};
+use leasehold_cluster::eventually;
 use serde_json::{Value, json};
 
 use crate::{
-    process::Replica,
+    program::Said,
+    rows::{Rows, thing, writes},
     stage::{COLLECTION, PATIENCE, Stage, ensure, play},
 };
-
-/// Each field of the spec is one way to go wrong.
-const COMPOSITION: &str = r#"
-apiVersion: leasehold.dev/v1alpha1
-kind: Composition
-related:
-- {id: settings, apiVersion: v1, kind: ConfigMap, namespace: "@NAMESPACE@", name: settings}
-children:
-- id: follows
-  includeWhen: ["${has(parent.spec.follow)}"]
-  template:
-    apiVersion: v1
-    kind: ConfigMap
-    metadata: {name: follows, namespace: "${parent.spec.namespace}"}
-    data: {value: "${related.settings[0].data.value}"}
-- id: one
-  includeWhen: ["${has(parent.spec.name)}"]
-  template:
-    apiVersion: v1
-    kind: ConfigMap
-    metadata: {name: "${parent.spec.name}", namespace: "${parent.spec.namespace}"}
-    data: {value: "${parent.spec.value}"}
-- id: two
-  includeWhen: ["${has(parent.spec.second)}"]
-  template:
-    apiVersion: v1
-    kind: ConfigMap
-    metadata: {name: "${parent.spec.second}", namespace: "${parent.spec.namespace}"}
-- id: many
-  forEach: "${has(parent.spec.count) ? lists.range(parent.spec.count) : null}"
-  max: 1000
-  template:
-    apiVersion: v1
-    kind: ConfigMap
-    metadata: {name: "${parent.metadata.name}-${index}", namespace: "${parent.spec.namespace}"}
-- id: large
-  includeWhen: ["${has(parent.spec.large)}"]
-  template:
-    apiVersion: v1
-    kind: ConfigMap
-    metadata: {name: large, namespace: "${parent.spec.namespace}"}
-    data: {value: "${parent.spec.large + parent.spec.large + parent.spec.large + parent.spec.large + parent.spec.large}"}
-- id: gadget
-  includeWhen: ["${has(parent.spec.gadget)}"]
-  template:
-    apiVersion: @GROUP@/v1
-    kind: Gadget
-    metadata: {name: "${parent.metadata.name}", namespace: "${parent.spec.namespace}"}
-    spec: {size: "${parent.spec.gadget}"}
-status: {value: "${has(parent.spec.value) ? parent.spec.value : null}"}
-"#;
-
-fn definition(group: &str, kind: &str, scope: &str) -> String {
-    let plural = format!("{}s", kind.to_lowercase());
-    json!({
-        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-        "metadata": {"name": format!("{plural}.{group}")},
-        "spec": {
-            "group": group, "scope": scope,
-            "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()},
-            "versions": [{
-                "name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
-                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
-            }],
-        },
-    })
-    .to_string()
-}
-
-fn thing(number: usize) -> String {
-    format!("thing-{number}")
-}
-
-/// Two composed kinds of one composition, and replicas that are processes.
-struct Rows<'a> {
-    stage: &'a Stage,
-    group: String,
-    folder: tempfile::TempDir,
-    kubeconfig: PathBuf,
-    replicas: Vec<Replica>,
-}
-
-impl<'a> Rows<'a> {
-    async fn set(stage: &'a Stage, replicas: usize) -> Result<Self> {
-        let group = format!("{}.rows.example.com", stage.namespace);
-        for (kind, scope) in
-            [("Thing", "Cluster"), ("Other", "Cluster"), ("Local", "Namespaced"), ("Gadget", "Namespaced")]
-        {
-            stage.cluster.apply(&definition(&group, kind, scope)).await?;
-        }
-        let folder = tempfile::tempdir()?;
-        let kind =
-            |kind: &str| format!("- {{apiVersion: {group}/v1, kind: {kind}, reconciler: {{compose: thing.yaml}}}}\n");
-        let config = format!(
-            "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nleases: {{namespace: {}, duration: 5s, renewDeadline: 3s, retryPeriod: 500ms, requestTimeout: 1s}}\nplacement: {{settle: 1s}}\ndefaults: {{standby: All}}\nkinds:\n{}{}{}",
-            stage.namespace,
-            kind("Thing"),
-            kind("Other"),
-            kind("Local"),
-        );
-        std::fs::write(folder.path().join("leasehold.yaml"), config)?;
-        std::fs::write(
-            folder.path().join("thing.yaml"),
-            COMPOSITION.replace("@GROUP@", &group).replace("@NAMESPACE@", &stage.namespace),
-        )?;
-        // As somebody else than this test, so that the audit log tells who wrote what.
-        let account = format!(
-            "{{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {{name: {0}-rows}}, roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}}, subjects: [{{kind: ServiceAccount, name: observer, namespace: {0}}}]}}",
-            stage.namespace
-        );
-        stage.cluster.apply(&account).await?;
-        let kubeconfig = stage.cluster.service_account_kubeconfig(&stage.namespace, "observer").await?;
-        let mut rows = Self { stage, group, folder, kubeconfig, replicas: Vec::new() };
-        for _ in 0..replicas {
-            rows.start().await?;
-        }
-        Ok(rows)
-    }
-
-    async fn start(&mut self) -> Result<()> {
-        self.replicas.push(Replica::start(&self.kubeconfig, self.folder.path()).await?);
-        Ok(())
-    }
-
-    fn client(&self) -> Client {
-        self.stage.client.clone()
-    }
-
-    fn api(&self, kind: &str) -> Api<DynamicObject> {
-        Api::all_with(self.client(), &ApiResource::from_gvk(&GroupVersionKind::gvk(&self.group, "v1", kind)))
-    }
-
-    fn config_maps(&self) -> Api<ConfigMap> {
-        Api::namespaced(self.client(), &self.stage.namespace)
-    }
-
-    async fn create(&self, kind: &str, name: &str, mut spec: Value) -> Result<()> {
-        spec["namespace"] = spec.get("namespace").cloned().unwrap_or_else(|| json!(self.stage.namespace));
-        let object =
-            json!({"apiVersion": format!("{}/v1", self.group), "kind": kind, "metadata": {"name": name}, "spec": spec});
-        let object: DynamicObject = serde_json::from_value(object)?;
-        self.api(kind).create(&PostParams::default(), &object).await?;
-        Ok(())
-    }
-
-    /// Things of these numbers, each with a child of its own name.
-    async fn create_many(&self, count: usize) -> Result<()> {
-        let create = |number: usize| async move {
-            let name = thing(number);
-            self.create("Thing", &name, json!({"name": name, "value": "1"})).await
-        };
-        let creations: Vec<_> = (0..count).map(create).collect();
-        stream::iter(creations).buffer_unordered(16).try_collect().await
-    }
-
-    /// Waits until all of them are ready. None has lost its child then, and there is no other.
-    async fn all_have_their_child(&self, count: usize) -> Result<()> {
-        let ready = || async {
-            let all = self.api("Thing").list(&ListParams::default()).await?.items;
-            let is_ready = |object: &&DynamicObject| {
-                let conditions = object.data["status"]["conditions"].as_array();
-                conditions.into_iter().flatten().any(|it| it["type"] == "Ready" && it["status"] == "True")
-            };
-            anyhow::Ok(all.iter().filter(is_ready).count())
-        };
-        eventually("all are ready", PATIENCE, ready, |ready| *ready == count).await?;
-        let children = self.config_maps().list(&ListParams::default().labels("leasehold.dev/owner-uid")).await?.items;
-        let names: BTreeSet<_> = children.iter().map(ResourceExt::name_any).collect();
-        let expected: BTreeSet<_> = (0..count).map(thing).collect();
-        ensure(children.len() == count && names == expected, || format!("{} children", children.len()))
-    }
-
-    async fn change(&self, name: &str, spec: Value) -> Result<()> {
-        self.api("Thing").patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await?;
-        Ok(())
-    }
-
-    /// Waits until a condition of the object is so; what it says.
-    async fn says(&self, kind: &str, name: &str, type_: &str, status: &str, reason: &str) -> Result<String> {
-        let api = self.api(kind);
-        let look = || async { anyhow::Ok(api.get(name).await?.data["status"]["conditions"].clone()) };
-        let find = |conditions: &Value| {
-            let all = conditions.as_array().into_iter().flatten();
-            let is_it = |it: &&Value| it["type"] == type_ && it["status"] == status && it["reason"] == reason;
-            all.into_iter().find(is_it).cloned()
-        };
-        let what = format!("{kind} {name} says {type_}={status}, {reason}");
-        let said = eventually(&what, PATIENCE, look, |conditions| find(conditions).is_some()).await?;
-        Ok(find(&said).unwrap_or_default()["message"].as_str().unwrap_or_default().to_owned())
-    }
-
-    async fn is_ready(&self, kind: &str, name: &str) -> Result<()> {
-        self.says(kind, name, "Ready", "True", "AsExpected").await?;
-        Ok(())
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_input_is_told_and_costs_its_object_only() -> Result<()> {
@@ -296,16 +95,11 @@ async fn bad_input_is_told_and_costs_its_object_only() -> Result<()> {
         ensure(data == BTreeMap::from([("value".to_owned(), "2".to_owned())]), || format!("{data:?}"))?;
 
         // Where no garbage collector follows, a finalizer holds the parent until its children are gone.
-        let local = json!({
-            "apiVersion": format!("{}/v1", rows.group), "kind": "Local", "metadata": {"name": "local", "namespace": walled},
-            "spec": {"name": "elsewhere", "value": "x", "namespace": stage.namespace},
-        });
-        stage.cluster.apply(&local.to_string()).await?;
+        rows.local(&walled, "local", "elsewhere").await?;
         let elsewhere = || config_maps.get_opt("elsewhere");
         let child = eventually("a child in another namespace", PATIENCE, elsewhere, Option::is_some).await?.context("it")?;
         ensure(child.owner_references().is_empty(), || format!("{child:?}"))?;
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(&rows.group, "v1", "Local"));
-        let locals: Api<DynamicObject> = Api::namespaced_with(rows.client(), &walled, &resource);
+        let locals = rows.locals(&walled);
         let finalizers = locals.get("local").await?.metadata.finalizers;
         ensure(finalizers == Some(vec!["leasehold.dev/local".to_owned()]), || format!("{finalizers:?}"))?;
         config_maps.delete("elsewhere", &DeleteParams::default()).await?;
@@ -364,17 +158,6 @@ async fn bad_input_is_told_and_costs_its_object_only() -> Result<()> {
     Ok(())
 }
 
-/// Writes of objects by our processes, since an audit of that length.
-fn writes(stage: &Stage, before: usize) -> Result<Vec<AuditEvent>> {
-    let all = stage.cluster.audit_from(before)?;
-    let is_ours = |event: &AuditEvent| {
-        let of_replicas = event.user == format!("system:serviceaccount:{}:observer", stage.namespace);
-        let aside = ["leases", "selfsubjectaccessreviews"].contains(&event.resource.as_str());
-        event.is_write() && of_replicas && !aside
-    };
-    Ok(all.into_iter().filter(is_ours).collect())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handover_amid_a_thousand_objects_loses_and_doubles_nothing() -> Result<()> {
     const OBJECTS: usize = 1000;
@@ -385,8 +168,7 @@ async fn a_handover_amid_a_thousand_objects_loses_and_doubles_nothing() -> Resul
         // While they are reconciled for the first time, the kind goes back and forth.
         let lease = format!("thing.{}", rows.group);
         for _ in 0..4 {
-            let said =
-                crate::program::Said::by_hand_over(stage.cluster.kubeconfig(), &stage.namespace, &[&lease]).await?;
+            let said = Said::by_hand_over(stage.cluster.kubeconfig(), &stage.namespace, &[&lease]).await?;
             ensure(said.code == Some(0), || format!("{said:?}"))?;
         }
         rows.all_have_their_child(OBJECTS).await?;
@@ -400,7 +182,7 @@ async fn a_handover_amid_a_thousand_objects_loses_and_doubles_nothing() -> Resul
         // Settled, they are left alone by whoever takes them over.
         tokio::time::sleep(Duration::from_secs(3)).await;
         let before = stage.cluster.audit()?.len();
-        let said = crate::program::Said::by_hand_over(stage.cluster.kubeconfig(), &stage.namespace, &[&lease]).await?;
+        let said = Said::by_hand_over(stage.cluster.kubeconfig(), &stage.namespace, &[&lease]).await?;
         ensure(said.code == Some(0), || format!("{said:?}"))?;
         tokio::time::sleep(Duration::from_secs(8)).await;
         let after = writes(stage, before)?;
@@ -428,6 +210,50 @@ async fn a_restart_of_the_api_server_amid_many_objects_loses_and_doubles_nothing
         eventually("it heals", PATIENCE, || config_maps.get_opt(&name), is_new).await?;
         let deletions = writes(stage, 0)?.into_iter().filter(|event| event.verb == "delete").count();
         ensure(deletions == 0, || format!("{deletions} deletions"))
+    })
+    .await;
+    Ok(())
+}
+
+/// Nobody serves its finalizer any more: its objects, and their namespaces, could never go.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_objects_of_a_kind_that_is_taken_out_are_let_go() -> Result<()> {
+    play(Stage::set("drained", 1).await?, |stage| async move {
+        let mut rows = Rows::set(stage, 1).await?;
+        let home = format!("{}-home", stage.namespace);
+        stage.cluster.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {home}}}}}")).await?;
+        rows.local(&home, "kept", "elsewhere").await?;
+        let (config_maps, locals) = (rows.config_maps(), rows.locals(&home));
+        eventually("its child is there", PATIENCE, || config_maps.get_opt("elsewhere"), Option::is_some).await?;
+
+        let kind = format!("Local.{}", rows.group);
+        let drain = |arguments: Vec<String>| async move {
+            Said::by_drain(stage.cluster.kubeconfig(), &stage.namespace, &arguments).await
+        };
+        for (arguments, says) in [
+            (vec!["Local".to_owned()], "has no group"),
+            (vec![format!("Nothing.{}", rows.group)], "has no kind Nothing; there are Gadget, Local, Other, Thing"),
+            (vec!["Local.nowhere.example.com".to_owned()], "has no group nowhere.example.com"),
+            (vec![kind.clone()], "alone is configured for Local"),
+        ] {
+            let said = drain(arguments.clone()).await?;
+            ensure(said.code == Some(2) && said.stderr.contains(says), || format!("{arguments:?}: {said:?}"))?;
+        }
+        let finalizers = || async { anyhow::Ok(locals.get("kept").await?.finalizers().to_vec()) };
+        ensure(finalizers().await? == ["leasehold.dev/local"], || "what is refused is not done".to_owned())?;
+
+        // Killed, it leaves a Lease that says the same as while it lived.
+        rows.replicas.clear();
+        let said = drain(vec![kind.clone(), "--dry-run".to_owned()]).await?;
+        ensure(said.code == Some(0) && said.stdout.contains("1 would be let go"), || format!("{said:?}"))?;
+        ensure(finalizers().await?.len() == 1, || "a dry run has written".to_owned())?;
+        let said = drain(vec![kind, "-o".to_owned(), "json".to_owned()]).await?;
+        let told: Value = serde_json::from_str(&said.stdout).with_context(|| format!("{said:?}"))?;
+        ensure(told["objects"] == json!([{"namespace": home, "name": "kept"}]), || told.to_string())?;
+        ensure(finalizers().await?.is_empty(), || "it still bears the finalizer".to_owned())?;
+        locals.delete("kept", &DeleteParams::default()).await?;
+        eventually("it may go", PATIENCE, || locals.get_opt("kept"), Option::is_none).await?;
+        ensure(config_maps.get_opt("elsewhere").await?.is_some(), || "its child is gone with it".to_owned())
     })
     .await;
     Ok(())

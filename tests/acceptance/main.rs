@@ -17,6 +17,7 @@ mod misbehaviour;
 mod modes;
 mod process;
 mod program;
+mod rows;
 mod shipped;
 mod spread;
 mod stage;

@@ -149,7 +149,7 @@ async fn propagates(installation: &Installation) -> Result<()> {
     let synced = list.pointer("/items/0/status/synced").and_then(Value::as_i64).unwrap_or_default();
     ensure(synced > 0, || format!("{list}"))?;
     // A copy that is deleted comes back.
-    let selector = ListParams::default().labels("leasehold.dev/owner-uid");
+    let selector = ListParams::default().labels("leasehold.dev/shard=propagation.leasehold.dev");
     let copies: Api<ConfigMap> = Api::all(installation.client.clone());
     let copy = copies.list(&selector).await?.items.into_iter().next();
     if let Some(copy) = copy {

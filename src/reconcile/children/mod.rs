@@ -102,7 +102,7 @@ impl Children {
                 let events = Arc::new(Events::new(&term));
                 let statuses = Statuses::new(term.clone(), Arc::clone(&events), seen);
                 let manager = field_manager(&term.kind().kind);
-                let finalizer = format!("leasehold.dev/{}", term.kind().kind.to_lowercase());
+                let finalizer = finalizer::name(&term.kind().kind);
                 let pace = Pace::default();
                 let pass = Pass(Arc::new(Common {
                     pace,
