@@ -147,6 +147,8 @@ async fn beat(object: Arc<DynamicObject>, context: Arc<Context>) -> Result<Actio
         Some("hang") => std::future::pending::<()>().await,
         Some(order @ ("block" | "fail")) => {
             let _receiver_gone = failed.send(format!("ordered to {order}").into());
+            // A write that the end of the term finds on its way would keep the Lease from being released.
+            return Ok(Action::await_change());
         }
         _ => {}
     }
