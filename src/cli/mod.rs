@@ -2,6 +2,7 @@
 
 mod check;
 mod crds;
+mod defaults;
 mod drain;
 mod hand_over;
 mod installation;

@@ -18,7 +18,7 @@ use leasehold::{
 };
 use serde_json::{Value, json};
 
-use super::{Failure, load::load};
+use super::{Failure, defaults, load::load};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -31,6 +31,9 @@ pub(super) struct Options {
     /// Objects that are there: related ones, and children with the status that expressions ask for
     #[arg(long, value_name = "FILE")]
     related: Vec<PathBuf>,
+    /// CRDs, in a file or all of a folder, whose defaults are filled in as the API server does
+    #[arg(long, value_name = "PATH")]
+    crd: Vec<PathBuf>,
     /// How to print the children
     #[arg(short, long, value_enum, default_value_t = Output::Yaml)]
     output: Output,
@@ -83,13 +86,17 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
             format!("{}: expected one object of a composed kind, found {}; {known}", file.display(), parents.len());
         return Err(Failure::Usage(message));
     };
-    let found = loaded.config.kinds.iter().find(|kind| is_of(kind, parent));
+    let mut parent = parent.clone();
+    if !options.crd.is_empty() {
+        fill_in(&mut parent, &options.crd)?;
+    }
+    let found = loaded.config.kinds.iter().find(|kind| is_of(kind, &parent));
     let (kind, composition) =
         found.and_then(|kind| Some((kind, loaded.composition(kind)?))).context("a composed kind has a composition")?;
     for file in &options.related {
         there.extend(objects(file)?);
     }
-    let composed = compose(composition, parent, there)
+    let composed = compose(composition, &parent, there)
         .map_err(|failure| anyhow!("{}: {}: {}", kind.name(), failure.reason, failure.message))?;
     print(&composed, options.output)?;
     Ok(ExitCode::SUCCESS)
@@ -100,6 +107,44 @@ fn is_of(kind: &Kind, object: &Value) -> bool {
     let group =
         object["apiVersion"].as_str().and_then(|version| version.split_once('/')).map_or("", |(group, _)| group);
     object["kind"] == kind.kind && group == kind.group
+}
+
+/// Fills in the defaults of the object's own CRD.
+fn fill_in(object: &mut Value, paths: &[PathBuf]) -> Result<(), Failure> {
+    let version = object["apiVersion"].as_str().unwrap_or_default();
+    let ((group, version), kind) =
+        (version.split_once('/').unwrap_or_default(), object["kind"].as_str().unwrap_or_default());
+    let mut definitions = Vec::new();
+    for path in paths {
+        for file in files(path)? {
+            definitions.extend(objects(&file)?);
+        }
+    }
+    let schema = definitions.iter().find_map(|crd| defaults::schema(crd, group, kind, version)).cloned();
+    let Some(schema) = schema else {
+        let shown: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+        let message = format!("{}: no CRD of {kind}.{group} with a version {version}", shown.join(", "));
+        return Err(Failure::Usage(message));
+    };
+    defaults::fill(object, &schema);
+    Ok(())
+}
+
+/// The file itself, or the YAML files of a folder.
+fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let unreadable = |error: io::Error| Failure::Usage(format!("{}: {error}", path.display()));
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).map_err(unreadable)? {
+        let file = entry.map_err(unreadable)?.path();
+        if file.extension().is_some_and(|ending| ending == "yaml" || ending == "yml" || ending == "json") {
+            files.push(file);
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// The objects of a file of one or several documents.

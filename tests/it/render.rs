@@ -22,6 +22,7 @@ fn the_samples_make_what_is_committed() {
             "webapp-autoscaled.yaml",
             vec!["--parent", "tests/it/golden/autoscaled.yaml", "--related", "tests/it/golden/available.yaml"],
         ),
+        ("webapp-defaults.yaml", vec!["--parent", "tests/it/golden/least.yaml", "--crd", "crds"]),
     ] {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/golden").join(golden);
         let rendered = rendered(&arguments);
@@ -31,6 +32,19 @@ fn the_samples_make_what_is_committed() {
         let committed = fs::read_to_string(&file).unwrap_or_default();
         assert!(committed == rendered, "{golden} is out of date: run UPDATE=1 cargo test\n{rendered}");
     }
+}
+
+#[test]
+fn without_its_crd_an_object_has_no_defaults_and_that_is_said() {
+    let said = Command::new(env!("CARGO_BIN_EXE_leasehold"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["render", "-f", "config", "--parent", "tests/it/golden/least.yaml", "--crd"])
+        .arg("crds/tenants.leasehold.dev.yaml")
+        .output()
+        .unwrap();
+    let words = String::from_utf8_lossy(&said.stderr).into_owned();
+    let expected = "crds/tenants.leasehold.dev.yaml: no CRD of WebApp.leasehold.dev with a version v1alpha1";
+    assert!(said.status.code() == Some(2) && words.contains(expected), "{:?} {words}", said.status);
 }
 
 #[test]
