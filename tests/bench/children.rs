@@ -283,17 +283,23 @@ impl Job<'_> {
         }
         let look = || async {
             let all = self.field.cluster.audit_from(began)?;
-            let mut changed: BTreeMap<&str, Timestamp> = BTreeMap::new();
-            let mut latencies: BTreeMap<&str, f64> = BTreeMap::new();
-            for event in all.iter().filter(|it| it.group == GROUP && it.is_write() && it.succeeded()) {
-                let (Some(name), Some(object)) = (&event.name, &event.response_object) else { continue };
-                let value = object.pointer("/spec/value").and_then(Value::as_str).unwrap_or_default();
-                if event.subresource.is_none() && value.starts_with(when) {
-                    changed.insert(name, event.stage);
-                } else if object.pointer("/status/value").and_then(Value::as_str) == Some(value)
-                    && let Some(at) = changed.get(name.as_str())
+            let value = |event: &AuditEvent, path: &str| {
+                let found = event.response_object.as_ref()?.pointer(path).and_then(Value::as_str)?;
+                found.starts_with(when).then(|| found.to_owned())
+            };
+            let (statuses, changes): (Vec<_>, Vec<_>) = all
+                .iter()
+                .filter(|it| it.group == GROUP && it.is_write() && it.succeeded())
+                .partition(|it| it.subresource.as_deref() == Some("status"));
+            // Each value is given once. The log has an event when its answer is sent, so what follows may stand before it.
+            let changed: BTreeMap<String, Timestamp> =
+                changes.iter().filter_map(|event| Some((value(event, "/spec/value")?, event.stage))).collect();
+            let mut latencies: BTreeMap<String, f64> = BTreeMap::new();
+            for event in statuses {
+                if let Some(value) = value(event, "/status/value")
+                    && let Some(at) = changed.get(&value)
                 {
-                    latencies.entry(name).or_insert_with(|| millis(*at, event.stage));
+                    latencies.entry(value).or_insert_with(|| millis(*at, event.stage).max(0.0));
                 }
             }
             anyhow::Ok(latencies.into_values().collect::<Vec<f64>>())
