@@ -6,10 +6,10 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::json;
 
-use super::{Failure, load::load};
+use super::{Failure, Output, load::load};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -19,12 +19,6 @@ pub(super) struct Options {
     /// How to print the outcome
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Output {
-    Text,
-    Json,
 }
 
 pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DynamicObject, ListParams},
@@ -30,7 +30,7 @@ use leasehold::{
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{Failure, installation::Installation};
+use super::{Failure, Output, installation::Installation};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -51,12 +51,6 @@ pub(super) struct Options {
     /// How to print the outcome
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Text,
-    Json,
 }
 
 /// Between two looks whether a replica is alive.
@@ -97,7 +91,7 @@ async fn drain(options: &Options) -> Result<ExitCode, Failure> {
                 if !options.dry_run {
                     release(&client, &resource, object, &finalizer).await.with_context(|| name.to_string())?;
                 }
-                say(options, &format!("  {name}"))?;
+                options.output.say(&format!("  {name}"))?;
                 released.push(name);
             }
         }
@@ -143,7 +137,7 @@ async fn nobody_serves(options: &Options, leases: &Api<Lease>, namespace: &str, 
             let longest = configured.iter().filter_map(|member| member.duration).max().unwrap_or(DURATION);
             looks_left = longest.as_secs() + 1;
             let pods: Vec<_> = configured.iter().map(|member| member.profile.pod.as_str()).collect();
-            say(options, &format!("looking for {} s whether {} is alive", longest.as_secs(), pods.join(", ")))?;
+            options.output.say(&format!("looking for {} s whether {} is alive", longest.as_secs(), pods.join(", ")))?;
             let versions = configured.iter().map(|member| (member.name.clone(), member.version.clone()));
             suspects = Some(versions.collect());
             continue;
@@ -200,10 +194,6 @@ fn report(options: &Options, finalizer: &str, released: &[Name]) -> Result<ExitC
         (_, true) => format!("{kind}: {count} would be let go, which bear {finalizer}; nothing was written"),
         (_, false) => format!("{kind}: {count} let go, which bore {finalizer}; their children are as they were"),
     };
-    say(options, &what)?;
+    options.output.say(&what)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn say(options: &Options, what: &str) -> io::Result<()> {
-    if options.output == Output::Text { writeln!(io::stdout(), "{what}") } else { Ok(()) }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use futures::{StreamExt as _, TryStreamExt as _};
 use kube::{
     Api, Client,
@@ -22,7 +22,7 @@ use leasehold::sharding::{
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::{Failure, installation::Installation};
+use super::{Failure, Output, installation::Installation};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -45,12 +45,6 @@ pub(super) struct Options {
     output: Output,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Text,
-    Json,
-}
-
 pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(hand_over(options))
@@ -71,7 +65,7 @@ async fn hand_over(options: &Options) -> Result<ExitCode, Failure> {
     if to == from {
         return report(options.output, &kind, &name, &from, &to, None);
     }
-    say(options.output, &format!("{kind}: {from} is asked to hand over to {to}"))?;
+    options.output.say(&format!("{kind}: {from} is asked to hand over to {to}"))?;
     let began = now();
     ask(&leases, &name, Some(&to)).await.with_context(|| format!("failed to annotate the Lease {namespace}/{name}"))?;
     match timeout(Duration::from_secs(options.timeout), until_held(&leases, &name, &to, options.output)).await {
@@ -148,8 +142,8 @@ async fn until_held(leases: &Api<Lease>, name: &str, to: &str, output: Output) -
         let now = (holding.holder, holding.successor);
         if now != seen {
             match &now {
-                (Some(holder), Some(successor)) => say(output, &format!("{holder} has named {successor}"))?,
-                (None, _) => say(output, "released")?,
+                (Some(holder), Some(successor)) => output.say(&format!("{holder} has named {successor}"))?,
+                (None, _) => output.say("released")?,
                 (Some(_), None) => {}
             }
             seen = now;
@@ -176,10 +170,6 @@ fn report(
         (Output::Text, None) => writeln!(io::stdout(), "{kind}: led by {to} already")?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn say(output: Output, what: &str) -> io::Result<()> {
-    if output == Output::Text { writeln!(io::stdout(), "{what}") } else { Ok(()) }
 }
 
 #[expect(clippy::disallowed_methods, reason = "measures for people and decides nothing")]

@@ -13,9 +13,13 @@ mod render;
 mod run;
 mod schema;
 
-use std::{fmt, io, process::ExitCode};
+use std::{
+    fmt,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// Spreads Kubernetes CRD kinds over the replicas of one Deployment, one Lease a kind.
@@ -49,6 +53,20 @@ enum Command {
         /// The shell
         shell: Shell,
     },
+}
+
+/// How a command prints its outcome.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+impl Output {
+    /// Tells a person what happens; a program waits for the outcome.
+    fn say(self, what: &str) -> io::Result<()> {
+        if self == Self::Text { writeln!(io::stdout(), "{what}") } else { Ok(()) }
+    }
 }
 
 /// Why a command failed; each has an exit code of its own.
