@@ -27,6 +27,8 @@ use serde_json::{Number, Value as Json};
 const LONGEST: usize = 4096;
 /// The deepest nesting of brackets, and of choices: the parser of the library goes as deep as the text does.
 const DEEPEST: usize = 24;
+/// What the expressions of an object may see, in bytes: the object, its children, and what is related.
+const SEEN: u64 = 32 << 20;
 /// What one evaluation of an object may make, in bytes, and so about what it may take of memory.
 const MADE: u64 = 32 << 20;
 /// What it may touch: each round of a macro copies what was made so far.
@@ -322,32 +324,43 @@ pub(super) struct Evaluation<'a> {
 
 thread_local! {
     /// What the evaluation that runs on this thread has spent. One runs at a time, from its beginning to its end.
-    static BUDGET: Cell<Budget> = const { Cell::new(Budget { made: 0, touched: 0 }) };
+    static BUDGET: Cell<Budget> = const { Cell::new(Budget { seen: 0, made: 0, touched: 0 }) };
 }
 
 #[derive(Clone, Copy)]
 struct Budget {
+    seen: u64,
     made: u64,
     touched: u64,
 }
 
+/// Counts what is shown. Whoever has been shown too much can make nothing of it.
+fn see(bytes: u64) {
+    let Budget { seen, made, touched } = BUDGET.get();
+    BUDGET.set(Budget { seen: seen.saturating_add(bytes), made, touched });
+}
+
 /// Pays for a value of so many bytes.
 fn make(bytes: u64) -> Result<(), ExecutionError> {
-    let Budget { made, touched } = BUDGET.get();
+    let Budget { seen, made, touched } = BUDGET.get();
     let made = made.saturating_add(bytes);
-    BUDGET.set(Budget { made, touched });
+    BUDGET.set(Budget { seen, made, touched });
+    if seen > SEEN {
+        return Err(ExecutionError::function_error("", TOO_MUCH));
+    }
     if made > MADE { Err(ExecutionError::function_error("", TOO_LARGE)) } else { Ok(()) }
 }
 
 /// Pays for a round of a macro.
 fn tick() -> Result<(), ExecutionError> {
-    let Budget { made, touched } = BUDGET.get();
+    let Budget { seen, made, touched } = BUDGET.get();
     let touched = touched.saturating_add(ROUND + made);
-    BUDGET.set(Budget { made, touched });
+    BUDGET.set(Budget { seen, made, touched });
     if touched > TOUCHED { Err(ExecutionError::function_error("", TOO_LONG)) } else { Ok(()) }
 }
 
 const MISFIT: &str = "the types do not fit: an operator or a function got what it has no meaning for";
+const TOO_MUCH: &str = "the expressions of this object see more than 32 MiB: narrow down what is related";
 const TOO_LARGE: &str = "the expressions of this object make more than 32 MiB";
 const TOO_LONG: &str = "the expressions of this object take too long";
 
@@ -377,7 +390,7 @@ static FUNCTIONS: LazyLock<Context<'static>> = LazyLock::new(|| {
 impl Evaluation<'static> {
     /// Nothing is seen yet, and nothing spent.
     pub(super) fn new() -> Self {
-        BUDGET.set(Budget { made: 0, touched: 0 });
+        BUDGET.set(Budget { seen: 0, made: 0, touched: 0 });
         Self { context: FUNCTIONS.new_inner_scope() }
     }
 }
@@ -385,7 +398,9 @@ impl Evaluation<'static> {
 impl Evaluation<'_> {
     /// Lets expressions see a value.
     pub(super) fn show(&mut self, name: &Name, value: &Json) {
-        self.context.add_variable_from_value(name.variable(), cel(value));
+        let value = cel(value);
+        see(size(&value));
+        self.context.add_variable_from_value(name.variable(), value);
     }
 
     /// As it is, for something that sees more: an item of a `forEach`, or itself. The budget is the same.
@@ -635,6 +650,17 @@ mod tests {
             assert!(matches!(&outcome, Err(Unknown::Failed(_))), "{text}");
         }
         assert!(value("parent.list.map(a, a + 'y')", &wide).is_ok());
+    }
+
+    #[test]
+    fn no_expression_sees_more_than_it_may() {
+        let large = json!({"big": "x".repeat(12 << 20)});
+        let mut seeing = seeing(&large);
+        let cheap = Expression::compile("1").unwrap();
+        seeing.show(&Name::Related("some".to_owned()), &json!([large]));
+        assert_eq!(seeing.value(&cheap), Ok(json!(1)));
+        seeing.show(&Name::Related("more".to_owned()), &json!([large]));
+        assert_eq!(seeing.value(&cheap), Err(Unknown::Failed(TOO_MUCH.to_owned())));
     }
 
     proptest! {
