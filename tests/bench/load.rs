@@ -69,7 +69,7 @@ fn per_second(requests: &BTreeMap<String, u32>, verbs: &[&str], time: Duration) 
     f64::from(count) / time.as_secs_f64()
 }
 
-/// Of the shipped binary with its two kinds.
+/// Of the shipped binary with its kinds.
 async fn memory(field: &Field, report: &mut Report) -> Result<()> {
     const SHIPPED: &str = "leasehold-system";
     field.install().await?;
