@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl Installation {
-    fn api(&self, version: &str, kind: &str, namespace: Option<&str>) -> Api<DynamicObject> {
+    pub fn api(&self, version: &str, kind: &str, namespace: Option<&str>) -> Api<DynamicObject> {
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
         match namespace {
@@ -24,12 +24,12 @@ impl Installation {
         }
     }
 
-    async fn becomes(&self, what: &str, object: &[&str], is_so: impl Fn(&Value) -> bool) -> Result<Value> {
+    pub async fn becomes(&self, what: &str, object: &[&str], is_so: impl Fn(&Value) -> bool) -> Result<Value> {
         eventually(what, PATIENCE, || self.object(object), is_so).await
     }
 }
 
-fn is(type_: &'static str, status: &'static str, reason: &'static str) -> impl Fn(&Value) -> bool {
+pub fn is(type_: &'static str, status: &'static str, reason: &'static str) -> impl Fn(&Value) -> bool {
     move |object| {
         let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
         let found = conditions.into_iter().flatten().find(|condition| condition["type"] == type_);

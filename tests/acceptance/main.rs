@@ -21,3 +21,4 @@ mod rows;
 mod shipped;
 mod spread;
 mod stage;
+mod typed_rows;

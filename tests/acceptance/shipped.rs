@@ -19,6 +19,7 @@ use crate::{
     composed,
     program::Said,
     stage::{PATIENCE, ensure, kubelet, pod_of},
+    typed_rows,
 };
 
 pub const NAMESPACE: &str = "leasehold-system";
@@ -112,6 +113,9 @@ async fn the_shipped_manifests_run_share_their_kinds_and_survive() -> Result<()>
     composed::tenants(&installation).await?;
     composed::web_apps(&installation).await?;
     composed::schedules(&installation).await?;
+    typed_rows::propagations(&installation).await?;
+    typed_rows::expiries(&installation).await?;
+    typed_rows::schedules(&installation).await?;
     says_what_is_wrong_with_an_object(&installation).await?;
     hands_over(&installation).await?;
     survives_a_crash(&installation).await?;
