@@ -71,7 +71,7 @@ where
     /// Writes the status that `next` makes of the current one, if it is news, and says so if it is bad news.
     ///
     /// # Errors
-    /// As [`write`].
+    /// As [`write()`].
     pub async fn write(
         &self,
         api: &Api<K>,
