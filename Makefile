@@ -13,7 +13,7 @@ test: ## Prove the safety rules: unit tests, simulation, acceptance on a real co
 lint: ## Check formatting, lints and documentation
 	@.ci/run fmt clippy doc
 
-bench: ## Measure spread, handover, failover, load and composed kinds on a real control plane, beside client-go and controller-runtime (30 minutes; ARGS='--quick')
+bench: ## Measure spread, handover, failover, load and composed kinds on a real control plane, beside client-go and controller-runtime (40 minutes; ARGS='--quick')
 	@cargo build --locked --release --example replica
 	@cargo bench --locked --bench figures -- $(ARGS)
 
