@@ -3,7 +3,7 @@
 //! A finalizer that nobody serves holds an object, and its namespace, for ever. This takes ours away, and nothing else.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io::{self, Write as _},
     process::ExitCode,
     time::Duration,
@@ -23,28 +23,19 @@ use leasehold::{
         name::Name,
     },
     sharding::{
-        election::Version,
-        record::{self, Lease},
+        record::{self, INSTANCE_LABEL, KIND_ANNOTATION, Lease},
+        roster::Member,
     },
 };
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{Failure, Output, installation::Installation};
+use super::{Failure, Output};
 
 #[derive(Args)]
 pub(super) struct Options {
     /// The kind with its group: `Widget.example.com`
     kind: String,
-    /// Namespace of the Leases [default: the kubeconfig's]
-    #[arg(short, long)]
-    namespace: Option<String>,
-    /// The installation, if the namespace has several
-    #[arg(long)]
-    instance: Option<String>,
-    /// Name of the kind's Lease, if it was configured with one of its own
-    #[arg(long)]
-    lease: Option<String>,
     /// Only say what would be let go
     #[arg(long)]
     dry_run: bool,
@@ -73,11 +64,9 @@ async fn drain(options: &Options) -> Result<ExitCode, Failure> {
         return Err(Failure::Usage(message));
     };
     let config = kube::Config::infer().await.context("no cluster to talk to: set KUBECONFIG")?;
-    let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let client = Client::try_from(config).context("failed to make a client")?;
     let resource = served(&client, kind, group).await?;
-    let lease = options.lease.clone().unwrap_or_else(|| options.kind.to_ascii_lowercase());
-    nobody_serves(options, &record::leases(client.clone(), &namespace), &namespace, &lease).await?;
+    nobody_serves(options, &record::all_leases(client.clone())).await?;
 
     let finalizer = finalizer::name(&resource.kind);
     let mut released = Vec::new();
@@ -116,44 +105,47 @@ async fn served(client: &Client, kind: &str, group: &str) -> Result<ApiResource,
     })
 }
 
-/// Fails if a replica is configured for the kind and alive: by its word, that it renews its Lease while we look, and by no
-/// clock but ours.
-async fn nobody_serves(options: &Options, leases: &Api<Lease>, namespace: &str, lease: &str) -> Result<(), Failure> {
-    let mut suspects: Option<BTreeMap<String, Version>> = None;
-    let mut looks_left = 0;
-    loop {
-        let installation = match Installation::read(leases, namespace, options.instance.as_deref()).await {
-            Ok(installation) => installation,
-            // Where there is no Lease at all there is no replica.
-            Err(Failure::Usage(_)) if options.instance.is_none() => return Ok(()),
-            Err(failure) => return Err(failure),
+/// Fails if a replica is configured for the kind and alive, in whatever namespace and installation, for all of them have one
+/// finalizer: by its word, that it renews its Lease while we look, and by no clock but ours.
+async fn nobody_serves(options: &Options, leases: &Api<Lease>) -> Result<(), Failure> {
+    let suspects = configured(options, leases).await?;
+    if suspects.is_empty() {
+        return Ok(());
+    }
+    let longest = suspects.iter().filter_map(|member| member.duration).max().unwrap_or(DURATION).as_secs();
+    let pods: Vec<_> = suspects.iter().map(|member| member.profile.pod.as_str()).collect();
+    options.output.say(&format!("looking for {longest} s whether {} is alive", pods.join(", ")))?;
+    for _ in 0..=longest {
+        sleep(LOOK).await;
+        let now = configured(options, leases).await?;
+        let is_silent = |member: &Member| {
+            suspects.iter().any(|before| (&before.name, &before.version) == (&member.name, &member.version))
         };
-        let configured: Vec<_> =
-            installation.members.iter().filter(|member| member.profile.shards.contains(lease)).collect();
-        let Some(suspects) = &suspects else {
-            if configured.is_empty() {
-                return Ok(());
-            }
-            let longest = configured.iter().filter_map(|member| member.duration).max().unwrap_or(DURATION);
-            looks_left = longest.as_secs() + 1;
-            let pods: Vec<_> = configured.iter().map(|member| member.profile.pod.as_str()).collect();
-            options.output.say(&format!("looking for {} s whether {} is alive", longest.as_secs(), pods.join(", ")))?;
-            let versions = configured.iter().map(|member| (member.name.clone(), member.version.clone()));
-            suspects = Some(versions.collect());
-            continue;
-        };
-        if let Some(alive) = configured.iter().find(|member| suspects.get(&member.name) != Some(&member.version)) {
+        if let Some(alive) = now.iter().find(|member| !is_silent(member)) {
             return Err(Failure::Usage(format!(
                 "{} is configured for {}: take the kind out of the configuration, roll that out, and drain it then",
                 alive.profile.pod, options.kind
             )));
         }
-        if configured.is_empty() || looks_left == 0 {
-            return Ok(());
+        if now.is_empty() {
+            break;
         }
-        looks_left -= 1;
-        sleep(LOOK).await;
     }
+    Ok(())
+}
+
+/// The replicas that say they are configured for the kind, by the name that its Lease has, or would have by default.
+async fn configured(options: &Options, leases: &Api<Lease>) -> Result<Vec<Member>, Failure> {
+    let all = leases.list(&ListParams::default().labels(INSTANCE_LABEL)).await;
+    let all =
+        all.context("failed to list the Leases of all namespaces, which tell whether a replica serves the kind")?;
+    let of_kind = all.items.iter().filter(|lease| {
+        record::annotation(lease, KIND_ANNOTATION).is_some_and(|kind| kind.eq_ignore_ascii_case(&options.kind))
+    });
+    let mut names: BTreeSet<String> = of_kind.filter_map(|lease| lease.metadata.name.clone()).collect();
+    names.insert(options.kind.to_ascii_lowercase());
+    let members = all.items.iter().filter_map(record::member);
+    Ok(members.filter(|member| names.iter().any(|name| member.profile.shards.contains(name))).collect())
 }
 
 /// Takes the finalizer away, from whatever version of the object there is.

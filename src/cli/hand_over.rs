@@ -12,17 +12,17 @@ use clap::Args;
 use futures::{StreamExt as _, TryStreamExt as _};
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
     runtime::watcher,
 };
 use leasehold::sharding::{
-    record::{self, HAND_OVER_ANNOTATION, Lease},
-    roster::{self, Activity, Member},
+    record::{self, HAND_OVER_ANNOTATION, INSTANCE_LABEL, KIND_ANNOTATION, Lease},
+    roster::{self, Activity, Holding, Member},
 };
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::{Failure, Output, installation::Installation};
+use super::{Failure, Output};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -43,6 +43,12 @@ pub(super) struct Options {
     /// How to print the outcome
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
+}
+
+/// The Leases of one installation.
+struct Installation {
+    leases: Vec<Lease>,
+    members: Vec<Member>,
 }
 
 pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
@@ -86,6 +92,62 @@ async fn hand_over(options: &Options) -> Result<ExitCode, Failure> {
 }
 
 impl Installation {
+    async fn read(leases: &Api<Lease>, namespace: &str, instance: Option<&str>) -> Result<Self, Failure> {
+        let selector = instance.map_or_else(|| INSTANCE_LABEL.to_owned(), |name| format!("{INSTANCE_LABEL}={name}"));
+        let all = leases.list(&ListParams::default().labels(&selector)).await;
+        let all = all.with_context(|| format!("failed to list the Leases in namespace {namespace}"))?.items;
+        let label = |lease: &Lease| lease.metadata.labels.as_ref()?.get(INSTANCE_LABEL).cloned();
+        let mut instances: Vec<_> = all.iter().filter_map(label).collect();
+        instances.sort();
+        instances.dedup();
+        match instances.as_slice() {
+            [] => {
+                let of = instance.map_or_else(String::new, |name| format!(" {name}"));
+                Err(Failure::Usage(format!(
+                    "namespace {namespace} has no Leases of an installation{of}; name theirs with --namespace"
+                )))
+            }
+            [_one] => {
+                let members = all.iter().filter_map(record::member).collect();
+                Ok(Self { leases: all, members })
+            }
+            several => Err(Failure::Usage(format!(
+                "namespace {namespace} has several installations, {}; name one with --instance",
+                several.join(", ")
+            ))),
+        }
+    }
+
+    fn shards(&self) -> impl Iterator<Item = (String, String, Holding)> {
+        self.leases.iter().filter_map(|lease| {
+            let name = lease.metadata.name.clone()?;
+            let kind = record::annotation(lease, KIND_ANNOTATION).unwrap_or(&name).to_owned();
+            Some((name, kind, record::holding(lease)?))
+        })
+    }
+
+    /// The Lease that is meant, with its name and its kind's.
+    fn find(&self, wanted: &str, namespace: &str) -> Result<(String, String, Holding), Failure> {
+        let is_meant = |name: &str, kind: &str| {
+            [name, kind, kind.split('.').next().unwrap_or(kind)].iter().any(|it| it.eq_ignore_ascii_case(wanted))
+        };
+        let mut found: Vec<_> = self.shards().filter(|(name, kind, _)| is_meant(name, kind)).collect();
+        let kinds = |found: &mut dyn Iterator<Item = (String, String, Holding)>| {
+            found.map(|(_, kind, _)| kind).collect::<Vec<_>>().join(", ")
+        };
+        match found.len() {
+            1 => Ok(found.remove(0)),
+            0 => Err(Failure::Usage(format!(
+                "no kind {wanted} has a Lease in namespace {namespace}; there are {}",
+                kinds(&mut self.shards())
+            ))),
+            _ => Err(Failure::Usage(format!(
+                "{wanted} may mean {}; write it with its group",
+                kinds(&mut found.into_iter())
+            ))),
+        }
+    }
+
     /// The holder identity of whoever shall have it.
     fn choose(&self, lease: &str, kind: &str, from: &str, to: Option<&str>) -> Result<String, Failure> {
         let takes = |member: &&Member| member.profile.activity == Activity::Active && member.profile.can_run(lease);

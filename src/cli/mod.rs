@@ -5,7 +5,6 @@ mod crds;
 mod defaults;
 mod drain;
 mod hand_over;
-mod installation;
 mod load;
 mod logging;
 mod rbac;

@@ -75,6 +75,11 @@ pub fn leases(client: Client, namespace: &str) -> Api<Lease> {
     Api::namespaced_with(client, namespace, &resource())
 }
 
+/// The Leases of all namespaces, to be read.
+pub fn all_leases(client: Client) -> Api<Lease> {
+    Api::all_with(client, &resource())
+}
+
 /// A Lease that does not exist yet.
 pub fn new(name: &str, namespace: &str) -> Lease {
     Object::new(name, &resource(), Spec::default()).within(namespace)

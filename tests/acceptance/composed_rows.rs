@@ -227,9 +227,8 @@ async fn the_objects_of_a_kind_that_is_taken_out_are_let_go() -> Result<()> {
         eventually("its child is there", PATIENCE, || config_maps.get_opt("elsewhere"), Option::is_some).await?;
 
         let kind = format!("Local.{}", rows.group);
-        let drain = |arguments: Vec<String>| async move {
-            Said::by_drain(stage.cluster.kubeconfig(), &stage.namespace, &arguments).await
-        };
+        let drain =
+            |arguments: Vec<String>| async move { Said::by_drain(stage.cluster.kubeconfig(), &arguments).await };
         for (arguments, says) in [
             (vec!["Local".to_owned()], "has no group"),
             (vec![format!("Nothing.{}", rows.group)], "has no kind Nothing; there are Gadget, Local, Other, Thing"),

@@ -1,7 +1,6 @@
 //! The shipped binary, as a user calls it.
 
 use std::{
-    ffi::OsStr,
     path::Path,
     process::{Output, Stdio},
 };
@@ -33,16 +32,14 @@ impl Said {
     }
 
     pub async fn by_hand_over(kubeconfig: &Path, namespace: &str, arguments: &[&str]) -> Result<Self> {
-        Self::of("hand-over", kubeconfig, namespace, arguments).await
-    }
-
-    pub async fn by_drain(kubeconfig: &Path, namespace: &str, arguments: &[String]) -> Result<Self> {
-        Self::of("drain", kubeconfig, namespace, arguments).await
-    }
-
-    async fn of(verb: &str, kubeconfig: &Path, namespace: &str, arguments: &[impl AsRef<OsStr>]) -> Result<Self> {
         let mut command = leasehold();
-        command.arg(verb).args(arguments).args(["-n", namespace]).env("KUBECONFIG", kubeconfig);
+        command.arg("hand-over").args(arguments).args(["-n", namespace]).env("KUBECONFIG", kubeconfig);
+        Self::by(&mut command).await
+    }
+
+    pub async fn by_drain(kubeconfig: &Path, arguments: &[String]) -> Result<Self> {
+        let mut command = leasehold();
+        command.arg("drain").args(arguments).env("KUBECONFIG", kubeconfig);
         Self::by(&mut command).await
     }
 }
