@@ -16,13 +16,13 @@ use tracing::{debug, info, warn};
 use crate::{
     config::{Configuration, Kind},
     ops::{metrics::Metrics, status::Status},
-    sharding::{
+    protocol::roster::{Plan, Profile, Roster, Rules},
+    replica::{
         board::{Board, WATCH_TIMEOUT},
         clock::Clock,
         elector::Shared,
         proof::{self, PodLock, Witness},
         record,
-        roster::{Plan, Profile, Roster, Rules},
         supervisor::{Assignment, Leadership, Stopped, Supervisor, Surroundings},
         term::Reconciler,
     },

@@ -48,12 +48,13 @@ pub mod app;
 pub mod config;
 pub mod kinds;
 pub mod ops;
+pub mod protocol;
 pub mod reconcile;
-pub mod sharding;
+pub mod replica;
 
 pub use app::{Error, Leasehold, Replica, shutdown_signals};
 pub use config::Configuration;
-pub use sharding::{
+pub use replica::{
     supervisor::Leadership,
     term::{Access, BoxError, FencingToken, Reconciler, Standby, Term},
 };

@@ -18,14 +18,12 @@ use kube::{
     discovery,
 };
 use leasehold::{
+    protocol::roster::Member,
     reconcile::{
         finalizer::{self, Written},
         name::Name,
     },
-    sharding::{
-        record::{self, INSTANCE_LABEL, KIND_ANNOTATION, Lease},
-        roster::Member,
-    },
+    replica::record::{self, INSTANCE_LABEL, KIND_ANNOTATION, Lease},
 };
 use serde_json::json;
 use tokio::time::sleep;

@@ -15,9 +15,9 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
     runtime::watcher,
 };
-use leasehold::sharding::{
-    record::{self, HAND_OVER_ANNOTATION, INSTANCE_LABEL, KIND_ANNOTATION, Lease},
-    roster::{self, Activity, Holding, Member},
+use leasehold::{
+    protocol::roster::{self, Activity, Holding, Member},
+    replica::record::{self, HAND_OVER_ANNOTATION, INSTANCE_LABEL, KIND_ANNOTATION, Lease},
 };
 use serde_json::json;
 use tokio::time::{Instant, timeout};

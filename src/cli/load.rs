@@ -14,7 +14,7 @@ use leasehold::{
         children::{self, Children},
         watches::Watches,
     },
-    sharding::term::{Access, Reconciler},
+    replica::term::{Access, Reconciler},
 };
 
 /// The file of a folder that lists the kinds.

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Args;
-use leasehold::{reconcile::children::Type, sharding::term::Access};
+use leasehold::{reconcile::children::Type, replica::term::Access};
 use serde_json::{Value, json};
 
 use super::{Failure, load::load};

@@ -16,7 +16,7 @@ use self::{
     propagation::{Propagation, PropagationReconciler},
     schedule::{ScaleSchedule, ScheduleReconciler},
 };
-use crate::sharding::term::{Access, Reconciler};
+use crate::replica::term::{Access, Reconciler};
 
 /// A reconciler compiled into the binary, and the one kind that it reconciles.
 #[derive(Clone)]

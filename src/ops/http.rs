@@ -18,7 +18,7 @@ use super::{
     metrics::Metrics,
     status::{Mate, ShardState, ShardStatus, Status},
 };
-use crate::sharding::term::FencingToken;
+use crate::replica::term::FencingToken;
 
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,7 @@ use dashmap::DashMap;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::sharding::term::FencingToken;
+use crate::replica::term::FencingToken;
 
 /// Where one shard stands on this replica.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -9,7 +9,7 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::sharding::term::Term;
+use crate::replica::term::Term;
 
 /// Names the Lease of the shard that wrote an object.
 pub const SHARD: &str = "leasehold.dev/shard";

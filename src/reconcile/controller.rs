@@ -40,7 +40,7 @@ pub use super::queue::Lane;
 use super::queue::{Queue, Recent};
 use crate::{
     reconcile::{backoff::Backoff, name::Name, seen::Seen},
-    sharding::term::{Standby, Term},
+    replica::term::{Standby, Term},
 };
 
 /// The share of a resync that is left to chance, so that objects listed together are not reconciled together for ever.

@@ -8,7 +8,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
-use crate::{reconcile::apply::field_manager, sharding::term::Term};
+use crate::{reconcile::apply::field_manager, replica::term::Term};
 
 /// One event for a reason and an object in this time.
 const QUIET: Duration = Duration::from_secs(5 * 60);

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Kind,
-    sharding::term::{FencingToken, Promotion, Standby, Term},
+    replica::term::{FencingToken, Promotion, Standby, Term},
 };
 
 /// One request, with its body.

@@ -29,7 +29,7 @@ use super::{
     fake::{Answer, Asked, Fake},
     name::Name,
 };
-use crate::sharding::term::{Standby, Term};
+use crate::replica::term::{Standby, Term};
 
 const MANY: usize = 10_000;
 const FLOOD: usize = 10_000;

@@ -1,6 +1,6 @@
 //! What the kinds share: controllers, conditions, server-side apply, statuses, events.
 //!
-//! Nothing here knows a kind. Every request goes through the client of a [`Term`](crate::sharding::term::Term), so that a
+//! Nothing here knows a kind. Every request goes through the client of a [`Term`](crate::replica::term::Term), so that a
 //! late write is refused; an error is an error here, whoever made it, and is tried again with back-off.
 
 pub mod apply;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     reconcile::{apply::field_manager, conditions, events::Events, seen::Seen},
-    sharding::term::Term,
+    replica::term::Term,
 };
 
 /// The shard that wrote a status last.

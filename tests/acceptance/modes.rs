@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result};
 use kube::{Api, ResourceExt};
-use leasehold::sharding::record::Lease as Record;
+use leasehold::replica::record::Lease as Record;
 use leasehold_cluster::{Signal, eventually};
 use serde_json::Value;
 
@@ -82,7 +82,7 @@ async fn never_leaves_all_moves_to_hands() -> Result<()> {
         let said = hand_over("1").await?;
         let taken_back = "was not handed over within 1 s and the request is taken back";
         ensure(said.code == Some(1) && said.stderr.contains(taken_back), || format!("{said:?}"))?;
-        let leases: Api<Record> = leasehold::sharding::record::leases(stage.client.clone(), &stage.namespace);
+        let leases: Api<Record> = leasehold::replica::record::leases(stage.client.clone(), &stage.namespace);
         let asked = leases.get(&lease).await?.metadata.annotations.unwrap_or_default();
         ensure(!asked.contains_key("leasehold.dev/hand-over-to"), || format!("{asked:?}"))?;
         stage.kubelet.signal(&stage.namespace, &second, Signal::CONT)?;

@@ -2,7 +2,7 @@
 
 use std::{hint::black_box, time::Instant};
 
-use leasehold::sharding::placement::{Able, Moves, Replica, Shard, Tie, placement};
+use leasehold::protocol::placement::{Able, Moves, Replica, Shard, Tie, placement};
 
 use crate::report::Report;
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
-use leasehold::{config, kinds, sharding::slot};
+use leasehold::{config, kinds, protocol::slot};
 use serde_json::Value;
 
 /// The documents of a file of this repository.

@@ -9,7 +9,7 @@ use std::{fmt::Write as _, time::Duration};
 use fastrand::Rng;
 use leasehold::{
     config::Timings,
-    sharding::{
+    protocol::{
         election::{Election, Intent, Observation, Proposal, Purpose, RELEASED, Standing, Step, Version},
         moment::Moment,
         slot::{Command, Event as Told, Outcome, Slot, State},

@@ -30,10 +30,8 @@ fn code(file: &Path) -> String {
 
 #[test]
 fn pure_files_know_no_runtime_no_cluster_and_no_clock() {
-    let sharding = ["election", "slot", "placement", "roster", "moment"].map(|name| format!("src/sharding/{name}.rs"));
-    let pure = sharding.into_iter().chain(["src/reconcile/queue.rs".to_owned()]);
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for file in pure.map(|name| root.join(name)).chain(sources("src/config")) {
+    let queue = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/reconcile/queue.rs");
+    for file in sources("src/protocol").into_iter().chain(sources("src/config")).chain([queue]) {
         let code = code(&file);
         for word in ["tokio", "kube::", "k8s_openapi", "Instant", "SystemTime", "Timestamp", "fastrand", "std::fs"] {
             assert!(!code.contains(word), "{} mentions {word}", file.display());
@@ -43,7 +41,7 @@ fn pure_files_know_no_runtime_no_cluster_and_no_clock() {
 
 #[test]
 fn only_the_supervisor_spawns() {
-    for file in sources("src").into_iter().filter(|file| !file.ends_with("sharding/supervisor.rs")) {
+    for file in sources("src").into_iter().filter(|file| !file.ends_with("replica/supervisor.rs")) {
         assert!(!code(&file).contains("spawn"), "{} spawns", file.display());
     }
 }
@@ -51,8 +49,9 @@ fn only_the_supervisor_spawns() {
 #[test]
 fn arrows_go_one_way() {
     for (folder, others) in [
-        ("src/config", vec!["sharding", "reconcile", "kinds", "ops", "app"]),
-        ("src/sharding", vec!["reconcile", "kinds", "app"]),
+        ("src/config", vec!["protocol", "replica", "reconcile", "kinds", "ops", "app"]),
+        ("src/protocol", vec!["replica", "reconcile", "kinds", "ops", "app"]),
+        ("src/replica", vec!["reconcile", "kinds", "app"]),
         ("src/reconcile", vec!["kinds", "app"]),
         ("src/kinds", vec!["app"]),
     ] {

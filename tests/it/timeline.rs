@@ -3,7 +3,7 @@
 use std::{cmp::Ordering, collections::BinaryHeap, time::Duration};
 
 use fastrand::Rng;
-use leasehold::sharding::moment::Moment;
+use leasehold::protocol::moment::Moment;
 
 const MILLI: Duration = Duration::from_millis(1);
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     reconcile::children::{Compose, Composed, Desired, Failure, Key, Related, Type, View, Waiting},
-    sharding::term::Access,
+    replica::term::Access,
 };
 
 /// Children of one object.

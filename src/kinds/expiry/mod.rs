@@ -30,7 +30,7 @@ use crate::{
         seen::Seen,
         status::Statuses,
     },
-    sharding::term::{Access, BoxError, Reconciler, Standby, Term},
+    replica::term::{Access, BoxError, Reconciler, Standby, Term},
 };
 
 /// How soon a target kind that is not served is looked for again.

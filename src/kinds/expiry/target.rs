@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     reconcile::apply::{Deletion, delete},
-    sharding::{problem::is_unserved, term::Term},
+    replica::{problem::is_unserved, term::Term},
 };
 
 /// Objects a page.

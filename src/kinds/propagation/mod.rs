@@ -35,7 +35,7 @@ use crate::{
         events::Events,
         status::Statuses,
     },
-    sharding::term::{Access, BoxError, Reconciler, Standby, Term},
+    replica::term::{Access, BoxError, Reconciler, Standby, Term},
 };
 
 /// Reconciles Propagations.

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     reconcile::apply::{applied_by, applied_keys, children_of, field_manager, labels, ownership},
-    sharding::term::Term,
+    replica::term::Term,
 };
 
 /// Objects a page.

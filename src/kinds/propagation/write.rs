@@ -21,7 +21,7 @@ use crate::{
         apply::{Conflicts, apply, delete},
         controller::chain,
     },
-    sharding::term::Term,
+    replica::term::Term,
 };
 
 /// Writes at a time for one Propagation.

@@ -37,7 +37,7 @@ use crate::{
         seen::Seen,
         status::Statuses,
     },
-    sharding::term::{Access, BoxError, Reconciler, Standby, Term},
+    replica::term::{Access, BoxError, Reconciler, Standby, Term},
 };
 
 /// Holds a schedule until what it saved is restored.

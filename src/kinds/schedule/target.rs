@@ -9,7 +9,7 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::sharding::problem::is_unserved;
+use crate::replica::problem::is_unserved;
 
 /// Why a kind cannot be the target of a schedule.
 #[derive(Debug)]

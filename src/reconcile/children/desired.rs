@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Map, Value};
 
-use crate::sharding::term::Access;
+use crate::replica::term::Access;
 
 /// A type of objects. The plural is what permissions name; requests use the one that the API server tells.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -50,7 +50,7 @@ use crate::{
         status::Statuses,
         watches::{Listener, News, Objects, Query, Sight, Watches},
     },
-    sharding::term::{Access, BoxError, Reconciler, Standby, Term},
+    replica::term::{Access, BoxError, Reconciler, Standby, Term},
 };
 
 /// How soon an object is looked at again whose children cannot be seen: nothing tells when they can.

@@ -13,7 +13,7 @@ use kube::{
 use tracing::warn;
 
 use super::{super::controller::chain, Query};
-use crate::sharding::problem::is_unserved;
+use crate::replica::problem::is_unserved;
 
 /// Between two looks whether a type is served.
 const UNSERVED: Duration = Duration::from_secs(10);

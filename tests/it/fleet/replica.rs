@@ -9,7 +9,7 @@ use std::{
 
 use leasehold::{
     config::Timings,
-    sharding::{
+    protocol::{
         election::{Election, Grant, Intent, Proposal, Purpose, RELEASED, Standing, Step},
         moment::Moment,
         roster::{self, Activity, Advice, Plan, Profile, Roster, Rules},
@@ -382,7 +382,7 @@ impl Replica {
 
     // The supervisor.
 
-    fn collect(&mut self, litter: Vec<(String, leasehold::sharding::election::Version)>) {
+    fn collect(&mut self, litter: Vec<(String, leasehold::protocol::election::Version)>) {
         for (name, version) in litter {
             let id = self.number();
             self.effects.push(Effect::Ask(id, Request::Delete(name, version)));

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
-use leasehold::sharding::{
+use leasehold::protocol::{
     election::{Observation, Version},
     roster::{Holding, Member, Profile},
 };

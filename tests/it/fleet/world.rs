@@ -10,7 +10,7 @@ use std::{
 use fastrand::Rng;
 use leasehold::{
     config::{Rebalance, StandbyMode, Timings},
-    sharding::{
+    protocol::{
         election::Standing,
         moment::Moment,
         roster::{Plan, Rules},
@@ -556,7 +556,7 @@ impl World {
             let tasks: Vec<_> = self.hosts[host].replica.shards.iter().map(|shard| shard.task).collect();
             for (shard, task) in tasks.into_iter().enumerate() {
                 let state = self.hosts[host].replica.shards[shard].slot.state();
-                if let (Some(term), true) = (task, state != leasehold::sharding::slot::State::Running) {
+                if let (Some(term), true) = (task, state != leasehold::protocol::slot::State::Running) {
                     self.end_task(host, shard, term, 0, Outcome::Aborted);
                 }
             }

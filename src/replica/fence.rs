@@ -30,7 +30,8 @@ use kube::{
 use tokio::sync::Notify;
 use tower::{BoxError, Layer, Service, ServiceBuilder};
 
-use super::{clock::Clock, moment::Moment};
+use super::clock::Clock;
+use crate::protocol::moment::Moment;
 
 /// A read that is not a watch answers within this, or fails: a dead connection must not hold a reconcile for ever.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);

@@ -25,17 +25,19 @@ use tracing::{error, info, warn};
 use super::{
     board::{Board, Turn},
     clock::Clock,
-    election::{FencingToken, Grant, Intent},
     elector::{Elector, Report, Shared},
     fence::Fence,
     membership::{self, Membership},
-    moment::Moment,
     preflight::{self, Verdict},
     proof::{Deaths, Origin, Witness},
     record,
+    term::{BoxError, Promotion, Reconciler, Standby, Term},
+};
+use crate::protocol::{
+    election::{FencingToken, Grant, Intent},
+    moment::Moment,
     roster::{self, Activity, Advice, Profile, Roster},
     slot::{self, Command, Handover, Outcome, Slot, State},
-    term::{BoxError, Promotion, Reconciler, Standby, Term},
 };
 use crate::{
     config::Kind,
@@ -437,7 +439,7 @@ impl Supervisor {
         self.collect(predecessors);
     }
 
-    fn collect(&mut self, litter: Vec<(String, super::election::Version)>) {
+    fn collect(&mut self, litter: Vec<(String, crate::protocol::election::Version)>) {
         for (name, version) in litter {
             info!(lease = name, "collecting a Lease that nobody needs any more");
             let membership = Arc::clone(&self.membership);

@@ -3,7 +3,7 @@
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
-use super::moment::Moment;
+use crate::protocol::moment::Moment;
 
 /// Reads monotonic time. Copies read the same clock.
 #[derive(Clone, Copy, Debug)]

@@ -14,8 +14,8 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-pub use super::election::FencingToken;
 use crate::config::Kind;
+pub use crate::protocol::election::FencingToken;
 
 /// One term. Clones are handles on the same term.
 #[derive(Clone)]

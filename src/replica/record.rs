@@ -10,7 +10,7 @@ use kube::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{
+use crate::protocol::{
     election::{Observation, Version},
     roster::{Holding, Member, Profile},
 };

@@ -17,11 +17,13 @@ use tracing::{debug, warn};
 use super::{
     board::Sighting,
     clock::Clock,
-    election::{Election, Intent, Proposal, Purpose, RELEASED, Standing, Step},
     fence::Fence,
-    moment::Moment,
     problem,
     record::{self, Lease, observation, version},
+};
+use crate::protocol::{
+    election::{Election, Intent, Proposal, Purpose, RELEASED, Standing, Step},
+    moment::Moment,
 };
 use crate::{
     config::{Kind, Timings},

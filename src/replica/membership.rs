@@ -10,12 +10,11 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::{
-    election::Version,
     elector::Shared,
     problem,
     record::{self, Lease},
-    roster::Profile,
 };
+use crate::protocol::{election::Version, roster::Profile};
 
 /// A membership is renewed this many times within its duration, so that one lost renewal is not taken for a departure.
 const RENEWALS: u32 = 3;

@@ -347,7 +347,7 @@ impl Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sharding::election::FencingToken;
+    use crate::protocol::election::FencingToken;
 
     const SECOND: Duration = Duration::from_secs(1);
 
