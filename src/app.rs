@@ -179,7 +179,7 @@ impl Leasehold {
         let patience = Duration::from_secs(u64::from(WATCH_TIMEOUT) + 5);
         let watch_client = client(&config, timings.request_timeout, Some(patience))?;
         let board = Board::new(record::leases(watch_client.clone(), &namespace), self.config.instance.clone());
-        // Held until this returns: nobody else may say that it speaks for this Pod meanwhile.
+        // Held until the process ends: no other may say that it speaks for this Pod while a task of ours may write.
         let lock = replica.pod_uid.as_deref().and_then(|uid| lock(&self.config.instance, uid));
         let pod_uid = replica.pod_uid.clone().filter(|_| lock.is_some());
         if let Some(path) = &replica.termination_log {
@@ -250,7 +250,7 @@ fn lock(instance: &str, uid: &str) -> Option<PodLock> {
         Err(error) => {
             warn!(
                 uid, %error,
-                "another process speaks for this Pod already: after a restart, this one's Leases have to expire"
+                "this run does not speak for its Pod: after a restart, its Leases have to expire"
             );
             None
         }

@@ -4,7 +4,16 @@
 //! when that one has died and not before. And the kubelet's word: it copies what a container wrote to its termination
 //! log into the Pod's status when this very container has ended, so a holder identity that comes back there is of a dead
 //! process. No time, restart count or container id is compared. A Pod that is gone, unready or being deleted proves nothing.
+//!
+//! A container can write what it likes there, so a Pod is believed about its own processes only: an identity has to begin
+//! with the Pod's name, and goes with the Pod's uid, which a Lease names as well.
 
+#[cfg(target_os = "linux")]
+use std::{
+    collections::HashMap,
+    os::unix::net::UnixListener,
+    sync::{Mutex, OnceLock, PoisonError},
+};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fs::OpenOptions,
@@ -20,7 +29,7 @@ use k8s_openapi::api::{
 };
 use kube::{Api, Client, ResourceExt, runtime::watcher};
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::{board::WATCH_TIMEOUT, problem::describe};
 
@@ -33,28 +42,43 @@ const REVISION: &str = "deployment.kubernetes.io/revision";
 /// Between two attempts to watch Pods, the longest of them when it is not allowed.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// Of Pods that are gone this many deaths are remembered: what somebody may still find on a Lease.
+/// Of Pods that are gone this many deaths are remembered: what another replica may still find on a Lease.
 const REMEMBERED: usize = 256;
 
-/// Which processes have ended, by holder identity, as far as the kubelet has said.
+/// Which processes have ended, as far as the kubelet has said: holder identities, each with the uid of its Pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Deaths {
     /// Their container has ended and stays down: it backs off, or its Pod ends.
-    pub ended: BTreeSet<String>,
+    pub ended: BTreeMap<String, String>,
     /// Their container runs again, or is about to: its new process may take their Leases back itself.
-    pub restarted: BTreeSet<String>,
+    pub restarted: BTreeMap<String, String>,
 }
 
 /// Where our own Pod comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
+    /// The controller above the Pod as `KIND/NAME`: the Deployment if a ReplicaSet of one made the Pod, else the Pod's own
+    /// controller. `None` for a Pod without a controller, and if the ReplicaSet may not be read.
+    pub owner: Option<String>,
     /// Revision of the ReplicaSet that made it; grows with each rollout, and with each rollback.
     pub revision: Option<u64>,
 }
 
-/// What the status of one Pod proves. Whether the Pod goes on says only who should follow, and proves nothing.
-pub fn deaths_of(pod: &Pod) -> Deaths {
-    let mut deaths = Deaths::default();
+/// What the status of one Pod says of ended processes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Testimony {
+    /// What it proves.
+    pub deaths: Deaths,
+    /// Identities that it names and that are not of this Pod's processes: they prove nothing.
+    pub foreign: BTreeSet<String>,
+}
+
+/// Reads the status of one Pod. Whether the Pod goes on decides only who should follow, and proves nothing.
+pub fn testimony_of(pod: &Pod) -> Testimony {
+    let mut testimony = Testimony::default();
+    let (Some(name), Some(uid)) = (&pod.metadata.name, &pod.metadata.uid) else { return testimony };
+    // A Pod's name has no underscore, so no other Pod's identities begin like this.
+    let own = format!("{name}_");
     let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
     let goes_on = pod.metadata.deletion_timestamp.is_none() && policy.is_none_or(|policy| policy == "Always");
     let statuses = pod.status.iter().filter_map(|status| status.container_statuses.as_ref()).flatten();
@@ -62,10 +86,17 @@ pub fn deaths_of(pod: &Pod) -> Deaths {
         // The kubelet starts what has just ended at once, or says what keeps it from that: a back-off, an image.
         let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
         let stays_down = waiting.is_some_and(|waiting| !waiting.reason.as_deref().is_none_or(is_being_started));
-        let dead = [&container.state, &container.last_state].into_iter().flatten().flat_map(testimony);
-        if goes_on && !stays_down { deaths.restarted.extend(dead) } else { deaths.ended.extend(dead) }
+        let deaths = &mut testimony.deaths;
+        let dead = if goes_on && !stays_down { &mut deaths.restarted } else { &mut deaths.ended };
+        for identity in [&container.state, &container.last_state].into_iter().flatten().flat_map(named) {
+            if identity.starts_with(&own) {
+                dead.insert(identity, uid.clone());
+            } else {
+                testimony.foreign.insert(identity);
+            }
+        }
     }
-    deaths
+    testimony
 }
 
 fn is_being_started(waiting: &str) -> bool {
@@ -73,7 +104,7 @@ fn is_being_started(waiting: &str) -> bool {
 }
 
 /// The identities that an ended container has written to its log.
-fn testimony(state: &ContainerState) -> impl Iterator<Item = String> {
+fn named(state: &ContainerState) -> impl Iterator<Item = String> {
     let message = state.terminated.as_ref().and_then(|ended| ended.message.as_deref()).unwrap_or_default();
     let identity = |line: &str| {
         let identity = line.strip_prefix(TESTIMONY)?;
@@ -92,41 +123,88 @@ pub fn testify(log: &Path, identity: &str) -> io::Result<()> {
     write!(file, "\n{TESTIMONY}{identity}\n")
 }
 
-/// The name that one process of a Pod holds at a time. Whoever holds it knows that every process which gave the Pod's
-/// uid before is dead, for it held the name when it did.
+/// Says that this process holds the name which one process of a Pod holds at a time. The holder knows that every process
+/// which gave the Pod's uid before is dead, for each held the name when it did.
 ///
-/// It is an abstract Unix socket: all containers of a Pod share the network namespace that such names live in, and the
-/// kernel frees a name with the process that bound it, a stopped process included.
+/// The name is an abstract Unix socket: all containers of a Pod share the network namespace that such names live in, and
+/// the kernel frees a name with the process that bound it, a stopped process included. This process keeps it to its end,
+/// whatever becomes of this value: a task may outlive the run that took the lock, and write until its term has expired.
 #[derive(Debug)]
-pub struct PodLock {
-    #[cfg(target_os = "linux")]
-    _socket: std::os::unix::net::UnixListener,
+#[non_exhaustive]
+pub struct PodLock;
+
+/// Why a process may not speak for its Pod.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process of the Pod holds the lock.
+    #[error("another process of this Pod holds its lock")]
+    OtherProcess,
+    /// An earlier run in this process took it; it is never given back.
+    #[error(
+        "an earlier run in this process holds the Pod's lock until the process ends, for its tasks may still write"
+    )]
+    EarlierRun,
+    /// This platform has no such lock.
+    #[error("this platform has no lock that ends with its process")]
+    Unsupported,
+    /// The kernel refused the name.
+    #[error("cannot bind the Pod's lock")]
+    Bind(#[source] io::Error),
 }
 
+/// The sockets by name, for the life of the process.
+#[cfg(target_os = "linux")]
+static LOCKS: OnceLock<Mutex<HashMap<String, UnixListener>>> = OnceLock::new();
+
 impl PodLock {
-    /// Takes the name for the life of the value.
+    /// Takes the lock of a Pod, by the instance and the Pod's uid, for the rest of the process's life.
     ///
     /// # Errors
-    /// `AddrInUse` if another process of the Pod holds it; `Unsupported` if this is not Linux.
+    /// [`LockError`]; at the second call for the same Pod as well.
     #[cfg(target_os = "linux")]
-    pub fn take(instance: &str, uid: &str) -> io::Result<Self> {
-        use std::os::{
-            linux::net::SocketAddrExt,
-            unix::net::{SocketAddr, UnixListener},
-        };
+    pub fn take(instance: &str, uid: &str) -> Result<Self, LockError> {
+        use std::os::{linux::net::SocketAddrExt, unix::net::SocketAddr};
+
         // An instance and a uid of the longest kind fit: a name has 107 bytes.
-        let name = SocketAddr::from_abstract_name(format!("lease/{instance}/{uid}"))?;
-        Ok(Self { _socket: UnixListener::bind_addr(&name)? })
+        let name = format!("lease/{instance}/{uid}");
+        let mut locks = LOCKS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+        if locks.contains_key(&name) {
+            return Err(LockError::EarlierRun);
+        }
+        let address = SocketAddr::from_abstract_name(&name).map_err(LockError::Bind)?;
+        let socket = UnixListener::bind_addr(&address).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => LockError::OtherProcess,
+            _ => LockError::Bind(error),
+        })?;
+        locks.insert(name, socket);
+        Ok(Self)
     }
 
     /// As on Linux, where it works.
     ///
     /// # Errors
-    /// `Unsupported`, always.
+    /// [`LockError::Unsupported`], always.
     #[cfg(not(target_os = "linux"))]
-    pub fn take(_instance: &str, _uid: &str) -> io::Result<Self> {
-        Err(io::ErrorKind::Unsupported.into())
+    pub fn take(_instance: &str, _uid: &str) -> Result<Self, LockError> {
+        Err(LockError::Unsupported)
     }
+}
+
+/// Why the Pods are not watched.
+#[derive(Debug, thiserror::Error)]
+enum Unwatched {
+    #[error(
+        "not allowed to {what} in namespace {namespace}: grant it with a Role and a RoleBinding, as deploy/rbac.yaml does"
+    )]
+    Forbidden { what: &'static str, namespace: String },
+    #[error("failed to {what}: {code} {message}")]
+    Refused { what: &'static str, code: u16, message: String },
+    #[error("failed to {what}: {}", describe(.error))]
+    Failed { what: &'static str, error: kube::Error },
+    #[error("the watch broke: {}", describe(.0))]
+    Broke(watcher::Error),
+    #[error("the watch has ended")]
+    Ended,
 }
 
 /// Watches the Pods that run under our ServiceAccount: no other Pod can hold our Leases.
@@ -142,8 +220,9 @@ pub struct Witness {
 /// What each Pod's status proved, and what those proved that are gone: a proof stays true.
 #[derive(Debug, Default)]
 struct Known {
-    pods: BTreeMap<String, Deaths>,
-    gone: VecDeque<String>,
+    pods: BTreeMap<String, Testimony>,
+    /// Identities and Pod uids.
+    gone: VecDeque<(String, String)>,
 }
 
 impl Witness {
@@ -175,7 +254,7 @@ impl Witness {
         let mut pause = RETRY.0;
         let mut said = None;
         loop {
-            let error = self.observe().await;
+            let error = self.observe().await.to_string();
             // A watch that worked for a while has ended as it may.
             if self.known.pods.is_empty() {
                 pause = (pause * 2).min(RETRY.1);
@@ -190,15 +269,17 @@ impl Witness {
         }
     }
 
-    async fn observe(&mut self) -> String {
+    async fn observe(&mut self) -> Unwatched {
         let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
         let own = match pods.get(&self.pod).await {
             Ok(pod) => pod,
-            Err(error) => return self.explain(&error, "get pods"),
+            Err(error) => return self.explain(error, "get pods"),
         };
         if self.origin.borrow().is_none() {
-            let origin = Origin { revision: self.revision(&own).await };
-            self.origin.send_replace(Some(origin));
+            match self.origin_of(&own).await {
+                Ok(origin) => drop(self.origin.send_replace(Some(origin))),
+                Err(error) => return error,
+            }
         }
         let account = own.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
         let config =
@@ -210,20 +291,20 @@ impl Witness {
             match stream.next().await {
                 Some(Ok(watcher::Event::Init)) => listed = Some(BTreeMap::new()),
                 Some(Ok(watcher::Event::InitApply(pod))) => {
-                    listed.get_or_insert_default().insert(pod.name_any(), deaths_of(&pod));
+                    listed.get_or_insert_default().insert(pod.name_any(), testimony_of(&pod));
                 }
                 Some(Ok(watcher::Event::InitDone)) => self.known.list(listed.take().unwrap_or_default()),
-                Some(Ok(watcher::Event::Apply(pod))) => self.known.see(pod.name_any(), deaths_of(&pod)),
+                Some(Ok(watcher::Event::Apply(pod))) => self.known.see(pod.name_any(), testimony_of(&pod)),
                 Some(Ok(watcher::Event::Delete(pod))) => {
                     // The last status may be news: a Pod is often deleted at once when its container has ended.
-                    self.known.see(pod.name_any(), deaths_of(&pod));
+                    self.known.see(pod.name_any(), testimony_of(&pod));
                     self.known.forget(&pod.name_any());
                 }
                 Some(Err(watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error))) => {
-                    return self.explain(&error, "list and watch pods");
+                    return self.explain(error, "list and watch pods");
                 }
-                Some(Err(error)) => return describe(&error),
-                None => return "the watch has ended".to_owned(),
+                Some(Err(error)) => return Unwatched::Broke(error),
+                None => return Unwatched::Ended,
             }
             if listed.is_none() {
                 let deaths = self.known.all();
@@ -236,62 +317,89 @@ impl Witness {
         }
     }
 
-    /// `None` for a Pod that no ReplicaSet made, and without the right to read it: then generations go by their age.
-    async fn revision(&self, pod: &Pod) -> Option<u64> {
-        let owners = pod.owner_references().iter();
-        let owner = owners.into_iter().find(|owner| owner.kind == "ReplicaSet" && owner.controller == Some(true))?;
-        let sets = Api::<ReplicaSet>::namespaced(self.client.clone(), &self.namespace);
-        match sets.get(&owner.name).await {
-            Ok(set) => set.annotations().get(REVISION)?.parse().ok(),
-            Err(error) => {
-                warn!("generations go by their age: {}", self.explain(&error, "get replicasets.apps"));
-                None
+    /// Without the right to read the ReplicaSet nothing is known of it, and generations go by their age. Another failure
+    /// passes, and is an error: what is read once stays for the life of the process.
+    async fn origin_of(&self, pod: &Pod) -> Result<Origin, Unwatched> {
+        let Some(set) = controller(pod).and_then(|(kind, name)| (kind == "ReplicaSet").then_some(name)) else {
+            return Ok(Origin::of(pod, None));
+        };
+        match Api::<ReplicaSet>::namespaced(self.client.clone(), &self.namespace).get(set).await {
+            Ok(set) => Ok(Origin::of(pod, Some(&set))),
+            Err(kube::Error::Api(status)) if status.is_forbidden() || status.code == 404 => {
+                let error = self.explain(kube::Error::Api(status), "get replicasets.apps");
+                warn!("generations go by their age: {error}");
+                Ok(Origin::default())
             }
+            Err(error) => Err(self.explain(error, "get replicasets.apps")),
         }
     }
 
-    fn explain(&self, error: &kube::Error, what: &str) -> String {
+    fn explain(&self, error: kube::Error, what: &'static str) -> Unwatched {
         match error {
-            kube::Error::Api(status) if status.is_forbidden() => format!(
-                "not allowed to {what} in namespace {}: grant it with a Role and a RoleBinding, as deploy/rbac.yaml does",
-                self.namespace
-            ),
-            kube::Error::Api(status) => {
-                debug!(code = status.code, "Pod request refused");
-                format!("failed to {what}: {} {}", status.code, status.message)
+            kube::Error::Api(status) if status.is_forbidden() => {
+                Unwatched::Forbidden { what, namespace: self.namespace.clone() }
             }
-            other => format!("failed to {what}: {}", describe(other)),
+            kube::Error::Api(status) => Unwatched::Refused { what, code: status.code, message: status.message },
+            error => Unwatched::Failed { what, error },
         }
     }
 }
 
+impl Origin {
+    fn of(pod: &Pod, set: Option<&ReplicaSet>) -> Self {
+        let owner = set.and_then(controller).or_else(|| controller(pod));
+        Self {
+            owner: owner.map(|(kind, name)| format!("{kind}/{name}")),
+            revision: set.and_then(|set| set.annotations().get(REVISION)?.parse().ok()),
+        }
+    }
+}
+
+/// Kind and name of the controller that owns an object.
+fn controller(object: &impl ResourceExt) -> Option<(&str, &str)> {
+    let owner = object.owner_references().iter().find(|owner| owner.controller == Some(true))?;
+    Some((&owner.kind, &owner.name))
+}
+
 impl Known {
-    fn list(&mut self, pods: BTreeMap<String, Deaths>) {
+    fn list(&mut self, pods: BTreeMap<String, Testimony>) {
         let gone: Vec<_> = self.pods.keys().filter(|pod| !pods.contains_key(*pod)).cloned().collect();
         gone.iter().for_each(|pod| self.forget(pod));
-        for (pod, deaths) in pods {
-            self.see(pod, deaths);
+        for (pod, testimony) in pods {
+            self.see(pod, testimony);
         }
     }
 
-    fn see(&mut self, pod: String, deaths: Deaths) {
-        let before = self.pods.insert(pod, deaths);
+    fn see(&mut self, pod: String, testimony: Testimony) {
+        let before = self.pods.get(&pod);
+        // A status is seen many times, and what is odd about it is logged once.
+        if !testimony.foreign.is_empty() && before.is_none_or(|before| before.foreign.is_empty()) {
+            let named = testimony.foreign.iter().next().map_or("", |identity| identity.as_str());
+            warn!(
+                pod,
+                named,
+                "a container of this Pod names another Pod's process in its termination message: it is not believed"
+            );
+        }
+        let before = self.pods.insert(pod, testimony);
         // A status shows the last two processes of a container, and the dead stay dead.
         let shown = self.all();
-        let both = before.into_iter().flat_map(|before| before.ended.into_iter().chain(before.restarted));
-        self.remember(both.filter(|identity| !shown.ended.contains(identity) && !shown.restarted.contains(identity)));
+        let both = before.into_iter().flat_map(|before| before.deaths.ended.into_iter().chain(before.deaths.restarted));
+        self.remember(
+            both.filter(|(identity, _)| !shown.ended.contains_key(identity) && !shown.restarted.contains_key(identity)),
+        );
     }
 
     fn forget(&mut self, pod: &str) {
-        if let Some(deaths) = self.pods.remove(pod) {
+        if let Some(Testimony { deaths, .. }) = self.pods.remove(pod) {
             self.remember(deaths.ended.into_iter().chain(deaths.restarted));
         }
     }
 
-    fn remember(&mut self, dead: impl IntoIterator<Item = String>) {
-        for identity in dead {
-            if !self.gone.contains(&identity) {
-                self.gone.push_back(identity);
+    fn remember(&mut self, dead: impl IntoIterator<Item = (String, String)>) {
+        for death in dead {
+            if !self.gone.contains(&death) {
+                self.gone.push_back(death);
             }
         }
         while self.gone.len() > REMEMBERED {
@@ -300,10 +408,10 @@ impl Known {
     }
 
     fn all(&self) -> Deaths {
-        let mut all = Deaths { ended: self.gone.iter().cloned().collect(), restarted: BTreeSet::new() };
-        for deaths in self.pods.values() {
-            all.ended.extend(deaths.ended.iter().cloned());
-            all.restarted.extend(deaths.restarted.iter().cloned());
+        let mut all = Deaths { ended: self.gone.iter().cloned().collect(), restarted: BTreeMap::new() };
+        for Testimony { deaths, .. } in self.pods.values() {
+            all.ended.extend(deaths.ended.clone());
+            all.restarted.extend(deaths.restarted.clone());
         }
         all
     }
@@ -316,13 +424,18 @@ mod tests {
     use super::*;
 
     fn deaths(container: Value) -> (Vec<String>, Vec<String>) {
-        deaths_in(&json!({"name": "p"}), container)
+        deaths_in(&json!({"name": "p", "uid": "u"}), container)
     }
 
     fn deaths_in(metadata: &Value, container: Value) -> (Vec<String>, Vec<String>) {
+        let deaths = testimony_in(metadata, container).deaths;
+        assert!(deaths.ended.values().chain(deaths.restarted.values()).all(|uid| uid == "u"), "{deaths:?}");
+        (deaths.ended.into_keys().collect(), deaths.restarted.into_keys().collect())
+    }
+
+    fn testimony_in(metadata: &Value, container: Value) -> Testimony {
         let pod = json!({"metadata": metadata, "status": {"phase": "Failed", "containerStatuses": [container]}});
-        let deaths = deaths_of(&serde_json::from_value(pod).unwrap());
-        (deaths.ended.into_iter().collect(), deaths.restarted.into_iter().collect())
+        testimony_of(&serde_json::from_value(pod).unwrap())
     }
 
     fn container(state: &Value, last: &Value) -> Value {
@@ -353,32 +466,64 @@ mod tests {
         }
         let both = || container(&terminated("leasehold holder p_2"), &terminated(log));
         assert_eq!(deaths(both()), (vec![], set(&["p_1", "p_2"])), "ended again before it was seen to run");
-        let deleted = json!({"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        let deleted = json!({"name": "p", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z"});
         assert_eq!(deaths_in(&deleted, both()), (set(&["p_1", "p_2"]), vec![]), "it will not be started again");
     }
 
     #[test]
     fn neither_a_phase_nor_a_deletion_nor_other_words_prove_anything() {
         let none = (vec![], vec![]);
-        let deleted = json!({"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        let deleted = json!({"name": "p", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z"});
         let failed = deaths_in(&deleted, container(&running(), &json!({})));
         assert_eq!(failed, none, "a Pod that failed and is being deleted");
         for words in ["", "leasehold holder ", "leasehold holder a b", " leasehold holder p_1", "p_1"] {
             assert_eq!(deaths(container(&terminated(words), &json!({}))), none, "{words:?}");
         }
-        assert_eq!(deaths_of(&Pod::default()), Deaths::default());
+        assert_eq!(testimony_of(&Pod::default()), Testimony::default());
+    }
+
+    #[test]
+    fn a_pod_is_believed_about_its_own_processes_only() {
+        let log = "leasehold holder q_1\nleasehold holder p_1\nleasehold holder pp_1\nleasehold holder p-2_1\nleasehold holder p";
+        let testimony = testimony_in(&json!({"name": "p", "uid": "u"}), container(&terminated(log), &json!({})));
+        let own = BTreeMap::from([("p_1".to_owned(), "u".to_owned())]);
+        assert_eq!(testimony.deaths, Deaths { restarted: own, ..Deaths::default() });
+        assert_eq!(testimony.foreign.into_iter().collect::<Vec<_>>(), set(&["p", "p-2_1", "pp_1", "q_1"]));
+        let nameless = testimony_in(&json!({"name": "p"}), container(&terminated(log), &json!({})));
+        assert_eq!(nameless, Testimony::default(), "without a uid nothing can be compared with a Lease");
+    }
+
+    #[test]
+    fn the_origin_of_a_pod_is_the_controller_above_its_replica_set() {
+        let owned = |owners: Value| json!({"metadata": {"name": "x", "ownerReferences": owners, "annotations": {REVISION: "7"}}});
+        let by = |kind: &str, name: &str, controller: bool| json!([{"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": "u", "controller": controller}]);
+        let pod = |owners| serde_json::from_value::<Pod>(owned(owners)).unwrap();
+        let set = |owners| serde_json::from_value::<ReplicaSet>(owned(owners)).unwrap();
+        let origin = |owner: Option<&str>, revision| Origin { owner: owner.map(ToOwned::to_owned), revision };
+        let of_set = pod(by("ReplicaSet", "web-1", true));
+        assert_eq!(
+            Origin::of(&of_set, Some(&set(by("Deployment", "web", true)))),
+            origin(Some("Deployment/web"), Some(7))
+        );
+        assert_eq!(Origin::of(&of_set, Some(&set(json!([])))), origin(Some("ReplicaSet/web-1"), Some(7)));
+        assert_eq!(Origin::of(&pod(by("StatefulSet", "db", true)), None), origin(Some("StatefulSet/db"), None));
+        assert_eq!(Origin::of(&pod(by("StatefulSet", "db", false)), None), origin(None, None), "no controller");
+        assert_eq!(Origin::of(&pod(json!([])), None), origin(None, None));
     }
 
     #[test]
     fn the_dead_stay_dead_when_their_pod_is_gone_or_shows_others() {
         let mut known = Known::default();
-        let ended = |identity: &str| Deaths { ended: [identity.to_owned()].into(), ..Deaths::default() };
+        let ended = |identity: &str| Testimony {
+            deaths: Deaths { ended: [(identity.to_owned(), "u".to_owned())].into(), ..Deaths::default() },
+            ..Testimony::default()
+        };
         known.see("p".to_owned(), ended("p_1"));
         known.see("p".to_owned(), ended("p_2"));
         known.forget("p");
         known.list([("q".to_owned(), ended("q_1"))].into());
         known.list(BTreeMap::new());
-        assert_eq!(known.all().ended, set(&["p_1", "p_2", "q_1"]).into_iter().collect());
+        assert_eq!(known.all().ended.into_keys().collect::<Vec<_>>(), set(&["p_1", "p_2", "q_1"]));
         for number in 0..REMEMBERED {
             known.see("r".to_owned(), ended(&format!("r_{number}")));
         }
@@ -399,13 +544,28 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_pod_has_one_lock_and_it_ends_with_its_holder() {
+    fn a_pod_has_one_lock_and_its_process_keeps_it() {
+        use std::os::{
+            linux::net::SocketAddrExt,
+            unix::net::{SocketAddr, UnixListener},
+        };
         let uid = format!("{:032x}", fastrand::u128(..));
-        let lock = PodLock::take("test", &uid).unwrap();
-        assert_eq!(PodLock::take("test", &uid).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        drop(PodLock::take("other", &uid).unwrap());
-        drop(PodLock::take(&"i".repeat(63), "01234567-89ab-cdef-0123-456789abcdef").unwrap());
-        drop(lock);
+        let bind =
+            |uid: &str| UnixListener::bind_addr(&SocketAddr::from_abstract_name(format!("lease/test/{uid}")).unwrap());
         PodLock::take("test", &uid).unwrap();
+        assert_eq!(
+            bind(&uid).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse,
+            "a run that has ended may have left tasks"
+        );
+        assert!(matches!(PodLock::take("test", &uid), Err(LockError::EarlierRun)));
+        PodLock::take("other", &uid).unwrap();
+        PodLock::take(&"i".repeat(63), &format!("01234567-89ab-cdef-0123-{:012x}", fastrand::u32(..))).unwrap();
+
+        let foreign = format!("{:032x}", fastrand::u128(..));
+        let socket = bind(&foreign).unwrap();
+        assert!(matches!(PodLock::take("test", &foreign), Err(LockError::OtherProcess)));
+        drop(socket);
+        PodLock::take("test", &foreign).unwrap();
     }
 }

@@ -428,8 +428,9 @@ impl Supervisor {
 
     fn on_deaths(&mut self, deaths: Deaths) {
         // Whose container runs again takes its Leases back itself; the others stand in line for them, as is due.
-        let dead: BTreeSet<_> = deaths.ended.union(&deaths.restarted).cloned().collect();
-        self.stale |= self.roster.bury(&deaths.ended);
+        let ended: BTreeSet<_> = deaths.ended.into_keys().collect();
+        let dead: BTreeSet<_> = ended.iter().cloned().chain(deaths.restarted.into_keys()).collect();
+        self.stale |= self.roster.bury(&ended);
         self.dead.send_replace(Arc::new(dead));
     }
 
