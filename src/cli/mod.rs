@@ -123,7 +123,8 @@ pub(crate) fn main() -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             if !failure.is_broken_pipe() {
-                complain(&failure);
+                // The words go to the person who ran the command, logging or not.
+                logging::last_words(&failure);
             }
             match failure {
                 Failure::Usage(_) => ExitCode::from(2),
@@ -131,11 +132,6 @@ pub(crate) fn main() -> ExitCode {
             }
         }
     }
-}
-
-#[expect(clippy::print_stderr, reason = "the last word of a command goes to the person who ran it, logging or not")]
-fn complain(failure: &Failure) {
-    eprintln!("{failure}");
 }
 
 #[cfg(test)]

@@ -56,11 +56,11 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     let loaded = load(&options.config).map_err(|bad| Failure::Usage(bad.to_string()))?;
-    logging::install(options.log_format);
+    let lines = logging::install(options.log_format);
     // Elections and endpoints have a thread of their own: work that blocks every other one starves no renewal.
     let elections = Builder::new_current_thread().enable_all().build().context("failed to start the runtime")?;
     let work = Builder::new_multi_thread().enable_all().build().context("failed to start the runtime")?;
-    let outcome = elections.block_on(serve(options, loaded, work.handle().clone()));
+    let outcome = elections.block_on(serve(options, loaded, work.handle().clone(), lines.dropped()));
     // Whatever still blocks a thread has outlived its term; the process does not wait for it.
     work.shutdown_background();
     outcome?;
@@ -68,9 +68,15 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
 }
 
 /// The endpoints are up before anything is asked of the API server, and until the replica has ended.
-async fn serve(options: Options, loaded: Loaded, work: Handle) -> anyhow::Result<()> {
+async fn serve(
+    options: Options,
+    loaded: Loaded,
+    work: Handle,
+    dropped_lines: impl Fn() -> u64 + Send + Sync + 'static,
+) -> anyhow::Result<()> {
     let status = Status::default();
     let metrics = Metrics::new(loaded.config.kinds.iter().map(|kind| kind.name()), status.clone());
+    metrics.read_dropped_log_lines(dropped_lines);
     let listener = http::bind(options.http).await?;
     tracing::info!(address = %options.http, "serving /livez, /readyz, /metrics and /shards");
 

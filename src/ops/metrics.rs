@@ -2,12 +2,22 @@
 //!
 //! Every series of every configured kind exists from the start, so that "no value yet" and "not scraped" look different.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
-    metrics::{MetricType, counter::Counter, family::Family, gauge::ConstGauge, gauge::Gauge, histogram::Histogram},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+    },
     registry::{Registry, Unit},
 };
 use tokio::time::Instant;
@@ -36,7 +46,11 @@ pub struct Metrics {
 struct Inner {
     registry: Registry,
     series: Series,
+    dropped_log_lines: Arc<OnceLock<Reading>>,
 }
+
+/// Reads a count that is kept elsewhere.
+type Reading = Box<dyn Fn() -> u64 + Send + Sync>;
 
 struct Series {
     leading: Family<OfKind, Gauge>,
@@ -170,7 +184,16 @@ impl Metrics {
             series.create(&kind);
         }
         registry.register_collector(Box::new(SinceRenewal { status }));
-        Self { inner: Arc::new(Inner { registry, series }) }
+        let dropped_log_lines = Arc::default();
+        registry.register_collector(Box::new(DroppedLogLines(Arc::clone(&dropped_log_lines))));
+        Self { inner: Arc::new(Inner { registry, series, dropped_log_lines }) }
+    }
+
+    /// Where the number of dropped log lines is read when metrics are asked for. There is no such series before; a second
+    /// call changes nothing.
+    pub fn read_dropped_log_lines(&self, read: impl Fn() -> u64 + Send + Sync + 'static) {
+        // An error means that it is set already.
+        let _ = self.inner.dropped_log_lines.set(Box::new(read));
     }
 
     /// Whether this replica leads the kind.
@@ -272,7 +295,7 @@ impl Collector for SinceRenewal {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let now = now();
         let mut family = encoder.encode_descriptor(
-            "leasehold_since_renewal",
+            "since_renewal",
             "Time since this replica sent its last successful renewal of the kind's Lease",
             Some(&Unit::Seconds),
             MetricType::Gauge,
@@ -284,6 +307,28 @@ impl Collector for SinceRenewal {
             }
         }
         Ok(())
+    }
+}
+
+/// Log lines are counted by what writes them.
+struct DroppedLogLines(Arc<OnceLock<Reading>>);
+
+impl fmt::Debug for DroppedLogLines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DroppedLogLines").finish_non_exhaustive()
+    }
+}
+
+impl Collector for DroppedLogLines {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(read) = self.0.get() else { return Ok(()) };
+        let metric = encoder.encode_descriptor(
+            "log_lines_dropped",
+            "Log lines that were dropped because standard error did not take them in time",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(read()).encode(metric)
     }
 }
 
@@ -361,6 +406,15 @@ mod tests {
         });
         tokio::time::advance(Duration::from_secs(7)).await;
         let page = metrics.encode().unwrap();
-        assert!(page.contains("leasehold_since_renewal_seconds{kind=\"W\"} 7.0\n"), "{page}");
+        assert!(page.contains("\nleasehold_since_renewal_seconds{kind=\"W\"} 7.0\n"), "{page}");
+    }
+
+    #[test]
+    fn dropped_log_lines_are_read_when_metrics_are_asked_for() {
+        let metrics = Metrics::default();
+        assert!(!metrics.encode().unwrap().contains("log_lines"), "before a count is kept there is no series");
+        metrics.read_dropped_log_lines(|| 17);
+        let page = metrics.encode().unwrap();
+        assert!(page.contains("\nleasehold_log_lines_dropped_total 17\n"), "{page}");
     }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by panicking, its tools too")]
 
 mod fleet;
+mod logs;
 mod manifests;
 mod render;
 mod simulation;
