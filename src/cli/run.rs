@@ -1,18 +1,23 @@
 //! `leasehold run`: one replica, from its configuration to its last released Lease.
 
-use std::{net::SocketAddr, path::PathBuf, pin::pin, process::ExitCode, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, thread, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use kube::Client;
 use leasehold::{
     Leasehold, Replica,
-    ops::{http, metrics::Metrics, status::Status},
+    ops::{
+        http::{self, Limits},
+        metrics::Metrics,
+        status::Status,
+    },
     reconcile::watches::Watches,
     shutdown_signals,
 };
 use tokio::{
     runtime::{Builder, Handle},
+    sync::oneshot,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -57,42 +62,62 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     let loaded = load(&options.config).map_err(|bad| Failure::Usage(bad.to_string()))?;
     let lines = logging::install(options.log_format);
-    // Elections and endpoints have a thread of their own: work that blocks every other one starves no renewal.
+    // Elections have a thread of their own: work that blocks every other one starves no renewal.
     let elections = Builder::new_current_thread().enable_all().build().context("failed to start the runtime")?;
     let work = Builder::new_multi_thread().enable_all().build().context("failed to start the runtime")?;
-    let outcome = elections.block_on(serve(options, loaded, work.handle().clone(), lines.dropped()));
-    // Whatever still blocks a thread has outlived its term; the process does not wait for it.
+    let status = Status::default();
+    let metrics = Metrics::new(loaded.config.kinds.iter().map(|kind| kind.name()), status.clone());
+    metrics.read_dropped_log_lines(lines.dropped());
+    // The endpoints are up before anything is asked of the API server, and until the replica has ended.
+    let mut endpoints = Endpoints::serve(options.http, status.clone(), metrics.clone())?;
+    let outcome = elections.block_on(async {
+        let outcome = tokio::select! {
+            outcome = replica(options, loaded, work.handle().clone(), status, metrics) => outcome,
+            _ = &mut endpoints.ended => return Err(anyhow!("the HTTP server ended by itself")),
+        };
+        endpoints.end().await;
+        outcome
+    });
+    // A task that still blocks a thread has outlived its term; the process does not wait for it.
     work.shutdown_background();
     outcome?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The endpoints are up before anything is asked of the API server, and until the replica has ended.
-async fn serve(
-    options: Options,
-    loaded: Loaded,
-    work: Handle,
-    dropped_lines: impl Fn() -> u64 + Send + Sync + 'static,
-) -> anyhow::Result<()> {
-    let status = Status::default();
-    let metrics = Metrics::new(loaded.config.kinds.iter().map(|kind| kind.name()), status.clone());
-    metrics.read_dropped_log_lines(dropped_lines);
-    let listener = http::bind(options.http).await?;
-    tracing::info!(address = %options.http, "serving /livez, /readyz, /metrics and /shards");
+/// The endpoints on a thread of their own: any Pod may ask, and no number of requests takes time from elections or terms.
+struct Endpoints {
+    stop: CancellationToken,
+    /// Resolves when they are no longer served.
+    ended: oneshot::Receiver<()>,
+}
 
-    let stop = CancellationToken::new();
-    let mut server = pin!(http::serve(listener, status.clone(), metrics.clone(), stop.clone().cancelled_owned()));
-    let outcome = tokio::select! {
-        outcome = replica(options, loaded, work, status, metrics) => outcome,
-        served = &mut server => {
-            served.context("the HTTP server broke")?;
-            return Err(anyhow!("the HTTP server ended by itself"));
-        }
-    };
-    stop.cancel();
-    // A request that never ends must not keep the process.
-    let _ = timeout(LAST_ANSWERS, server).await;
-    outcome
+impl Endpoints {
+    fn serve(address: SocketAddr, status: Status, metrics: Metrics) -> anyhow::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build().context("failed to start the runtime")?;
+        let listener = runtime.block_on(http::bind(address))?;
+        // The address as it is: a port 0 has become another one.
+        let address = listener.local_addr().context("failed to read the address of the endpoints")?;
+        tracing::info!(%address, "serving /livez, /readyz, /metrics and /shards");
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        let (end, ended) = oneshot::channel();
+        let serve = move || {
+            runtime.block_on(http::serve(listener, http::router(status, metrics), Limits::default(), stopped));
+            // An error means that the process has stopped waiting.
+            let _ = end.send(());
+        };
+        thread::Builder::new()
+            .name("endpoints".to_owned())
+            .spawn(serve)
+            .context("failed to start the thread of the endpoints")?;
+        Ok(Self { stop, ended })
+    }
+
+    /// Stops, and waits for the last answers. A request that never ends must not keep the process.
+    async fn end(self) {
+        self.stop.cancel();
+        let _ = timeout(LAST_ANSWERS, self.ended).await;
+    }
 }
 
 async fn replica(

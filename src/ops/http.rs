@@ -2,7 +2,7 @@
 //!
 //! It only reads what others put into [`Status`] and [`Metrics`], and decides nothing.
 
-use std::{fmt::Write as _, future::Future, io, net::SocketAddr};
+use std::{collections::VecDeque, fmt::Write as _, future::Future, io, net::SocketAddr, pin::pin, time::Duration};
 
 use axum::{
     Json, Router,
@@ -11,14 +11,28 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use futures::{
+    StreamExt as _,
+    future::{AbortHandle, abortable},
+    stream::FuturesUnordered,
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use serde::Serialize;
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::{
     metrics::Metrics,
     status::{Mate, ShardState, ShardStatus, Status},
 };
-use crate::replica::term::FencingToken;
 
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -38,21 +52,99 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|source| BindError { address, source })
 }
 
-/// Answers requests until `shutdown` resolves and the last answer is out.
-///
-/// # Errors
-///
-/// If the listener breaks.
-pub async fn serve(
-    listener: TcpListener,
-    status: Status,
-    metrics: Metrics,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
-    axum::serve(listener, router(status, metrics)).with_graceful_shutdown(shutdown).await
+/// What a server spends on clients that it knows nothing of: every Pod of the cluster may be able to connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at a time. One more takes the place of the oldest: a probe of the kubelet gets in at once, however many
+    /// clients keep theirs open, and an honest client answers a lost connection with another one.
+    pub connections: usize,
+    /// How long the head of a request may take, from the start of its connection or the end of the request before it:
+    /// an idle connection is closed after this time too.
+    pub head: Duration,
+    /// How long a connection may last, whatever it does; a request that is being answered then has [`head`](Self::head) more.
+    /// It bounds a client that does not read its answer.
+    pub age: Duration,
+    /// Bytes of a request's head, and the most that is buffered of what a client sends: at least 8 KiB.
+    /// No route reads a request's body, so no more than this is kept of one.
+    pub head_bytes: usize,
 }
 
-/// The routes, for whoever serves them on a listener of their own.
+impl Default for Limits {
+    /// Of some dozen honest clients, the kubelet and two or three scrapers, each needs one connection for milliseconds.
+    fn default() -> Self {
+        Self { connections: 64, head: Duration::from_secs(10), age: Duration::from_secs(60), head_bytes: 16 * 1024 }
+    }
+}
+
+/// Answers requests by HTTP/1.1 until `shutdown` resolves and the last answer is out.
+/// Dropping the future closes all connections.
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: impl Future<Output = ()>) {
+    let mut shutdown = pin!(shutdown);
+    let stop = CancellationToken::new();
+    let mut open = FuturesUnordered::new();
+    // Oldest first.
+    let mut handles = VecDeque::<(u64, AbortHandle)>::new();
+    let mut number = 0;
+    loop {
+        let stream = tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some((ended, _)) = open.next() => {
+                handles.retain(|(number, _)| *number != ended);
+                continue;
+            }
+            stream = accept(&listener) => stream,
+        };
+        while handles.len() >= limits.connections.max(1)
+            && let Some((_, oldest)) = handles.pop_front()
+        {
+            oldest.abort();
+        }
+        let (connection, handle) = abortable(connection(stream, router.clone(), limits, stop.clone()));
+        number += 1;
+        handles.push_back((number, handle));
+        open.push(async move { (number, connection.await) });
+    }
+    drop(listener);
+    stop.cancel();
+    while open.next().await.is_some() {}
+}
+
+async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            // The client has gone before it was its turn.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                // Such as too many open files: it passes when some are closed.
+                warn!("cannot accept connections to the endpoints: {error}");
+                sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection to its end; what ends it is its client's affair.
+async fn connection(stream: TcpStream, router: Router, limits: Limits, stop: CancellationToken) {
+    // An answer is written whole; an error means a connection that is gone already.
+    let _ = stream.set_nodelay(true);
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .max_buf_size(limits.head_bytes)
+        .max_header_size(limits.head_bytes);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    tokio::select! {
+        _ = &mut connection => return,
+        () = stop.cancelled() => {}
+        () = sleep(limits.age) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = timeout(limits.head, connection).await;
+}
+
+/// The routes, for [`serve`] or a server of your own.
 pub fn router(status: Status, metrics: Metrics) -> Router {
     Router::new()
         .route("/livez", get(livez))
@@ -123,7 +215,8 @@ struct Shard {
     trouble: Option<String>,
     holder: Option<String>,
     held_here: bool,
-    token: Option<FencingToken>,
+    /// `<Lease uid>/<transitions>`.
+    token: Option<String>,
     /// Zero once the term's validity has ended.
     valid_for_seconds: Option<f64>,
     seconds_since_renewal: Option<f64>,
@@ -213,7 +306,7 @@ mod tests {
                     reason: None,
                     trouble: None,
                     holder: Some("a_1".to_owned()),
-                    token: Some(FencingToken { uid: "u".to_owned(), transitions: 3 }),
+                    token: Some("u/3".to_owned()),
                     valid_until: Some(now + Duration::from_secs(14)),
                     running: true,
                     renewed_at: Some(now),
@@ -291,7 +384,7 @@ mod tests {
                     {
                         "kind": "Widget.example.com", "lease": "widget.example.com", "state": "Leading",
                         "reason": null, "trouble": null, "holder": "a_1", "heldHere": true,
-                        "token": {"uid": "u", "transitions": 3},
+                        "token": "u/3",
                         "validForSeconds": 12.0, "secondsSinceRenewal": 2.0,
                         "target": "a_1", "successor": null, "cache": null,
                     },
@@ -306,5 +399,123 @@ mod tests {
         let taken = first.local_addr().unwrap();
         let error = bind(taken).await.unwrap_err().to_string();
         assert_eq!(error, format!("cannot listen on {taken} for --http; choose a free address with --http HOST:PORT"));
+    }
+
+    mod connections {
+        use std::future::pending;
+
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        use super::*;
+
+        /// Longer than any test takes.
+        const EVER: Duration = Duration::from_secs(3600);
+        const SHORT: Duration = Duration::from_millis(50);
+        const LIMITS: Limits = Limits { connections: 64, head: EVER, age: EVER, head_bytes: 8192 };
+        const UNFINISHED: &[u8] = b"GET /livez HTTP/1.1\r\nx: ";
+        const REQUEST: &[u8] = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+
+        /// Plays against a server with these limits, for ten seconds at most.
+        async fn play<T>(limits: Limits, play: impl AsyncFnOnce(SocketAddr) -> T) -> T {
+            let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let server = serve(listener, replica().router, limits, pending());
+            tokio::select! {
+                () = server => unreachable!("nothing stops the server"),
+                played = timeout(Duration::from_secs(10), play(address)) => played.expect("a test of milliseconds"),
+            }
+        }
+
+        async fn send(address: SocketAddr, bytes: &[u8]) -> TcpStream {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(bytes).await.unwrap();
+            stream
+        }
+
+        /// What comes until the server closes the connection, which may be by a reset.
+        async fn rest(mut stream: TcpStream) -> String {
+            let mut bytes = Vec::new();
+            let mut part = [0; 4096];
+            while let Ok(read @ 1..) = stream.read(&mut part).await {
+                bytes.extend_from_slice(&part[..read]);
+            }
+            String::from_utf8(bytes).unwrap()
+        }
+
+        #[tokio::test]
+        async fn an_unfinished_head_and_an_idle_connection_are_closed_in_time() {
+            play(Limits { head: SHORT, ..LIMITS }, async |address| {
+                assert_eq!(rest(send(address, b"").await).await, "");
+                assert_eq!(rest(send(address, UNFINISHED).await).await, "");
+                let answered = rest(send(address, REQUEST).await).await;
+                assert!(answered.starts_with("HTTP/1.1 200 OK\r\n") && answered.ends_with("ok\n"), "{answered}");
+            })
+            .await;
+        }
+
+        #[tokio::test]
+        async fn slow_clients_keep_no_other_out() {
+            play(Limits { connections: 8, ..LIMITS }, async |address| {
+                let mut slow = Vec::new();
+                for _ in 0..200 {
+                    slow.push(send(address, UNFINISHED).await);
+                }
+                let mut probe = send(address, REQUEST).await;
+                let mut answer = [0; 15];
+                probe.read_exact(&mut answer).await.unwrap();
+                assert_eq!(&answer, b"HTTP/1.1 200 OK");
+                // The probe has taken the place of one: 193 are closed, and the last seven are served when they go on.
+                let last = slow.split_off(193);
+                for stream in slow {
+                    assert_eq!(rest(stream).await, "");
+                }
+                for mut stream in last {
+                    stream.write_all(b"y\r\n\r\n").await.unwrap();
+                    stream.read_exact(&mut answer).await.unwrap();
+                    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+                }
+            })
+            .await;
+        }
+
+        #[tokio::test]
+        async fn a_long_head_is_refused_and_a_body_is_not_read() {
+            play(LIMITS, async |address| {
+                let long = [UNFINISHED, "y".repeat(8192).as_bytes()].concat();
+                let answer = rest(send(address, &long).await).await;
+                assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+                let body = b"GET /livez HTTP/1.1\r\ncontent-length: 1000000000\r\n\r\nxyz";
+                let answer = rest(send(address, body).await).await;
+                assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+            })
+            .await;
+        }
+
+        #[tokio::test]
+        async fn a_client_that_does_not_read_its_answer_is_dropped() {
+            let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+            let _unread = send(listener.local_addr().unwrap(), REQUEST).await;
+            let stream = accept(&listener).await;
+            let huge = Router::new().route("/livez", get(async || vec![b'x'; 64 << 20]));
+            let limits = Limits { head: SHORT, age: SHORT, ..LIMITS };
+            let dropped = connection(stream, huge, limits, CancellationToken::new());
+            timeout(Duration::from_secs(10), dropped).await.unwrap();
+        }
+
+        #[tokio::test]
+        async fn a_stop_waits_for_no_idle_client() {
+            let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let stop = CancellationToken::new();
+            let server = serve(listener, replica().router, LIMITS, stop.cancelled());
+            let client = async {
+                let mut stream = send(address, REQUEST).await;
+                stream.read_exact(&mut [0; 15]).await.unwrap();
+                stop.cancel();
+                rest(stream).await
+            };
+            let (rest, ()) = timeout(Duration::from_secs(10), async { tokio::join!(client, server) }).await.unwrap();
+            assert!(rest.ends_with("ok\n"), "{rest}");
+        }
     }
 }

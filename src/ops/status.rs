@@ -6,8 +6,6 @@ use dashmap::DashMap;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::replica::term::FencingToken;
-
 /// Where one shard stands on this replica.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub enum ShardState {
@@ -39,8 +37,8 @@ pub struct ShardStatus {
     pub trouble: Option<String>,
     /// Holder last seen on the Lease; `None` when it is free, missing or not read yet.
     pub holder: Option<String>,
-    /// Token of the running term.
-    pub token: Option<FencingToken>,
+    /// Fencing token of the running term, as `<Lease uid>/<transitions>`.
+    pub token: Option<String>,
     /// When the running term's validity ends unless it is renewed.
     pub valid_until: Option<Instant>,
     /// A term's task runs (also while it drains).

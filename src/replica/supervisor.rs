@@ -846,7 +846,7 @@ impl Supervisor {
             status.state = state;
             status.reason = reason;
             status.running = shard.slot.state() != State::Idle;
-            status.token = token;
+            status.token = token.map(|token| token.to_string());
             status.target.clone_from(&shard.advice.target);
             status.successor = shard.advice.hand_over.as_ref().map(|(successor, _)| successor.clone());
             status.cache = shard.standby.as_ref().map(|cache| cache.promotion.filled.is_cancelled());

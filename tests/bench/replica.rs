@@ -12,7 +12,11 @@ use kube::{
 use leasehold::{
     BoxError, Leasehold, Reconciler, Replica, Standby, Term,
     config::Offer,
-    ops::{http, metrics::Metrics, status::Status},
+    ops::{
+        http::{self, Limits},
+        metrics::Metrics,
+        status::Status,
+    },
     reconcile::controller::{Again, Controller},
     shutdown_signals,
 };
@@ -40,8 +44,9 @@ async fn run(work: tokio::runtime::Handle) -> Result<(), BoxError> {
         .observed_by(status.clone(), metrics.clone())
         .work_on(work)
         .run(kube::Config::infer().await?, Replica::from_env()?, shutdown_signals()?);
+    let endpoints = http::serve(listener, http::router(status, metrics), Limits::default(), std::future::pending());
     tokio::select! {
-        served = http::serve(listener, status, metrics, std::future::pending()) => Ok(served?),
+        () = endpoints => Ok(()),
         stopped = replica => Ok(stopped?),
     }
 }

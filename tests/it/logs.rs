@@ -55,3 +55,19 @@ fn a_full_standard_error_keeps_no_replica_and_no_command_from_ending() {
         assert_eq!(status.code(), Some(code), "{arguments:?}");
     }
 }
+
+#[test]
+fn the_address_that_the_endpoints_have_got_is_logged() {
+    let said = Command::new(env!("CARGO_BIN_EXE_leasehold"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["run", "--http", "127.0.0.1:0", "--config", "config", "--log-format", "json"])
+        .env("KUBECONFIG", "there/is/no/such/kubeconfig")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(said.stderr).unwrap();
+    let port =
+        said.split_once("\"address\":\"127.0.0.1:").and_then(|(_, rest)| rest.split_once('"')).map(|(port, _)| port);
+    let port: u16 = port.unwrap_or_else(|| panic!("no address: {said}")).parse().unwrap();
+    assert_ne!(port, 0, "{said}");
+    assert!(said.contains("no cluster to talk to"), "the last words follow the lines: {said}");
+}

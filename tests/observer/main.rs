@@ -22,7 +22,11 @@ use kube::{
 use leasehold::{
     BoxError, Leasehold, Reconciler, Replica, Standby, Term,
     config::{Kind, Offer},
-    ops::{http, metrics::Metrics, status::Status},
+    ops::{
+        http::{self, Limits},
+        metrics::Metrics,
+        status::Status,
+    },
     shutdown_signals,
 };
 use serde_json::json;
@@ -71,7 +75,8 @@ async fn run(work: tokio::runtime::Handle) -> Result<(), BoxError> {
 async fn serve(address: Option<String>, status: Status, metrics: Metrics) -> Result<(), BoxError> {
     let Some(address) = address else { return std::future::pending().await };
     let listener = http::bind(address.parse()?).await?;
-    Ok(http::serve(listener, status, metrics, std::future::pending()).await?)
+    http::serve(listener, http::router(status, metrics), Limits::default(), std::future::pending()).await;
+    Ok(())
 }
 
 struct Observer;
