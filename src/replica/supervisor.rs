@@ -28,7 +28,7 @@ use super::{
     elector::{Elector, Report, Shared},
     fence::Fence,
     membership::{self, Membership},
-    preflight::{self, Verdict},
+    preflight::{Preflight, Subject, Unanswered, Verdict},
     proof::{Deaths, Origin, Witness},
     record,
     term::{BoxError, Promotion, Reconciler, Standby, Term},
@@ -169,7 +169,7 @@ struct Cache {
 impl Shard {
     /// The preflight has said something of it.
     fn was_asked(&self) -> bool {
-        self.verdict != Verdict::Unknown(NOT_ASKED.to_owned())
+        self.verdict != Verdict::Unknown(Unanswered::NotAsked)
     }
 }
 
@@ -229,6 +229,7 @@ impl Supervisor {
         let dead = watch::Sender::default();
         let mut staff = JoinSet::new();
         let mut shards = Vec::new();
+        let mut subjects = Vec::new();
         for (index, Assignment { kind, reconciler, leadership }) in assignments.into_iter().enumerate() {
             let (intent, intents) = watch::channel(Intent::default());
             let sightings = board.follow(&kind.lease_name);
@@ -242,9 +243,7 @@ impl Supervisor {
                 report.clone(),
             );
             staff.spawn(elector.run().map(|()| "an elector"));
-            let needs = reconciler.needs();
-            let asking = preflight::keep_asking(client.clone(), index, Arc::clone(&kind), needs, verdict.clone());
-            staff.spawn(asking.map(|()| "a preflight"));
+            subjects.push(Subject { kind: Arc::clone(&kind), needs: reconciler.needs() });
             let name = kind.name();
             shared.status.update(&kind.lease_name, |status| status.kind = name);
             shards.push(Shard {
@@ -260,10 +259,12 @@ impl Supervisor {
                 can_keep_cache: true,
                 advice: Advice::default(),
                 handover: Handover::Stay,
-                verdict: Verdict::Unknown(NOT_ASKED.to_owned()),
+                verdict: Verdict::Unknown(Unanswered::NotAsked),
                 failure: None,
             });
         }
+        let (preflight, _ask) = Preflight::new(client, subjects, verdict);
+        staff.spawn(preflight.run().map(|()| "the preflight"));
         staff.spawn(board.run().map(|()| "the Lease watch"));
         let (deaths, origin) = match witness {
             Some(witness) => {
@@ -583,11 +584,12 @@ impl Supervisor {
         }
         if verdict != shard.verdict {
             match &verdict {
-                Verdict::Runnable => info!(kind, lease, "can be led here"),
-                Verdict::Blocked(why) | Verdict::Unknown(why) => warn!(kind, lease, "not led here: {why}"),
+                Verdict::Runnable(_) => info!(kind, lease, "can be led here"),
+                Verdict::Blocked(why) => warn!(kind, lease, "not led here: {why}"),
+                Verdict::Unknown(why) => warn!(kind, lease, "not led here: {why}"),
             }
         }
-        let runnable = verdict == Verdict::Runnable;
+        let runnable = matches!(verdict, Verdict::Runnable(_));
         shard.verdict = verdict;
         self.shared.metrics.blocked(&kind, !runnable);
         self.tell(index, slot::Event::Runnable(runnable));
@@ -828,12 +830,12 @@ impl Supervisor {
         let (state, reason) = match (shard.slot.state(), &shard.verdict) {
             (State::Running, _) => (ShardState::Leading, None),
             (State::Draining | State::Aborting, _) => (ShardState::Draining, None),
-            (State::Idle, Verdict::Blocked(why)) => (ShardState::Blocked, Some(why.clone())),
-            (State::Idle, Verdict::Unknown(why)) => (ShardState::Starting, Some(why.clone())),
-            (State::Idle, Verdict::Runnable) if shard.slot.cooling_until(now).is_some() => {
+            (State::Idle, Verdict::Blocked(why)) => (ShardState::Blocked, Some(why.to_string())),
+            (State::Idle, Verdict::Unknown(why)) => (ShardState::Starting, Some(why.to_string())),
+            (State::Idle, Verdict::Runnable(_)) if shard.slot.cooling_until(now).is_some() => {
                 (ShardState::CoolingDown, shard.failure.clone())
             }
-            (State::Idle, Verdict::Runnable) => (ShardState::Standby, None),
+            (State::Idle, Verdict::Runnable(_)) => (ShardState::Standby, None),
         };
         let token = shard.task.as_ref().map(|task| task.term.token().clone());
         let leading = state == ShardState::Leading;

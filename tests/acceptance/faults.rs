@@ -204,7 +204,7 @@ async fn a_kind_without_permission_is_not_led_until_it_is_granted() -> Result<()
         let pod = stage.pods().await?.remove(0).metadata.name.context("name")?;
         let says = || async { anyhow::Ok(stage.kubelet.log(&stage.namespace, &pod)) };
         let denied = format!(
-            "not allowed to list {0}.observer.leasehold.dev, watch {0}.observer",
+            "not allowed to list, watch {} in API group observer.leasehold.dev",
             crate::stage::plural(&stage.kinds[0])
         );
         eventually("the log says what is missing", PATIENCE, says, |log| log.contains(&denied)).await?;

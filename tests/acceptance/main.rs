@@ -15,6 +15,7 @@ mod handover;
 mod judge;
 mod misbehaviour;
 mod modes;
+mod preflight;
 mod process;
 mod program;
 mod rows;

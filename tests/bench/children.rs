@@ -211,7 +211,7 @@ impl Job<'_> {
     /// What the replicas have written of objects.
     fn writes(&self) -> Result<Vec<AuditEvent>> {
         let of_replicas = format!("system:serviceaccount:{}:worker", self.namespace);
-        let aside = ["leases", "selfsubjectaccessreviews", "subjectaccessreviews"];
+        let aside = ["leases", "selfsubjectaccessreviews", "selfsubjectrulesreviews", "subjectaccessreviews"];
         let all = self.field.cluster.audit_from(self.began)?.into_iter();
         Ok(all.filter(|it| it.is_write() && it.user == of_replicas && !aside.contains(&it.resource.as_str())).collect())
     }
