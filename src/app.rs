@@ -5,11 +5,9 @@ use std::{
     env::{self, VarError},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
 };
 
 use futures::Stream;
-use kube::{Client, client::ClientBuilder};
 use tokio::{runtime::Handle, sync::watch};
 use tracing::{debug, info, warn};
 
@@ -18,8 +16,9 @@ use crate::{
     ops::{metrics::Metrics, status::Status},
     protocol::roster::{Plan, Profile, Roster, Rules},
     replica::{
-        board::{Board, WATCH_TIMEOUT},
+        board::Board,
         clock::Clock,
+        connections::{Bounds, Connections},
         elector::Shared,
         proof::{self, PodLock, Witness},
         record,
@@ -154,8 +153,23 @@ impl Leasehold {
     /// At once, if a reconciler is missing or no client can be made; later, if the stop was not clean. An unreachable
     /// API server is no error: the replica is not ready, and tries again.
     pub async fn run(
-        mut self,
+        self,
         config: kube::Config,
+        replica: Replica,
+        signals: impl Stream<Item = ()> + Send,
+    ) -> Result<(), Error> {
+        let bounds = Bounds::new(&self.config.timings);
+        let connections = Connections::load(config, bounds).await.map_err(Error::Client)?;
+        self.run_over(connections, replica, signals).await
+    }
+
+    /// As [`run`](Self::run), over connections that others use too. Their credentials are kept fresh meanwhile.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn run_over(
+        mut self,
+        connections: Connections,
         replica: Replica,
         signals: impl Stream<Item = ()> + Send,
     ) -> Result<(), Error> {
@@ -174,10 +188,7 @@ impl Leasehold {
             });
         }
         let timings = self.config.timings;
-        let lease_client = client(&config, timings.request_timeout, None)?;
-        // A read timeout beyond the server's own: it ends a watch whose connection has died, and no other.
-        let patience = Duration::from_secs(u64::from(WATCH_TIMEOUT) + 5);
-        let watch_client = client(&config, timings.request_timeout, Some(patience))?;
+        let (lease_client, watch_client) = (connections.client(), connections.client());
         let board = Board::new(record::leases(watch_client.clone(), &namespace), self.config.instance.clone());
         // Held until the process ends: no other may say that it speaks for this Pod while a task of ours may write.
         let lock = replica.pod_uid.as_deref().and_then(|uid| lock(&self.config.instance, uid));
@@ -233,7 +244,7 @@ impl Leasehold {
         };
         let surroundings = Surroundings {
             shared,
-            config: patient(&config, timings.request_timeout, None),
+            connections,
             client: watch_client,
             work: self.work.unwrap_or_else(Handle::current),
             drain_timeout: self.config.drain_timeout,
@@ -255,20 +266,6 @@ fn lock(instance: &str, uid: &str) -> Option<PodLock> {
             None
         }
     }
-}
-
-fn client(config: &kube::Config, connect: Duration, read: Option<Duration>) -> Result<Client, Error> {
-    Ok(ClientBuilder::try_from(patient(config, connect, read)).map_err(Error::Client)?.build())
-}
-
-/// Gives up in time, and never tries again by itself: a repeated write is decided on anew (rule 4).
-fn patient(config: &kube::Config, connect: Duration, read: Option<Duration>) -> kube::Config {
-    let mut config = config.clone();
-    config.default_retry = false;
-    config.connect_timeout = Some(connect);
-    config.read_timeout = read;
-    config.reset_reader_on_write = true;
-    config
 }
 
 /// SIGTERM and SIGINT as [`Leasehold::run`] wants them: the first drains, the second aborts.

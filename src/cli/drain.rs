@@ -28,7 +28,7 @@ use leasehold::{
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{Failure, Output};
+use super::{Failure, Output, client};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -62,7 +62,7 @@ async fn drain(options: &Options) -> Result<ExitCode, Failure> {
         return Err(Failure::Usage(message));
     };
     let config = kube::Config::infer().await.context("no cluster to talk to: set KUBECONFIG")?;
-    let client = Client::try_from(config).context("failed to make a client")?;
+    let client = client(config).await?;
     let resource = served(&client, kind, group).await?;
     nobody_serves(options, &record::all_leases(client.clone())).await?;
 

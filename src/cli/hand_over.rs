@@ -11,18 +11,21 @@ use anyhow::{Context as _, anyhow};
 use clap::Args;
 use futures::{StreamExt as _, TryStreamExt as _};
 use kube::{
-    Api, Client,
+    Api,
     api::{ListParams, Patch, PatchParams},
     runtime::watcher,
 };
 use leasehold::{
     protocol::roster::{self, Activity, Holding, Member},
-    replica::record::{self, HAND_OVER_ANNOTATION, INSTANCE_LABEL, KIND_ANNOTATION, Lease},
+    replica::{
+        connections::WATCH_TIMEOUT,
+        record::{self, HAND_OVER_ANNOTATION, INSTANCE_LABEL, KIND_ANNOTATION, Lease},
+    },
 };
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::{Failure, Output};
+use super::{Failure, Output, client};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -59,7 +62,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
 async fn hand_over(options: &Options) -> Result<ExitCode, Failure> {
     let config = kube::Config::infer().await.context("no cluster to talk to: set KUBECONFIG")?;
     let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-    let leases = record::leases(Client::try_from(config).context("failed to make a client")?, &namespace);
+    let leases = record::leases(client(config).await?, &namespace);
     let installation = Installation::read(&leases, &namespace, options.instance.as_deref()).await?;
     let (name, kind, holding) = installation.find(&options.kind, &namespace)?;
     let Some(from) = holding.holder.clone() else {
@@ -184,7 +187,7 @@ async fn take_back(leases: &Api<Lease>, name: &str) {
 
 /// Waits until `to` holds the Lease, and says what happens on the way.
 async fn until_held(leases: &Api<Lease>, name: &str, to: &str, output: Output) -> anyhow::Result<()> {
-    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}")).timeout(WATCH_TIMEOUT);
     let mut seen = (None, None);
     let mut changes = pin!(watcher(leases.clone(), config).map_err(anyhow::Error::from));
     while let Some(change) = changes.next().await {

@@ -18,8 +18,10 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use leasehold::replica::connections::{Bounds, Connections};
 
 /// Spreads Kubernetes CRD kinds over the replicas of one Deployment, one Lease a kind.
 #[derive(Parser)]
@@ -132,6 +134,12 @@ pub(crate) fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// The client of a command that is no replica.
+async fn client(config: kube::Config) -> anyhow::Result<kube::Client> {
+    let connections = Connections::load(config, Bounds::default()).await.context("failed to make a client")?;
+    Ok(connections.client())
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, thread, time::Durat
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use kube::Client;
 use leasehold::{
     Leasehold, Replica,
     ops::{
@@ -13,6 +12,7 @@ use leasehold::{
         status::Status,
     },
     reconcile::watches::Watches,
+    replica::connections::{Bounds, Connections},
     shutdown_signals,
 };
 use tokio::{
@@ -78,8 +78,9 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
         endpoints.end().await;
         outcome
     });
-    // A task that still blocks a thread has outlived its term; the process does not wait for it.
+    // What still blocks a thread has outlived its term, or is a credentials plugin; the process waits for neither.
     work.shutdown_background();
+    elections.shutdown_background();
     outcome?;
     Ok(ExitCode::SUCCESS)
 }
@@ -146,17 +147,19 @@ async fn replica(
         api = %cluster.cluster_url,
         "leasehold"
     );
+    let bounds = Bounds::new(&loaded.config.timings);
+    let connections = Connections::load(cluster, bounds).await.context("failed to load the credentials")?;
     let watches = {
         // The client's own tasks belong to the runtime that the work runs on.
         let _entered = work.enter();
-        Watches::new(Client::try_from(cluster.clone()).context("failed to make a client")?)
+        Watches::new(connections.client())
     };
     let reconcilers = loaded.reconcilers(&watches);
     let mut leasehold = Leasehold::new(loaded.config).observed_by(status, metrics).work_on(work);
     for (name, reconciler) in reconcilers {
         leasehold = leasehold.shared_reconciler(name, reconciler);
     }
-    Ok(leasehold.run(cluster, replica, signals).await?)
+    Ok(leasehold.run_over(connections, replica, signals).await?)
 }
 
 /// An empty variable, as `env: [{name: X}]` in a manifest makes, is one that is not set.

@@ -40,7 +40,10 @@ pub use super::queue::Lane;
 use super::queue::{Queue, Recent};
 use crate::{
     reconcile::{backoff::Backoff, name::Name, seen::Seen},
-    replica::term::{Standby, Term},
+    replica::{
+        connections::WATCH_TIMEOUT,
+        term::{Standby, Term},
+    },
 };
 
 /// The share of a resync that is left to chance, so that objects listed together are not reconciled together for ever.
@@ -174,7 +177,7 @@ fn source<W>(
 where
     W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let watch = watcher(api, watcher::Config::default())
+    let watch = watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT))
         .default_backoff()
         .modify(|object| object.meta_mut().managed_fields = None);
     let mut unlisted = true;

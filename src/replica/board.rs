@@ -1,7 +1,7 @@
 //! The one shared Lease watch: every elector of the replica reads from it, so idle traffic does not grow with standbys,
 //! and the supervisor learns from it who else is there.
 //!
-//! It only tells; nothing is decided or written here. A dead connection is noticed by the short watch timeout, and
+//! It only tells; nothing is decided or written here. A dead connection is noticed by its silence, and
 //! an elector that is told the board is blind falls back to reads.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -12,12 +12,10 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
 use super::{
+    connections::WATCH_TIMEOUT,
     problem::describe,
     record::{INSTANCE_LABEL, Lease},
 };
-
-/// The server ends a watch after this, in seconds, so a connection that died silently is replaced 5 s later at the latest.
-pub const WATCH_TIMEOUT: u32 = 15;
 
 /// One Lease as the watch has it.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +52,7 @@ pub struct Board {
 }
 
 impl Board {
-    /// A board over the Leases labelled with this instance. A read timeout of `leases` must be longer than [`WATCH_TIMEOUT`].
+    /// A board over the Leases labelled with this instance.
     /// The channel is unbounded: its reader is the supervisor, which waits for nothing.
     pub fn new(leases: Api<Lease>, instance: String) -> (Self, mpsc::UnboundedReceiver<Turn>) {
         let (turns, read) = mpsc::unbounded_channel();

@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 use super::{
     board::Sighting,
     clock::Clock,
-    fence::Fence,
+    fence::{Fence, Gate},
     problem,
     record::{self, Lease, observation, version},
 };
@@ -59,7 +59,7 @@ pub struct Report {
     /// Where this replica stands.
     pub standing: Standing,
     /// The fence of the term in `standing`, opened already; or that of the next one, for a standby.
-    pub fence: Fence,
+    pub fence: Gate,
     /// Nothing of ours is on the Lease or on its way there.
     pub settled: bool,
     /// The intent that the elector has taken in: what it says holds under this one.
@@ -375,7 +375,7 @@ impl Elector {
         let phase = (phase_of(&standing), settled, self.heeds.clone());
         if self.reported.as_ref() != Some(&phase) {
             self.reported = Some(phase);
-            let report = Report { standing, fence: self.fence.clone(), settled, heeds: self.heeds.clone() };
+            let report = Report { standing, fence: self.fence.gate(), settled, heeds: self.heeds.clone() };
             // Nobody listens any more when the supervisor has gone; `run` notices by the intents.
             let _closed = self.reports.send((self.shard, report));
         }
@@ -383,7 +383,6 @@ impl Elector {
 
     /// Shuts the fence of a term that is over, and has one ready for the next.
     fn renew_fence(&mut self) {
-        self.fence.close();
         self.fence = new_fence(&self.shared, &self.kind);
         self.fence_term = None;
     }
@@ -407,7 +406,7 @@ impl Elector {
 
 fn new_fence(shared: &Shared, kind: &Kind) -> Fence {
     let (metrics, name) = (shared.metrics.clone(), kind.name());
-    Fence::new(kind.lease_name.clone(), shared.clock, move || metrics.fenced(&name))
+    Fence::new(kind.lease_name.clone(), None, shared.clock, move || metrics.fenced(&name))
 }
 
 /// Who writes a Lease, and what for.

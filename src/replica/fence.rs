@@ -4,6 +4,20 @@
 //! `valid_until`, bounds each by the time left, and counts those whose answer never came. The lower one sits on the
 //! connection, under TLS: not one byte leaves past `valid_until`, so a process that was paused between the two cannot
 //! send what it had prepared. Nothing has to notice anything for either to shut.
+//!
+//! A [`Fence`] is the owner's handle: it alone opens, and the term's end is its end. A [`Gate`] is what clients have.
+//!
+//! # What may still land
+//!
+//! Bytes that left before `valid_until` are not recalled. What the kernel still buffers then is thrown away: each gated
+//! connection ends at `valid_until`, with a reset, and if no thread of ours runs the kernel ends it, for it was told with
+//! each write to wait no longer than that for an acknowledgement. So after `valid_until` a write can be carried out only if
+//! the API server's machine has got all of it before, or the network delivers it late by itself: the time of one way through
+//! the network, and for an API server that stands still as long as it does. There is one exception: a large write that
+//! the network takes slowly, acknowledging bit by bit, while no thread of ours runs, ends [`UNACKNOWLEDGED`] after its last
+//! acknowledgement. The kernel's timers stand still with a suspended machine; the gates do not.
+//!
+//! [`UNACKNOWLEDGED`]: super::connections::UNACKNOWLEDGED
 
 use std::{
     io,
@@ -16,28 +30,23 @@ use std::{
     time::Duration,
 };
 
-use futures::future::BoxFuture;
-use http::{Method, Request, Uri};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Fuse, FusedFuture},
+};
+use http::{Method, Request, Response};
 use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::{
-    client::legacy::connect::{Connected, Connection, HttpConnector},
-    rt::TokioExecutor,
-};
-use kube::{
-    Client, Config,
-    client::{Body, ConfigExt},
-};
-use tokio::sync::Notify;
-use tower::{BoxError, Layer, Service, ServiceBuilder};
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use tokio::sync::{Notify, watch};
+use tower::{BoxError, Layer, Service};
 
-use super::clock::Clock;
+use super::{
+    clock::Clock,
+    connections::socket::Socket,
+    hearing::{Ears, Heard, Hearing, Refusals, Target},
+    problem::describe,
+};
 use crate::protocol::moment::Moment;
-
-/// A read that is not a watch answers within this, or fails: a dead connection must not hold a reconcile for ever.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The most that a connection buffers. hyper's own most is six times as much, which each one keeps that has read a list.
-const BUFFER: usize = 64 << 10;
 
 /// Why a write was refused on this side.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -55,10 +64,15 @@ pub struct Unanswered {
     pub lease: String,
 }
 
-/// One term's fence. Clones are handles on the same fence.
+/// One term's fence, held by who decides on the term. Dropped, it is closed.
 /// Before its term it lets reads pass, for a standby fills its cache through it; [`Fence::extend`] opens it for writes.
-#[derive(Clone)]
 pub struct Fence {
+    gate: Gate,
+}
+
+/// A handle on a fence. It shuts with the fence, whoever else has clones of it.
+#[derive(Clone)]
+pub struct Gate {
     state: Arc<State>,
 }
 
@@ -68,38 +82,69 @@ struct State {
     /// Nanoseconds since the clock's origin.
     valid_until: AtomicU64,
     closed: AtomicBool,
+    /// Opened for the first time, or closed.
+    changed: Notify,
     in_flight: AtomicUsize,
     idle: Notify,
     /// When a write last ended without an answer, in nanoseconds since the clock's origin; 0: never.
     unanswered: AtomicU64,
     on_refusal: Box<dyn Fn() + Send + Sync>,
+    ears: Arc<Ears>,
 }
 
 impl Fence {
-    /// A fence for the next term on this Lease, shut for writes. `on_refusal` is called for each write it refuses.
-    pub fn new(lease: String, clock: Clock, on_refusal: impl Fn() + Send + Sync + 'static) -> Self {
-        Self {
-            state: Arc::new(State {
-                lease,
-                clock,
-                valid_until: AtomicU64::new(0),
-                closed: AtomicBool::new(false),
-                in_flight: AtomicUsize::new(0),
-                idle: Notify::new(),
-                unanswered: AtomicU64::new(0),
-                on_refusal: Box::new(on_refusal),
-            }),
-        }
+    /// A fence for the next term on this Lease, shut for writes. `resource` is that of the kind's objects, as
+    /// `<group>/<version>/<plural>`, or `<version>/<plural>` for the core group: [`Gate::hearing`] is about it.
+    /// `on_refusal` is called for each write that the fence refuses.
+    pub fn new(
+        lease: String,
+        resource: Option<String>,
+        clock: Clock,
+        on_refusal: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        let state = State {
+            lease,
+            clock,
+            valid_until: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            changed: Notify::new(),
+            in_flight: AtomicUsize::new(0),
+            idle: Notify::new(),
+            unanswered: AtomicU64::new(0),
+            on_refusal: Box::new(on_refusal),
+            ears: Arc::new(Ears::new(clock, resource)),
+        };
+        Self { gate: Gate { state: Arc::new(state) } }
     }
 
     /// Moves the end of the term's validity on. Has no effect once the fence is closed.
     pub fn extend(&self, valid_until: Moment) {
-        self.state.valid_until.fetch_max(nanos(valid_until), Ordering::SeqCst);
+        self.gate.state.valid_until.fetch_max(nanos(valid_until), Ordering::SeqCst);
+        self.gate.state.changed.notify_waiters();
     }
 
-    /// Shuts the fence for good.
+    /// Shuts the fence for good. Answers to what was sent before are still awaited, until the end of validity.
+    pub fn close(&self) {
+        self.gate.close();
+    }
+
+    /// A handle on this fence.
+    pub fn gate(&self) -> Gate {
+        self.gate.clone()
+    }
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Gate {
+    /// Shuts the fence for good, as [`Fence::close`] does.
     pub fn close(&self) {
         self.state.closed.store(true, Ordering::SeqCst);
+        self.state.changed.notify_waiters();
     }
 
     /// It was neither opened nor closed yet.
@@ -148,97 +193,124 @@ impl Fence {
         self.state.in_flight.load(Ordering::SeqCst) > 0 || (unanswered > 0 && recent())
     }
 
-    /// The client of the term, on connections of its own.
-    ///
-    /// # Errors
-    /// If the configuration's TLS or credentials cannot be used, or it asks for a proxy: the lower gate has no place there.
-    pub fn client(&self, config: &Config) -> Result<Client, kube::Error> {
-        if config.proxy_url.is_some() {
-            let error = "an HTTP proxy towards the API server is not supported: remove proxy-url from the kubeconfig";
-            return Err(kube::Error::Service(error.into()));
+    /// Says what the kind's resource is, where [`Fence::new`] could not. Has no effect if it is known already.
+    pub fn set_resource(&self, resource: String) {
+        self.state.ears.set_resource(resource);
+    }
+
+    /// Whether the term, or the standby, hears of its kind's objects. Changes when that changes.
+    pub fn hearing(&self) -> watch::Receiver<Hearing> {
+        self.state.ears.hearing()
+    }
+
+    /// What the API server has refused: each time a reason to ask again what is permitted and served.
+    pub fn refusals(&self) -> watch::Receiver<Refusals> {
+        self.state.ears.refusals()
+    }
+
+    /// Resolves when nothing that is still sent or read can be of use to the term: at the end of validity, and for a
+    /// fence that was closed before its term at once.
+    async fn over(self) {
+        loop {
+            let changed = self.state.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let (until, now) = (self.valid_until(), self.state.clock.now());
+            if self.is_before_its_term() {
+                changed.await;
+            } else if now >= until {
+                return;
+            } else {
+                // It may have been extended by then.
+                self.state.clock.sleep_until(until).await;
+            }
         }
-        let mut http = HttpConnector::new();
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        http.set_connect_timeout(config.connect_timeout);
-        let gated = Gated { inner: http, fence: self.clone() };
-        let https = config.rustls_https_connector_with_connector(gated)?;
-        let sender = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
-            .http1_max_buf_size(BUFFER)
-            .build::<_, Body>(https);
-        let service = ServiceBuilder::new()
-            .layer(config.base_uri_layer())
-            .option_layer(config.auth_layer()?)
-            .layer(self.clone())
-            .map_err(BoxError::from)
-            .service(sender);
-        Ok(Client::new(service, config.default_namespace.clone()))
     }
 }
 
-impl<S> Layer<S> for Fence {
+impl<S> Layer<S> for Gate {
     type Service = FencedService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        FencedService { fence: self.clone(), inner }
+        FencedService { gate: self.clone(), inner }
     }
 }
 
 /// The upper gate.
 #[derive(Clone)]
 pub struct FencedService<S> {
-    fence: Fence,
+    gate: Gate,
     inner: S,
 }
 
-impl<S, B> Service<Request<B>> for FencedService<S>
+impl<S, B, R> Service<Request<B>> for FencedService<S>
 where
-    S: Service<Request<B>, Response: Send + 'static, Error: Into<BoxError>, Future: Send + 'static>,
+    S: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send + 'static>,
+    R: Send + 'static,
 {
-    type Response = S::Response;
+    type Response = Response<Heard<R>>;
     type Error = BoxError;
-    type Future = BoxFuture<'static, Result<S::Response, BoxError>>;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let state = Arc::clone(&self.fence.state);
+        let gate = self.gate.clone();
+        let target = Target::of(request.method(), request.uri());
         if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
-            let watch = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
             let answer = self.inner.call(request);
             return Box::pin(async move {
-                match watch {
-                    true => answer.await.map_err(Into::into),
-                    false => tokio::time::timeout(READ_TIMEOUT, answer).await?.map_err(Into::into),
+                match answer.await {
+                    Ok(response) => Ok(gate.heard(target, response)),
+                    Err(error) => {
+                        let error = error.into();
+                        gate.state.ears.failed(target.as_ref(), &describe(error.as_ref()));
+                        Err(error)
+                    }
                 }
             });
         }
-        let write = InFlight::begin(Arc::clone(&state));
+        let write = InFlight::begin(Arc::clone(&gate.state));
         // Counted first, looked at second: a fence that closes in between finds the write, or the write finds it closed.
-        let Some(left) = self.fence.time_left() else {
+        let Some(left) = gate.time_left() else {
             write.answered();
-            (state.on_refusal)();
-            return Box::pin(async move { Err(Fenced { lease: state.lease.clone() }.into()) });
+            (gate.state.on_refusal)();
+            return Box::pin(async move { Err(gate.fenced().into()) });
         };
         let answer = self.inner.call(request);
         Box::pin(async move {
+            let unanswered = || Unanswered { lease: gate.state.lease.clone() }.into();
             match tokio::time::timeout(left, answer).await {
                 Ok(Ok(response)) => {
                     write.answered();
-                    Ok(response)
+                    Ok(gate.heard(target, response))
                 }
                 Ok(Err(error)) => {
                     let error = error.into();
                     if was_never_sent(&error) {
                         write.answered();
+                        return Err(error);
                     }
-                    Err(error)
+                    // The connection has ended with the term, a moment before the write did.
+                    let ended = gate.state.clock.now() >= gate.valid_until();
+                    Err(if ended { unanswered() } else { error })
                 }
-                Err(_elapsed) => Err(Unanswered { lease: state.lease.clone() }.into()),
+                Err(_elapsed) => Err(unanswered()),
             }
         })
+    }
+}
+
+impl Gate {
+    fn heard<R>(&self, target: Option<Target>, response: Response<R>) -> Response<Heard<R>> {
+        let listening = self.state.ears.answered(target, response.status());
+        response.map(|body| Heard::new(body, listening))
+    }
+
+    fn fenced(&self) -> Fenced {
+        Fenced { lease: self.state.lease.clone() }
     }
 }
 
@@ -277,50 +349,66 @@ fn nanos(moment: Moment) -> u64 {
     u64::try_from(moment.since_origin().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The lower gate: makes connections that fall silent when the term is over.
-#[derive(Clone)]
-struct Gated<C> {
-    inner: C,
-    fence: Fence,
-}
-
-impl<C> Service<Uri> for Gated<C>
-where
-    C: Service<Uri, Future: Send + 'static>,
-{
-    type Response = GatedIo<C::Response>;
-    type Error = C::Error;
-    type Future = BoxFuture<'static, Result<Self::Response, C::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), C::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let fence = self.fence.clone();
-        let connecting = self.inner.call(uri);
-        Box::pin(async move { Ok(GatedIo { inner: connecting.await?, fence }) })
-    }
-}
-
-struct GatedIo<I> {
+/// The lower gate: a connection that falls silent when the term is over, and ends.
+/// Without a gate, for what needs no term, it lets everything pass.
+pub(super) struct GatedIo<I> {
     inner: I,
-    fence: Fence,
+    gate: Option<Lower>,
 }
 
-impl<I> GatedIo<I> {
-    /// Reads the clock with nothing between it and the system call but a function call.
-    fn gate(&self) -> io::Result<()> {
-        match self.fence.time_left() {
-            Some(_) => Ok(()),
-            // No write has passed the upper gate yet: these are the reads of a standby.
-            None if self.fence.is_before_its_term() => Ok(()),
-            None => {
-                let fenced = Fenced { lease: self.fence.state.lease.clone() };
-                Err(io::Error::new(io::ErrorKind::PermissionDenied, fenced))
+struct Lower {
+    gate: Gate,
+    over: Fuse<BoxFuture<'static, ()>>,
+    /// What the kernel was last told.
+    gives_up_after: Duration,
+}
+
+impl<I: Socket> GatedIo<I> {
+    #[cfg(test)]
+    pub(super) fn socket(&self) -> &I {
+        &self.inner
+    }
+
+    pub(super) fn new(inner: I, gate: Option<Gate>) -> Self {
+        let gives_up_after = inner.gives_up_after();
+        let gate = gate.map(|gate| Lower { over: gate.clone().over().boxed().fuse(), gate, gives_up_after });
+        Self { inner, gate }
+    }
+
+    /// Reads the clock with nothing between it and the system call that writes but a function call; and a system call,
+    /// if the kernel has to be told that the term ends before it would give up by itself.
+    fn gate(&mut self) -> io::Result<()> {
+        let Some(Lower { gate, gives_up_after, .. }) = &mut self.gate else { return Ok(()) };
+        let usual = self.inner.gives_up_after();
+        match gate.time_left() {
+            Some(left) if left.min(usual) == *gives_up_after => Ok(()),
+            Some(left) => {
+                let told = left.min(usual);
+                self.inner.give_up_after(told)?;
+                *gives_up_after = told;
+                match gate.time_left() {
+                    Some(_) => Ok(()),
+                    None => Err(shut(gate)),
+                }
             }
+            // No write has passed the upper gate yet: these are the reads of a standby.
+            None if gate.is_before_its_term() => Ok(()),
+            None => Err(shut(gate)),
         }
     }
+
+    /// What waits on this connection waits no longer than the term.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match &mut self.gate {
+            Some(lower) if lower.over.is_terminated() => Poll::Ready(shut(&lower.gate)),
+            Some(lower) => lower.over.poll_unpin(cx).map(|()| shut(&lower.gate)),
+            None => Poll::Pending,
+        }
+    }
+}
+
+fn shut(gate: &Gate) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, gate.fenced())
 }
 
 impl<I: Connection> Connection for GatedIo<I> {
@@ -329,16 +417,24 @@ impl<I: Connection> Connection for GatedIo<I> {
     }
 }
 
-impl<I: Read + Unpin> Read for GatedIo<I> {
+impl<I: Read + Socket + Unpin> Read for GatedIo<I> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_read(cx, buffer)
+        let this = self.get_mut();
+        match Pin::new(&mut this.inner).poll_read(cx, buffer) {
+            Poll::Pending => this.poll_over(cx).map(Err),
+            read => read,
+        }
     }
 }
 
-impl<I: Write + Unpin> Write for GatedIo<I> {
+impl<I: Write + Socket + Unpin> Write for GatedIo<I> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.gate()?;
-        Pin::new(&mut self.get_mut().inner).poll_write(cx, bytes)
+        let this = self.get_mut();
+        this.gate()?;
+        match Pin::new(&mut this.inner).poll_write(cx, bytes) {
+            Poll::Pending => this.poll_over(cx).map(Err),
+            written => written,
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -358,8 +454,12 @@ impl<I: Write + Unpin> Write for GatedIo<I> {
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.gate()?;
-        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, buffers)
+        let this = self.get_mut();
+        this.gate()?;
+        match Pin::new(&mut this.inner).poll_write_vectored(cx, buffers) {
+            Poll::Pending => this.poll_over(cx).map(Err),
+            written => written,
+        }
     }
 }
 
@@ -367,18 +467,42 @@ impl<I: Write + Unpin> Write for GatedIo<I> {
 mod tests {
     use std::sync::atomic::AtomicU32;
 
-    use http::Response;
+    use hyper::rt::ReadBuf;
     use hyper_util::rt::TokioIo;
+    use tokio::io::DuplexStream;
     use tower::{ServiceExt, service_fn};
 
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    /// What its kernel would be told.
+    impl Socket for TokioIo<DuplexStream> {
+        fn give_up_after(&self, _: Duration) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn gives_up_after(&self) -> Duration {
+            8 * SECOND
+        }
+    }
+
+    fn gated(fence: &Fence) -> (GatedIo<TokioIo<DuplexStream>>, DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(64);
+        (GatedIo::new(TokioIo::new(ours), Some(fence.gate())), theirs)
+    }
+
+    async fn read(io: &mut GatedIo<TokioIo<DuplexStream>>) -> io::Result<()> {
+        let mut bytes = [0; 8];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        let read = std::future::poll_fn(|cx| Pin::new(&mut *io).poll_read(cx, buffer.unfilled()));
+        tokio::time::timeout(60 * SECOND, read).await.expect("it ends")
+    }
+
     fn fence(clock: Clock) -> (Fence, Arc<AtomicU32>) {
         let refused = Arc::new(AtomicU32::new(0));
         let counter = Arc::clone(&refused);
-        let fence = Fence::new("widget.example.com".to_owned(), clock, move || {
+        let fence = Fence::new("widget.example.com".to_owned(), None, clock, move || {
             counter.fetch_add(1, Ordering::SeqCst);
         });
         (fence, refused)
@@ -391,7 +515,7 @@ mod tests {
             Ok::<_, BoxError>(Response::new(()))
         });
         let request = Request::builder().method(method).uri(uri).body(())?;
-        fence.layer(service).oneshot(request).await.map(|_| ())
+        fence.gate().layer(service).oneshot(request).await.map(|_| ())
     }
 
     #[tokio::test(start_paused = true)]
@@ -410,7 +534,7 @@ mod tests {
         fence.extend(clock.now() + 9 * SECOND);
         assert!(write().await.unwrap_err().is::<Fenced>(), "nothing opens it again");
         assert_eq!(refused.load(Ordering::SeqCst), 3);
-        assert!(!fence.may_still_land(SECOND), "nothing was sent");
+        assert!(!fence.gate.may_still_land(SECOND), "nothing was sent");
     }
 
     #[tokio::test(start_paused = true)]
@@ -426,14 +550,13 @@ mod tests {
     async fn a_standby_reads_through_it_and_writes_nothing_and_the_first_renewal_makes_it_a_terms() {
         let clock = Clock::tokio();
         let (fence, _) = fence(clock);
-        let (ours, _theirs) = tokio::io::duplex(64);
-        let mut io = GatedIo { inner: TokioIo::new(ours), fence: fence.clone() };
+        let (mut io, _theirs) = gated(&fence);
         let mut byte = async || std::future::poll_fn(|cx| Pin::new(&mut io).poll_write(cx, b"x")).await;
-        assert!(fence.is_before_its_term());
+        assert!(fence.gate.is_before_its_term());
         byte().await.expect("a request to read is bytes too");
         assert!(send(&fence, Method::PATCH, "/x", Duration::ZERO).await.unwrap_err().is::<Fenced>());
         fence.extend(clock.now() + SECOND);
-        assert!(!fence.is_before_its_term());
+        assert!(!fence.gate.is_before_its_term());
         byte().await.unwrap();
         tokio::time::advance(SECOND).await;
         assert!(byte().await.is_err(), "what is past its term does not become a standby again");
@@ -442,8 +565,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_standby_whose_fence_is_closed_sends_nothing() {
         let (fence, _) = fence(Clock::tokio());
-        let (ours, _theirs) = tokio::io::duplex(64);
-        let mut io = GatedIo { inner: TokioIo::new(ours), fence: fence.clone() };
+        let (mut io, _theirs) = gated(&fence);
         fence.close();
         assert!(std::future::poll_fn(|cx| Pin::new(&mut io).poll_write(cx, b"x")).await.is_err());
     }
@@ -456,9 +578,9 @@ mod tests {
         let began = clock.now();
         assert!(send(&fence, Method::PUT, "/x", 60 * SECOND).await.unwrap_err().is::<Unanswered>());
         assert_eq!(clock.now().since(began), 2 * SECOND);
-        assert!(fence.may_still_land(15 * SECOND));
+        assert!(fence.gate.may_still_land(15 * SECOND));
         tokio::time::advance(15 * SECOND).await;
-        assert!(!fence.may_still_land(15 * SECOND));
+        assert!(!fence.gate.may_still_land(15 * SECOND));
     }
 
     #[tokio::test(start_paused = true)]
@@ -467,10 +589,10 @@ mod tests {
         let (fence, _) = fence(clock);
         fence.extend(clock.now() + 60 * SECOND);
         send(&fence, Method::PUT, "/x", SECOND).await.unwrap();
-        assert!(!fence.may_still_land(15 * SECOND));
+        assert!(!fence.gate.may_still_land(15 * SECOND));
         let aborted = tokio::time::timeout(SECOND, send(&fence, Method::PUT, "/x", 30 * SECOND));
         assert!(aborted.await.is_err());
-        assert!(fence.may_still_land(15 * SECOND));
+        assert!(fence.gate.may_still_land(15 * SECOND));
     }
 
     #[tokio::test(start_paused = true)]
@@ -483,21 +605,73 @@ mod tests {
             tokio::join!(send(&fence, Method::PUT, "/x", SECOND), async {
                 tokio::time::sleep(SECOND / 2).await;
                 fence.close();
-                fence.quiesce(5 * SECOND).await;
+                fence.gate.quiesce(5 * SECOND).await;
                 clock.now().since(began)
             })
         };
         let (sent, waited) = both.await;
         sent.unwrap();
         assert_eq!(waited, SECOND);
-        assert!(!fence.may_still_land(15 * SECOND));
+        assert!(!fence.gate.may_still_land(15 * SECOND));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn reads_that_are_no_watch_end_and_watches_go_on() {
-        let (fence, _) = fence(Clock::tokio());
-        send(&fence, Method::GET, "/x?watch=true&timeoutSeconds=290", 280 * SECOND).await.unwrap();
-        assert!(send(&fence, Method::GET, "/x", 280 * SECOND).await.is_err());
+    async fn the_end_of_its_owner_shuts_the_fence() {
+        let clock = Clock::tokio();
+        let (fence, _) = fence(clock);
+        fence.extend(clock.now() + 60 * SECOND);
+        let (gate, (mut io, _theirs)) = (fence.gate(), gated(&fence));
+        let service = gate.layer(service_fn(|_: Request<()>| async { Ok::<_, BoxError>(Response::new(())) }));
+        let write = || service.clone().oneshot(Request::put("/x").body(()).unwrap());
+        write().await.unwrap();
+        drop(fence);
+        assert!(write().await.err().unwrap().is::<Fenced>());
+        assert!(std::future::poll_fn(|cx| Pin::new(&mut io).poll_write(cx, b"x")).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_waits_for_an_answer_ends_with_the_term_and_not_before() {
+        let clock = Clock::tokio();
+        let (fence, _) = fence(clock);
+        let (mut io, _theirs) = gated(&fence);
+        let began = clock.now();
+        let (ended, ()) = tokio::join!(read(&mut io), async {
+            tokio::time::sleep(5 * SECOND).await;
+            fence.extend(began + 10 * SECOND);
+            tokio::time::sleep(4 * SECOND).await;
+            fence.extend(began + 14 * SECOND);
+            fence.close();
+        });
+        assert!(ended.unwrap_err().get_ref().is_some_and(|error| error.is::<Fenced>()));
+        assert_eq!(clock.now().since(began), 14 * SECOND, "an answer is awaited until the end of validity");
+        assert!(read(&mut io).await.is_err(), "and again at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_connections_of_a_standby_that_is_dismissed_end_at_once() {
+        let clock = Clock::tokio();
+        let (fence, _) = fence(clock);
+        let (mut io, _theirs) = gated(&fence);
+        let began = clock.now();
+        let (ended, ()) = tokio::join!(read(&mut io), async {
+            tokio::time::sleep(SECOND).await;
+            drop(fence);
+        });
+        assert!(ended.is_err());
+        assert_eq!(clock.now().since(began), SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_waits_for_the_network_ends_with_the_term() {
+        let clock = Clock::tokio();
+        let (fence, _) = fence(clock);
+        let (mut io, _theirs) = gated(&fence);
+        let began = clock.now();
+        fence.extend(began + 3 * SECOND);
+        let mut write = async || std::future::poll_fn(|cx| Pin::new(&mut io).poll_write(cx, &[0; 64])).await;
+        assert_eq!(write().await.unwrap(), 64, "and now nothing more fits");
+        assert!(tokio::time::timeout(60 * SECOND, write()).await.expect("it ends").is_err());
+        assert_eq!(clock.now().since(began), 3 * SECOND);
     }
 
     #[tokio::test(start_paused = true)]
@@ -505,8 +679,7 @@ mod tests {
         let clock = Clock::tokio();
         let (fence, _) = fence(clock);
         fence.extend(clock.now() + SECOND);
-        let (ours, _theirs) = tokio::io::duplex(64);
-        let mut io = GatedIo { inner: TokioIo::new(ours), fence: fence.clone() };
+        let (mut io, _theirs) = gated(&fence);
         let mut write =
             async |bytes: &'static [u8]| std::future::poll_fn(|cx| Pin::new(&mut io).poll_write(cx, bytes)).await;
         assert_eq!(write(b"PATCH").await.unwrap(), 5);

@@ -31,7 +31,7 @@ use kube::{Api, Client, ResourceExt, runtime::watcher};
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::{board::WATCH_TIMEOUT, problem::describe};
+use super::{connections::WATCH_TIMEOUT, problem::describe};
 
 /// What a process writes to its container's termination log, before its holder identity.
 const TESTIMONY: &str = "leasehold holder ";

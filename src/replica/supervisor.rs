@@ -25,8 +25,9 @@ use tracing::{error, info, warn};
 use super::{
     board::{Board, Turn},
     clock::Clock,
+    connections::Connections,
     elector::{Elector, Report, Shared},
-    fence::Fence,
+    fence::Gate,
     membership::{self, Membership},
     preflight::{Preflight, Subject, Unanswered, Verdict},
     proof::{Deaths, Origin, Witness},
@@ -86,7 +87,7 @@ pub struct Surroundings {
     /// What electors share.
     pub shared: Shared,
     /// For terms: each gets a client of its own from it.
-    pub config: kube::Config,
+    pub connections: Connections,
     /// For preflights.
     pub client: Client,
     /// The runtime that terms run on: not the one of the electors, so that work which blocks starves no renewal.
@@ -133,7 +134,7 @@ struct Shard {
     /// What the elector last said of itself, and under which intent.
     settled: (bool, Intent),
     /// That of the running term, or of the next one.
-    fence: Option<Fence>,
+    fence: Option<Gate>,
     task: Option<Task>,
     standby: Option<Cache>,
     /// The reconciler has not said that it cannot stand by.
@@ -149,7 +150,7 @@ struct Shard {
 
 struct Task {
     term: Term,
-    fence: Fence,
+    fence: Gate,
     draining: CancellationToken,
     abort: AbortHandle,
     drain_began: Option<Instant>,
@@ -161,7 +162,7 @@ struct Cache {
     number: u64,
     task: Id,
     abort: AbortHandle,
-    fence: Fence,
+    fence: Gate,
     client: Client,
     promotion: Promotion,
 }
@@ -182,7 +183,7 @@ enum Job {
 /// The supervisor of one replica.
 pub struct Supervisor {
     shared: Shared,
-    config: kube::Config,
+    connections: Connections,
     work_on: Handle,
     drain_timeout: Duration,
     roster: Roster,
@@ -223,7 +224,7 @@ impl Supervisor {
         (mut board, turns): (Board, mpsc::UnboundedReceiver<Turn>),
         assignments: Vec<Assignment>,
     ) -> Self {
-        let Surroundings { shared, config, client, work, drain_timeout, roster, witness } = surroundings;
+        let Surroundings { shared, connections, client, work, drain_timeout, roster, witness } = surroundings;
         let (report, reports) = mpsc::unbounded_channel();
         let (verdict, verdicts) = mpsc::unbounded_channel();
         let dead = watch::Sender::default();
@@ -266,6 +267,13 @@ impl Supervisor {
         let (preflight, _ask) = Preflight::new(client, subjects, verdict);
         staff.spawn(preflight.run().map(|()| "the preflight"));
         staff.spawn(board.run().map(|()| "the Lease watch"));
+        staff.spawn({
+            let connections = connections.clone();
+            async move {
+                connections.keep_fresh().await;
+                "what renews the credentials"
+            }
+        });
         let (deaths, origin) = match witness {
             Some(witness) => {
                 let heard = (witness.deaths(), witness.origin());
@@ -290,7 +298,7 @@ impl Supervisor {
         });
         Self {
             shared,
-            config,
+            connections,
             work_on: work,
             drain_timeout,
             roster,
@@ -651,12 +659,8 @@ impl Supervisor {
         }
     }
 
-    fn stand_by(&mut self, index: usize, fence: Fence) {
-        let client = match self.client(&fence) {
-            Ok(client) => client,
-            // The term will say the same, and fail by it.
-            Err(error) => return warn!("failed to make a standby's client: {error}"),
-        };
+    fn stand_by(&mut self, index: usize, fence: Gate) {
+        let client = self.client(&fence);
         let shard = &mut self.shards[index];
         let (standby, promotion) = Standby::new(Arc::clone(&shard.kind), client.clone());
         let Some(filling) = shard.reconciler.stand_by(standby) else {
@@ -693,9 +697,9 @@ impl Supervisor {
     }
 
     /// The client's own tasks belong to the runtime that the work runs on.
-    fn client(&self, fence: &Fence) -> Result<Client, kube::Error> {
+    fn client(&self, fence: &Gate) -> Client {
         let _entered = self.work_on.enter();
-        fence.client(&self.config)
+        self.connections.client_behind(fence)
     }
 
     fn start(&mut self, index: usize, grant: &Grant) {
@@ -724,14 +728,7 @@ impl Supervisor {
             }
             self.jobs.remove(&cache.task);
         }
-        let client = match self.client(&fence) {
-            Ok(client) => client,
-            Err(error) => {
-                let outcome = Outcome::Failed(format!("failed to make the term's client: {error}"));
-                self.quiesce(index, grant.term, outcome);
-                return;
-            }
-        };
+        let client = self.client(&fence);
         info!(kind, lease, holder, token = %grant.token, warm = false, "leading: the term begins");
         let shard = &mut self.shards[index];
         let term = begin(&shard.kind, client);
@@ -905,6 +902,18 @@ fn task_ended(joined: Result<(Id, Result<(), BoxError>), JoinError>) -> Event {
 fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
+
+impl Drop for Supervisor {
+    /// Nothing is written after a replica, by work that outlives it neither. The electors own the fences, and end when
+    /// their runtime gets to it: too late, if it is held up.
+    fn drop(&mut self) {
+        for shard in &self.shards {
+            let (task, standby) = (shard.task.as_ref(), shard.standby.as_ref());
+            let gates = [shard.fence.as_ref(), task.map(|task| &task.fence), standby.map(|cache| &cache.fence)];
+            gates.into_iter().flatten().for_each(Gate::close);
+        }
+    }
 }
 
 impl fmt::Debug for Supervisor {

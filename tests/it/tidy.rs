@@ -42,7 +42,12 @@ fn pure_files_know_no_runtime_no_cluster_and_no_clock() {
 #[test]
 fn only_the_supervisor_spawns_tasks() {
     for file in sources("src").into_iter().filter(|file| !file.ends_with("replica/supervisor.rs")) {
-        let code = code(&file);
+        let mut code = code(&file);
+        if file.ends_with("replica/connections.rs") {
+            // A credentials plugin blocks, and its thread can be left to itself: it writes nothing but its answer. The
+            // first one runs before there is a supervisor.
+            code = code.replacen("tokio::task::spawn_blocking(", "", 1);
+        }
         let spawns = code.matches("spawn").count();
         // The binary gives its endpoints a thread.
         let threads = usize::from(file.ends_with("cli/run.rs") && code.contains("thread::Builder"));

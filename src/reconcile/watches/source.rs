@@ -13,7 +13,7 @@ use kube::{
 use tracing::warn;
 
 use super::{super::controller::chain, Query};
-use crate::replica::problem::is_unserved;
+use crate::replica::{connections::WATCH_TIMEOUT, problem::is_unserved};
 
 /// Between two looks whether a type is served.
 const UNSERVED: Duration = Duration::from_secs(10);
@@ -42,7 +42,7 @@ pub(super) fn events(client: Client, query: Query, after: Duration) -> BoxStream
                 let config = watcher::Config {
                     label_selector: some(&query.labels),
                     field_selector: some(&query.fields),
-                    ..watcher::Config::default()
+                    ..watcher::Config::default().timeout(WATCH_TIMEOUT)
                 };
                 let watched = watcher(api, config).default_backoff().map({
                     let name = query.to_string();
