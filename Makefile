@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench cluster image clean
+.PHONY: help demo test soak lint bench cluster image clean
 
 help: ## Show what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -10,10 +10,13 @@ demo: ## See three replicas on a real control plane share their kinds, and one o
 test: ## Prove the safety rules: unit tests, simulation, acceptance on a real control plane
 	@.ci/run cluster test
 
+soak: ## Play a million random schedules of the simulation on all processors (hours; SOAK=1000 for fewer)
+	@SOAK=$${SOAK:-1000000} EXPLORE=$${EXPLORE:-500000} cargo test --locked --profile soak --test it soak_ -- --nocapture --test-threads 1
+
 lint: ## Check formatting, lints and documentation
 	@.ci/run fmt clippy doc
 
-bench: ## Measure spread, handover, failover, load and composed kinds on a real control plane, beside client-go and controller-runtime (40 minutes; ARGS='--quick')
+bench: ## Measure spread, handover, failover, load and composed kinds on a real control plane, beside client-go and controller-runtime, and what becomes of kinds beside a grey replica (90 minutes; ARGS='--quick')
 	@cargo build --locked --release --example replica
 	@cargo bench --locked --bench figures -- $(ARGS)
 

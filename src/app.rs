@@ -14,15 +14,19 @@ use tracing::{debug, info, warn};
 use crate::{
     config::{Configuration, Kind},
     ops::{metrics::Metrics, status::Status},
-    protocol::roster::{Plan, Profile, Roster, Rules},
+    protocol::{
+        replica::Setup,
+        roster::{Rules, ShardSpec},
+    },
     replica::{
-        board::Board,
+        board::{Board, Scope},
         clock::Clock,
         connections::{Bounds, Connections},
-        elector::Shared,
+        leases::Leases,
         proof::{self, PodLock, Witness},
         record,
         supervisor::{Assignment, Leadership, Stopped, Supervisor, Surroundings},
+        telemetry::Telemetry,
         term::Reconciler,
     },
 };
@@ -188,8 +192,7 @@ impl Leasehold {
             });
         }
         let timings = self.config.timings;
-        let (lease_client, watch_client) = (connections.client(), connections.client());
-        let board = Board::new(record::leases(watch_client.clone(), &namespace), self.config.instance.clone());
+        let (lease_client, client) = (connections.client(), connections.client());
         // Held until the process ends: no other may say that it speaks for this Pod while a task of ours may write.
         let lock = replica.pod_uid.as_deref().and_then(|uid| lock(&self.config.instance, uid));
         let pod_uid = replica.pod_uid.clone().filter(|_| lock.is_some());
@@ -208,50 +211,51 @@ impl Leasehold {
         let witness = replica
             .pod_uid
             .is_some()
-            .then(|| Witness::new(watch_client.clone(), replica.pod_namespace.clone(), replica.pod_name.clone()));
+            .then(|| Witness::new(client.clone(), replica.pod_namespace.clone(), replica.pod_name.clone()));
         info!(holder = identity, namespace, kinds = assignments.len(), "replica starts");
         self.status.update_replica(|status| {
             status.identity.clone_from(&identity);
             status.unready = Some("the Lease watch has not listed yet".to_owned());
         });
-        let shared = Shared {
-            leases: record::leases(lease_client, &namespace),
-            namespace,
-            instance: self.config.instance,
-            identity: identity.clone(),
-            timings,
-            pod_uid: pod_uid.clone(),
-            clock: Clock::system(),
-            status: self.status,
-            metrics: self.metrics,
+        let spec = |kind: &Kind| ShardSpec {
+            lease: kind.lease_name.clone(),
+            kind: kind.name(),
+            weight: kind.weight,
+            standby: kind.standby,
         };
-        let profile = Profile {
+        let setup = Setup {
+            identity: identity.clone(),
             pod: replica.pod_name,
             pod_uid,
+            namespace: namespace.clone(),
+            instance: self.config.instance,
             generation: replica.pod_template_hash.unwrap_or_default(),
             capacity: self.config.placement.capacity,
-            shards: self.config.kinds.iter().map(|kind| kind.lease_name.clone()).collect(),
-            // Nothing is known to be runnable before the API server was asked.
-            unable: self.config.kinds.iter().map(|kind| kind.lease_name.clone()).collect(),
-            ..Profile::default()
-        };
-        let plan = |kind: &Kind| Plan { lease: kind.lease_name.clone(), weight: kind.weight, standby: kind.standby };
-        let rules = Rules {
-            rebalance: self.config.placement.rebalance,
-            settle: self.config.placement.settle,
-            grace: self.config.placement.grace,
-            lease_duration: timings.lease_duration,
-        };
-        let surroundings = Surroundings {
-            shared,
-            connections,
-            client: watch_client,
-            work: self.work.unwrap_or_else(Handle::current),
+            timings,
+            rules: Rules {
+                rebalance: self.config.placement.rebalance,
+                settle: self.config.placement.settle,
+                grace: self.config.placement.grace,
+                lease_duration: timings.lease_duration,
+            },
             drain_timeout: self.config.drain_timeout,
-            roster: Roster::new(identity, profile, self.config.kinds.iter().map(plan).collect(), rules),
-            witness,
+            specs: self.config.kinds.iter().map(spec).collect(),
         };
-        Ok(Supervisor::new(surroundings, board, assignments).run(signals).await?)
+        let scope = Scope::new(record::leases(client.clone(), &namespace), record::all_leases(client.clone()));
+        let api = record::leases(lease_client, &namespace);
+        let kinds = assignments.iter().map(|assignment| Arc::clone(&assignment.kind)).collect();
+        let surroundings = Surroundings {
+            setup,
+            clock: Clock::system(),
+            connections,
+            leases: Leases::new(api, scope.clone(), namespace, timings.request_timeout, self.metrics.clone()),
+            board: Board::new(scope),
+            witness,
+            client,
+            work: self.work.unwrap_or_else(Handle::current),
+            telemetry: Telemetry::new(identity, kinds, self.status, self.metrics),
+        };
+        Ok(Supervisor::new(surroundings, assignments).run(signals).await?)
     }
 }
 

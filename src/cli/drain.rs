@@ -1,6 +1,6 @@
 //! `leasehold drain`: lets the objects of a kind go that no replica is configured for any more.
 //!
-//! A finalizer that nobody serves holds an object, and its namespace, for ever. This takes ours away, and nothing else.
+//! A finalizer that no replica serves holds an object, and its namespace, for ever. This takes ours away, and nothing else.
 
 use std::{
     collections::BTreeSet,
@@ -18,7 +18,7 @@ use kube::{
     discovery,
 };
 use leasehold::{
-    protocol::roster::Member,
+    protocol::lease::Member,
     reconcile::{
         finalizer::{self, Written},
         name::Name,
@@ -48,7 +48,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const DURATION: Duration = Duration::from_secs(15);
 /// Objects in one answer.
 const PAGE: u32 = 500;
-/// How often an object is tried that somebody else writes at the same time.
+/// How often an object is tried that another client writes at the same time.
 const ATTEMPTS: u32 = 5;
 
 pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
@@ -64,7 +64,7 @@ async fn drain(options: &Options) -> Result<ExitCode, Failure> {
     let config = kube::Config::infer().await.context("no cluster to talk to: set KUBECONFIG")?;
     let client = client(config).await?;
     let resource = served(&client, kind, group).await?;
-    nobody_serves(options, &record::all_leases(client.clone())).await?;
+    no_replica_serves(options, &record::all_leases(client.clone())).await?;
 
     let finalizer = finalizer::name(&resource.kind);
     let mut released = Vec::new();
@@ -105,7 +105,7 @@ async fn served(client: &Client, kind: &str, group: &str) -> Result<ApiResource,
 
 /// Fails if a replica is configured for the kind and alive, in whatever namespace and installation, for all of them have one
 /// finalizer: by its word, that it renews its Lease while we look, and by no clock but ours.
-async fn nobody_serves(options: &Options, leases: &Api<Lease>) -> Result<(), Failure> {
+async fn no_replica_serves(options: &Options, leases: &Api<Lease>) -> Result<(), Failure> {
     let suspects = configured(options, leases).await?;
     if suspects.is_empty() {
         return Ok(());
@@ -142,7 +142,7 @@ async fn configured(options: &Options, leases: &Api<Lease>) -> Result<Vec<Member
     });
     let mut names: BTreeSet<String> = of_kind.filter_map(|lease| lease.metadata.name.clone()).collect();
     names.insert(options.kind.to_ascii_lowercase());
-    let members = all.items.iter().filter_map(record::member);
+    let members = all.items.iter().filter_map(|lease| record::record(lease)?.member());
     Ok(members.filter(|member| names.iter().any(|name| member.profile.shards.contains(name))).collect())
 }
 
@@ -166,7 +166,7 @@ async fn release(
             None => return Ok(()),
         }
     }
-    Err(anyhow!("somebody else writes it all the time; try again"))
+    Err(anyhow!("another client writes it all the time; try again"))
 }
 
 fn report(options: &Options, finalizer: &str, released: &[Name]) -> Result<ExitCode, Failure> {

@@ -16,7 +16,11 @@ use kube::{
     runtime::watcher,
 };
 use leasehold::{
-    protocol::roster::{self, Activity, Holding, Member},
+    protocol::{
+        lease::{Holding, Member},
+        membership::Activity,
+        roster,
+    },
     replica::{
         connections::WATCH_TIMEOUT,
         record::{self, HAND_OVER_ANNOTATION, INSTANCE_LABEL, KIND_ANNOTATION, Lease},
@@ -66,9 +70,10 @@ async fn hand_over(options: &Options) -> Result<ExitCode, Failure> {
     let installation = Installation::read(&leases, &namespace, options.instance.as_deref()).await?;
     let (name, kind, holding) = installation.find(&options.kind, &namespace)?;
     let Some(from) = holding.holder.clone() else {
-        return Err(
-            anyhow!("nobody holds {kind} now, so there is nobody to hand it over; who is first takes it").into()
-        );
+        return Err(anyhow!(
+            "no replica holds {kind} now, so none can hand it over; the first one that can run it takes it"
+        )
+        .into());
     };
     let to = installation.choose(&name, &kind, &from, options.to.as_deref())?;
     if to == from {
@@ -111,7 +116,7 @@ impl Installation {
                 )))
             }
             [_one] => {
-                let members = all.iter().filter_map(record::member).collect();
+                let members = all.iter().filter_map(|lease| record::record(lease)?.member()).collect();
                 Ok(Self { leases: all, members })
             }
             several => Err(Failure::Usage(format!(
@@ -125,7 +130,7 @@ impl Installation {
         self.leases.iter().filter_map(|lease| {
             let name = lease.metadata.name.clone()?;
             let kind = record::annotation(lease, KIND_ANNOTATION).unwrap_or(&name).to_owned();
-            Some((name, kind, record::holding(lease)?))
+            Some((name, kind, record::record(lease)?.holding()?))
         })
     }
 
@@ -151,7 +156,7 @@ impl Installation {
         }
     }
 
-    /// The holder identity of whoever shall have it.
+    /// The holder identity of the replica that shall have it.
     fn choose(&self, lease: &str, kind: &str, from: &str, to: Option<&str>) -> Result<String, Failure> {
         let takes = |member: &&Member| member.profile.activity == Activity::Active && member.profile.can_run(lease);
         let able = || {
@@ -196,12 +201,14 @@ async fn until_held(leases: &Api<Lease>, name: &str, to: &str, output: Output) -
             watcher::Event::Delete(_) => return Err(anyhow!("the Lease {name} was deleted")),
             watcher::Event::Init | watcher::Event::InitDone => continue,
         };
-        let holding = record::holding(&lease).with_context(|| format!("{name} is no Lease of a kind any more"))?;
+        let holding = record::record(&lease)
+            .and_then(|record| record.holding())
+            .with_context(|| format!("{name} is no Lease of a kind any more"))?;
         if holding.holder.as_deref() == Some(to) {
             return Ok(());
         }
         if holding.wanted.is_none() {
-            let holder = holding.holder.unwrap_or_else(|| "nobody".to_owned());
+            let holder = holding.holder.unwrap_or_else(|| "no replica".to_owned());
             return Err(anyhow!("{holder} holds it now instead: {to} was not there to take it"));
         }
         let now = (holding.holder, holding.successor);

@@ -23,6 +23,9 @@ pub(crate) mod tree {
 
 use std::time::Duration;
 
+/// The longest that a Lease may be held after a renewal. A record that says more was not written by a replica of ours.
+pub const LONGEST_LEASE: Duration = Duration::from_secs(600);
+
 pub use errors::{Errors, Violation};
 
 /// A reconciler that a file may name.
@@ -71,7 +74,7 @@ pub struct Configuration {
 }
 
 /// When kinds that are held are moved to even out the spread.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Rebalance {
     /// Whenever replicas have come or gone.
     #[default]
@@ -83,7 +86,7 @@ pub enum Rebalance {
 }
 
 /// Which replicas keep a cache of a kind that another one leads. A named successor fills one in any case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum StandbyMode {
     /// None: a failover lists everything first.
     None,
@@ -108,7 +111,7 @@ pub struct Placement {
 }
 
 /// The four durations of an election; DESIGN's rule 8 holds for every value of this type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Timings {
     /// Published on the Lease, in whole seconds: how long after a renewal the holder may be counted out.
     pub lease_duration: Duration,

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::{
-    Configuration, Errors, Kind, Offer, Placement, Rebalance, StandbyMode, Timings,
+    Configuration, Errors, Kind, LONGEST_LEASE, Offer, Placement, Rebalance, StandbyMode, Timings,
     duration::show,
     errors::Gathered,
     raw::{self, Node, Position, Value},
@@ -116,7 +116,7 @@ fn leases(top: &mut Section<'_>, errors: &mut Gathered<'_>) -> (Option<String>, 
     {
         errors.add(found.at, &found.path, format!("`{}` is no namespace name: {}", found.value, dns_label_rule()));
     }
-    let duration = section.duration("duration", (SECOND, HOUR), errors);
+    let duration = section.duration("duration", (SECOND, LONGEST_LEASE), errors);
     let deadline = section.duration("renewDeadline", (MILLISECOND, HOUR), errors);
     let period = section.duration("retryPeriod", (MILLISECOND, HOUR), errors);
     let timeout = section.duration("requestTimeout", (MILLISECOND, HOUR), errors);

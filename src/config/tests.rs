@@ -128,6 +128,7 @@ fn top_level() {
     check_with("drainTimeout: 1d", "7:15 drainTimeout: `1d` has an unknown unit; write for example `15s`");
     check_with("drainTimeout: 25h", "7:15 drainTimeout: `25h` is too long; the most is 1h");
     check_with("drainTimeout: -1s", "7:15 drainTimeout: `-1s` is negative");
+    check_with("leases: {duration: 11m}", "7:20 leases.duration: `11m` is too long; the most is 10m");
     check_with("drainTimeout: true", "7:15 drainTimeout: expected a duration such as `15s`, found `true`");
 }
 

@@ -31,7 +31,7 @@ use tracing::warn;
 
 use super::{
     metrics::Metrics,
-    status::{Mate, ShardState, ShardStatus, Status},
+    status::{Peer, ShardState, ShardStatus, Status},
 };
 
 /// Why the server cannot start.
@@ -200,7 +200,7 @@ struct Report {
     reason: Option<String>,
     stopping: bool,
     /// The replicas that this one sees.
-    replicas: Vec<Mate>,
+    replicas: Vec<Peer>,
     shards: Vec<Shard>,
 }
 
@@ -213,6 +213,8 @@ struct Shard {
     reason: Option<String>,
     /// How the last request about the Lease failed.
     trouble: Option<String>,
+    /// What on the Lease is out of its bounds.
+    odd: Vec<String>,
     holder: Option<String>,
     held_here: bool,
     /// `<Lease uid>/<transitions>`.
@@ -241,7 +243,7 @@ fn report(status: &Status, now: Instant) -> Report {
         ready: reason.is_none(),
         reason,
         stopping: replica.stopping,
-        replicas: replica.crew,
+        replicas: replica.peers,
         shards,
     }
 }
@@ -254,6 +256,7 @@ fn row(identity: &str, lease: String, shard: ShardStatus, now: Instant) -> Shard
         state: shard.state,
         reason: shard.reason,
         trouble: shard.trouble,
+        odd: shard.odd,
         holder: shard.holder,
         held_here,
         token: shard.token,
@@ -305,6 +308,7 @@ mod tests {
                     state: ShardState::Leading,
                     reason: None,
                     trouble: None,
+                    odd: Vec::new(),
                     holder: Some("a_1".to_owned()),
                     token: Some("u/3".to_owned()),
                     valid_until: Some(now + Duration::from_secs(14)),
@@ -364,8 +368,8 @@ mod tests {
             shard.state = ShardState::Blocked;
             shard.reason = Some("no CRD".to_owned());
         });
-        let mate = Mate { identity: "a_1".to_owned(), draining: false, newest: true };
-        replica.status.update_replica(|replica| replica.crew = vec![mate]);
+        let peer = Peer { identity: "a_1".to_owned(), draining: false, newest: true };
+        replica.status.update_replica(|replica| replica.peers = vec![peer]);
         tokio::time::advance(Duration::from_secs(2)).await;
         let (status, _, body) = replica.get("/shards").await;
         assert_eq!(status, StatusCode::OK);
@@ -377,13 +381,13 @@ mod tests {
                 "shards": [
                     {
                         "kind": "Gadget.example.com", "lease": "gadget.example.com", "state": "Blocked",
-                        "reason": "no CRD", "trouble": null, "holder": null, "heldHere": false, "token": null,
+                        "reason": "no CRD", "trouble": null, "odd": [], "holder": null, "heldHere": false, "token": null,
                         "validForSeconds": null, "secondsSinceRenewal": null,
                         "target": null, "successor": null, "cache": null,
                     },
                     {
                         "kind": "Widget.example.com", "lease": "widget.example.com", "state": "Leading",
-                        "reason": null, "trouble": null, "holder": "a_1", "heldHere": true,
+                        "reason": null, "trouble": null, "odd": [], "holder": "a_1", "heldHere": true,
                         "token": "u/3",
                         "validForSeconds": 12.0, "secondsSinceRenewal": 2.0,
                         "target": "a_1", "successor": null, "cache": null,

@@ -30,6 +30,12 @@ struct OfKind {
     kind: String,
 }
 
+/// Labels of a series about one Lease, also of a kind that this replica is not configured for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfLease {
+    lease: String,
+}
+
 /// Labels of the request counter.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfRequest {
@@ -64,6 +70,8 @@ struct Series {
     failed: Family<OfKind, Counter>,
     handovers: Family<OfKind, Counter>,
     cached: Family<OfKind, Gauge>,
+    deaf: Family<OfKind, Gauge>,
+    missed: Family<OfLease, Counter>,
     replicas: Gauge,
     requests: Family<OfRequest, Counter>,
 }
@@ -97,6 +105,8 @@ impl Series {
             failed: Family::default(),
             handovers: Family::default(),
             cached: Family::default(),
+            deaf: Family::default(),
+            missed: Family::default(),
             replicas: Gauge::default(),
             requests: Family::default(),
         };
@@ -143,6 +153,16 @@ impl Series {
             "Whether this replica keeps a filled cache of a kind that it does not lead (0 or 1)",
             series.cached.clone(),
         );
+        r.register(
+            "deaf",
+            "Whether this replica leads the kind and does not hear of changes (0 or 1)",
+            series.deaf.clone(),
+        );
+        r.register(
+            "missed_takeovers",
+            "Leases that a replica did not take although it was given them, as seen by this replica",
+            series.missed.clone(),
+        );
         r.register("replicas", "Replicas that this one sees, itself among them", series.replicas.clone());
         r.register("lease_requests", "Requests for Leases by verb and outcome", series.requests.clone());
         series
@@ -152,6 +172,7 @@ impl Series {
         let labels = &of(kind);
         drop(self.leading.get_or_create(labels));
         drop(self.cached.get_or_create(labels));
+        drop(self.deaf.get_or_create(labels));
         // Nothing blocks a kind until something is seen to.
         self.up.get_or_create(labels).set(1);
         for family in [&self.transitions, &self.aborted, &self.fenced, &self.failed, &self.handovers] {
@@ -167,7 +188,7 @@ fn of(kind: &str) -> OfKind {
     OfKind { kind: kind.to_owned() }
 }
 
-/// Metrics nobody has named the kinds of; a series begins when it is first used.
+/// Metrics without kinds: a series begins when it is first used.
 impl Default for Metrics {
     fn default() -> Self {
         Self::new([], Status::default())
@@ -244,6 +265,16 @@ impl Metrics {
     /// Whether this replica keeps a filled cache of a kind that it does not lead.
     pub fn set_cached(&self, kind: &str, cached: bool) {
         self.inner.series.cached.get_or_create(&of(kind)).set(cached.into());
+    }
+
+    /// Whether this replica leads the kind and does not hear of changes.
+    pub fn set_deaf(&self, kind: &str, deaf: bool) {
+        self.inner.series.deaf.get_or_create(&of(kind)).set(deaf.into());
+    }
+
+    /// A replica did not take a Lease that it was given.
+    pub fn missed(&self, lease: &str) {
+        self.inner.series.missed.get_or_create(&OfLease { lease: lease.to_owned() }).inc();
     }
 
     /// How many replicas this one sees.
@@ -348,6 +379,7 @@ mod tests {
             "leasehold_failed_terms_total{kind=\"Widget.example.com\"} 0",
             "leasehold_handovers_total{kind=\"Widget.example.com\"} 0",
             "leasehold_cached{kind=\"Widget.example.com\"} 0",
+            "leasehold_deaf{kind=\"Widget.example.com\"} 0",
             "leasehold_replicas 0",
             "leasehold_renewal_duration_seconds_count{kind=\"Widget.example.com\"} 0",
             "leasehold_without_owner_seconds_count{kind=\"Widget.example.com\"} 0",
@@ -372,6 +404,8 @@ mod tests {
         metrics.term_failed("W");
         metrics.handed_over("W");
         metrics.set_cached("W", true);
+        metrics.set_deaf("W", true);
+        metrics.missed("w");
         metrics.set_replicas(3);
         metrics.lease_request("update", "conflict");
         let page = metrics.encode().unwrap();
@@ -388,6 +422,8 @@ mod tests {
             "leasehold_failed_terms_total{kind=\"W\"} 1",
             "leasehold_handovers_total{kind=\"W\"} 1",
             "leasehold_cached{kind=\"W\"} 1",
+            "leasehold_deaf{kind=\"W\"} 1",
+            "leasehold_missed_takeovers_total{lease=\"w\"} 1",
             "leasehold_replicas 3",
             "leasehold_lease_requests_total{verb=\"update\",outcome=\"conflict\"} 1",
         ] {

@@ -14,13 +14,15 @@ pub enum ShardState {
     Starting,
     /// This replica does not compete: the CRD is missing, a permission is denied; `reason` says which.
     Blocked,
-    /// Competes, and another replica or nobody holds the Lease.
+    /// Competes, and another replica or none holds the Lease.
     Standby,
     /// Holds the Lease and reconciles.
     Leading,
+    /// Holds the Lease, and does not hear of changes: `reason` says why. The kind is given away if this lasts.
+    Deaf,
     /// Holds the Lease and finishes what runs.
     Draining,
-    /// The last term failed; competes again when the back-off is over.
+    /// The last term failed or was deaf, or the Lease was refused; competes again when the back-off is over.
     CoolingDown,
 }
 
@@ -35,6 +37,8 @@ pub struct ShardStatus {
     pub reason: Option<String>,
     /// The last request about the Lease failed, and how; `None` after one that succeeded.
     pub trouble: Option<String>,
+    /// What on the Lease is out of its bounds, one sentence each.
+    pub odd: Vec<String>,
     /// Holder last seen on the Lease; `None` when it is free, missing or not read yet.
     pub holder: Option<String>,
     /// Fencing token of the running term, as `<Lease uid>/<transitions>`.
@@ -72,18 +76,18 @@ pub struct Replica {
     pub identity: String,
     /// Why the replica is not ready; `None` when it is.
     pub unready: Option<String>,
-    /// The supervisor has stopped although nobody asked for it.
+    /// The supervisor has ended unasked, or not cleanly.
     pub supervisor_stopped: bool,
     /// SIGTERM was received.
     pub stopping: bool,
     /// The replicas that this one sees, itself among them.
-    pub crew: Vec<Mate>,
+    pub peers: Vec<Peer>,
 }
 
 /// A replica as this one sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Mate {
+pub struct Peer {
     /// Holder identity.
     pub identity: String,
     /// It gives its kinds away and then ends.

@@ -1,81 +1,21 @@
 //! One Lease's election as a state machine: it is told what was seen and what came of a request, and says what to do next.
 //!
-//! No IO, no clock: every call takes `now`. The elector carries its steps out; the supervisor acts on its [`Standing`].
+//! No IO, no clock: every call takes `now`. [`Replica`](super::replica::Replica) sends what its steps say, and tells the
+//! [`Slot`](super::slot::Slot) its [`Standing`].
 //! The record format and the meaning of its fields are client-go's (`tools/leaderelection`), so that a client-go elector
 //! may share a Lease with ours. Where the two differ, ours is the stricter: DESIGN's safety rules 1 to 6.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-use serde::Serialize;
-
-use super::moment::Moment;
+use super::{
+    event::{Freed, Loss},
+    lease::{FencingToken, Observation, Purpose, Version},
+    moment::Moment,
+};
 use crate::config::Timings;
 
-/// Orders the terms of one Lease: later terms have a greater `transitions` as long as the uid stays the same.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct FencingToken {
-    /// `metadata.uid` of the Lease.
-    pub uid: String,
-    /// `spec.leaseTransitions` of the Lease during this term.
-    pub transitions: i32,
-}
-
-impl fmt::Display for FencingToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.uid, self.transitions)
-    }
-}
-
-/// Which stored object a decision rests on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Version {
-    /// `metadata.uid`.
-    pub uid: String,
-    /// `metadata.resourceVersion`.
-    pub resource_version: String,
-}
-
-impl Version {
-    /// Resource versions of one API server grow and compare as numbers (Kubernetes API conventions since 1.35).
-    /// One that is no number is never called newer: a read decides then.
-    fn newer_than(&self, other: &Self) -> bool {
-        match (self.resource_version.parse::<u64>(), other.resource_version.parse::<u64>()) {
-            (Ok(mine), Ok(theirs)) => mine > theirs,
-            _ => false,
-        }
-    }
-}
-
-/// What an election needs of a stored Lease. Timestamps are left out on purpose: no remote one may decide anything (rule 2).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observation {
-    /// Identifies the stored object.
-    pub version: Version,
-    /// Holder identity; `None` when the Lease is free (null or empty).
-    pub holder: Option<String>,
-    /// Duration published in the record; `None` when it is missing or not positive.
-    pub duration: Option<Duration>,
-    /// `leaseTransitions`, 0 when missing.
-    pub transitions: i32,
-    /// Whom the holder has named to follow it.
-    pub successor: Option<String>,
-}
-
-/// Why a Lease is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// POST of a Lease that does not exist.
-    Create,
-    /// PUT that makes us holder.
-    Acquire,
-    /// PUT that keeps us holder.
-    Renew,
-    /// PUT that leaves the Lease free.
-    Release,
-}
-
 /// One write, decided on `basis` and valid for that version only (rule 3).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Proposal {
     /// Why it is written.
     pub purpose: Purpose,
@@ -88,18 +28,19 @@ pub struct Proposal {
 }
 
 /// What to do next.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// Nothing before this moment, unless something is observed or the intent changes.
     Wait(Moment),
     /// GET the Lease, report with [`Election::read`] or [`Election::read_failed`].
     Read,
-    /// Write this, report with [`Election::written`], [`Election::conflicted`], [`Election::refused`] or [`Election::unknown`].
+    /// Write this, report with [`Election::written`], [`Election::deleted`], [`Election::conflicted`],
+    /// [`Election::refused`] or [`Election::unknown`].
     Write(Proposal),
 }
 
 /// The right to work, from one won write until `valid_until`; renewals move that on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Grant {
     /// Counts this election's grants from 1: the name of the term within the process.
     pub term: u64,
@@ -112,7 +53,7 @@ pub struct Grant {
 }
 
 /// Where this replica stands at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Standing {
     /// No right to work.
     Standby,
@@ -122,8 +63,8 @@ pub enum Standing {
     Losing(Grant),
 }
 
-/// What the supervisor wants of an election. Levels, not edges: a lost or repeated message changes nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What is wanted of an election. Levels, not edges: a lost or repeated message changes nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Intent {
     /// Become leader when possible.
     pub compete: bool,
@@ -135,28 +76,30 @@ pub struct Intent {
     pub successor: Option<String>,
     /// How long to let others go first for a free Lease.
     pub patience: Duration,
-    /// How long to let another go first whom the last holder named. Whoever is named itself goes at once.
+    /// How long to let another go first whom the last holder named. The one that is named goes at once.
     pub courtesy: Duration,
 }
 
 /// One Lease's election on one replica.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Election {
     identity: String,
     timings: Timings,
     intent: Intent,
-    seen: Seen,
+    store: Store,
     /// The watch covers this Lease: no reads are needed to learn of changes.
     watched: bool,
     grant: Option<Grant>,
     /// The last grant there was: its number and token.
     last: Option<(u64, FencingToken)>,
+    /// When the validity of the last grant was over, or would have been.
+    last_until: Moment,
     in_flight: Option<InFlight>,
     /// A read must come before anything else (rule 4).
     doubt: bool,
     /// Successes put off the next renewal until then.
     renew_at: Moment,
-    /// Without a watch, the next look at somebody else's Lease.
+    /// Without a watch, the next look at another holder's Lease.
     poll_at: Moment,
     /// Failures put off every request until then.
     not_before: Moment,
@@ -165,19 +108,24 @@ pub struct Election {
     barrier: Moment,
     /// A holder whose process is proven dead, and since when that is known (rule 11).
     dead: Option<(String, Moment)>,
+    /// The greatest count of transitions seen on the Lease with this uid: a record that is restored to an older one must
+    /// not bring a token back.
+    highest: Option<(String, i32)>,
+    /// Why the last grant has ended, until that is asked for.
+    loss: Option<Loss>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Seen {
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Store {
     Nothing,
     Absent { since: Moment },
     Present { what: Observation, since: Moment },
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum InFlight {
     /// A read, and what was known when it was sent.
-    Read(Seen),
+    Read(Store),
     Write(Moment, Proposal),
 }
 
@@ -202,10 +150,11 @@ impl Election {
             identity,
             timings,
             intent: Intent::default(),
-            seen: Seen::Nothing,
+            store: Store::Nothing,
             watched: false,
             grant: None,
             last: None,
+            last_until: Moment::default(),
             in_flight: None,
             doubt: false,
             renew_at: Moment::default(),
@@ -214,6 +163,8 @@ impl Election {
             failures: 0,
             barrier: Moment::default(),
             dead: None,
+            highest: None,
+            loss: None,
         }
     }
 
@@ -237,25 +188,48 @@ impl Election {
 
     /// Holder last seen; `None` when the Lease is free, missing or was never read.
     pub fn holder(&self) -> Option<&str> {
-        match &self.seen {
-            Seen::Present { what, .. } => what.holder.as_deref(),
+        match &self.store {
+            Store::Present { what, .. } => what.holder.as_deref(),
             _ => None,
         }
     }
 
     /// The Lease exists, as far as is known.
     pub fn exists(&self) -> bool {
-        matches!(self.seen, Seen::Present { .. })
+        matches!(self.store, Store::Present { .. })
     }
 
-    /// Since when nobody holds the Lease, as seen here: free, missing, or not renewed for its duration.
-    pub fn free_since(&self, now: Moment) -> Option<Moment> {
-        let since = match &self.seen {
-            Seen::Nothing => return None,
-            Seen::Absent { since } => (*since).max(self.barrier),
-            Seen::Present { what, since } => self.free_at(what, *since),
-        };
-        (since <= now).then_some(since)
+    /// Since when no replica can have worked, as far as is seen here: since the release, or the last renewal of a holder
+    /// that fell silent; `None` while that is not known, or a holder may work.
+    pub fn idle_since(&self, now: Moment) -> Option<Moment> {
+        match &self.store {
+            Store::Nothing => None,
+            Store::Absent { since } => Some(*since),
+            Store::Present { what, since } => (self.free_at(what, *since) <= now).then_some(*since),
+        }
+    }
+
+    /// The number of the next term. A cache that is filled before it begins is of use to that term only.
+    pub fn next_term(&self) -> u64 {
+        self.last.as_ref().map_or(1, |(term, _)| term + 1)
+    }
+
+    /// Why the last grant has ended before it was released; told once.
+    pub fn take_loss(&mut self) -> Option<Loss> {
+        self.loss.take()
+    }
+
+    /// How the Lease, as it is seen now, comes to be free for us.
+    pub fn freed(&self) -> Freed {
+        match &self.store {
+            Store::Nothing | Store::Absent { .. } => Freed::Missing,
+            Store::Present { what, .. } => match &what.holder {
+                None => Freed::Released,
+                Some(holder) if *holder == self.identity => Freed::Ours,
+                Some(holder) if self.dead.as_ref().is_some_and(|(dead, _)| dead == holder) => Freed::ProvenDead,
+                Some(_) => Freed::Expired,
+            },
+        }
     }
 
     /// Nothing of ours is on the Lease, or on its way there: the process may end without anybody waiting for us.
@@ -269,7 +243,7 @@ impl Election {
     }
 
     /// The process of this holder is proven dead: its Lease need not expire first (rule 11). Telling it again changes nothing.
-    pub fn bury(&mut self, now: Moment, holder: &str) {
+    pub fn mark_dead(&mut self, now: Moment, holder: &str) {
         if self.dead.as_ref().is_none_or(|(dead, _)| dead != holder) {
             self.dead = Some((holder.to_owned(), now));
         }
@@ -282,13 +256,13 @@ impl Election {
 
     /// The Lease as the watch has it; `None`: it lists none of this name.
     pub fn sighted(&mut self, now: Moment, sighting: Option<Observation>) {
-        match (sighting, &self.seen) {
-            (None, Seen::Nothing) => self.seen = Seen::Absent { since: now },
-            (None, Seen::Absent { .. }) => {}
+        match (sighting, &self.store) {
+            (None, Store::Nothing) => self.store = Store::Absent { since: now },
+            (None, Store::Absent { .. }) => {}
             // A list made before our own write lacks what we wrote: only a read proves that what was there is gone.
-            (None, Seen::Present { .. }) => self.doubt = true,
-            (Some(what), Seen::Present { what: known, .. }) if what.version == known.version => {}
-            (Some(what), Seen::Present { what: known, .. }) if !what.version.newer_than(&known.version) => {
+            (None, Store::Present { .. }) => self.doubt = true,
+            (Some(what), Store::Present { what: known, .. }) if what.version == known.version => {}
+            (Some(what), Store::Present { what: known, .. }) if !what.version.newer_than(&known.version) => {
                 // An echo of the past; or no number, and then a read decides.
                 self.doubt |= what.version.resource_version.parse::<u64>().is_err();
             }
@@ -301,10 +275,10 @@ impl Election {
         let Some(InFlight::Read(before)) = self.in_flight.take() else { return };
         self.doubt = false;
         self.poll_at = now + self.timings.retry_period;
-        if self.seen != before {
+        if self.store != before {
             // The watch has moved on while the answer was on its way: the newer of the two counts.
-            match (&answer, &self.seen) {
-                (Some(what), Seen::Present { what: known, .. }) if !what.version.newer_than(&known.version) => return,
+            match (&answer, &self.store) {
+                (Some(what), Store::Present { what: known, .. }) if !what.version.newer_than(&known.version) => return,
                 (None, _) => {
                     self.doubt = true;
                     return;
@@ -329,34 +303,43 @@ impl Election {
     pub fn written(&mut self, now: Moment, stored: Observation) {
         let Some(InFlight::Write(sent_at, proposal)) = self.in_flight.take() else { return };
         self.failures = 0;
+        self.expire(now);
         let token = FencingToken { uid: stored.version.uid.clone(), transitions: stored.transitions };
-        let overtaken = match &self.seen {
-            Seen::Present { what, .. } => what.version.newer_than(&stored.version),
+        let overtaken = match &self.store {
+            Store::Present { what, .. } => what.version.newer_than(&stored.version),
             _ => false,
         };
         // A grant that ran out while the reply was on its way is gone: its term was told so.
-        let running = self.grant.take().filter(|grant| now < grant.valid_until && grant.token == token);
+        let running = self.grant.take().filter(|grant| grant.token == token);
         if !overtaken {
             // Only a creation can follow on something else than what was seen last: it rests on no version.
             self.mind_disorder(now, running.is_some(), Some(&stored));
-            self.seen = Seen::Present { what: stored, since: now };
+            self.note_transitions(Some(&stored));
+            self.store = Store::Present { what: stored, since: now };
         }
         let valid_until = sent_at + self.timings.lease_duration - self.margin();
         let ours = self.holds_on_paper() && proposal.purpose != Purpose::Release;
         let too_soon = running.is_none() && now < self.barrier;
-        if !ours || too_soon || now >= valid_until {
+        let had_its_term = running.is_none() && self.last.as_ref().is_some_and(|(_, last)| *last == token);
+        if !ours || too_soon || had_its_term || now >= valid_until {
+            if proposal.purpose != Purpose::Release {
+                // A write that grants nothing is not repeated at once: nothing says that the next one would.
+                self.not_before = now + self.timings.retry_period;
+            }
             return;
         }
-        let term = match (running, &self.last) {
-            (Some(grant), _) => grant.term,
-            // This token has had its term.
-            (None, Some((_, last))) if *last == token => return,
-            (None, Some((term, _))) => term + 1,
-            (None, None) => 1,
-        };
+        let term = running.map_or_else(|| self.next_term(), |grant| grant.term);
         self.renew_at = sent_at + self.timings.retry_period;
         self.last = Some((term, token.clone()));
+        self.last_until = valid_until;
         self.grant = Some(Grant { term, token, sent_at, valid_until });
+    }
+
+    /// The Lease was deleted, at the version that was asked for.
+    pub fn deleted(&mut self, now: Moment) {
+        self.in_flight = None;
+        self.failures = 0;
+        self.take_in(now, None);
     }
 
     /// The API server refused the write because the object had changed, or existed already.
@@ -380,13 +363,13 @@ impl Election {
     /// What to do at `now`. A request that is returned counts as sent at `now`, and is to be reported on before the next step.
     pub fn step(&mut self, now: Moment) -> Step {
         debug_assert!(self.in_flight.is_none(), "one request per Lease is in flight at the most");
-        self.grant = self.grant.take().filter(|grant| now < grant.valid_until);
+        self.expire(now);
         match self.wanted(now) {
             Wanted::Nothing => Step::Wait(Moment::NEVER),
             Wanted::At(at) => Step::Wait(at.max(self.not_before)),
             Wanted::Read | Wanted::Write(_) if now < self.not_before => Step::Wait(self.not_before),
             Wanted::Read => {
-                self.in_flight = Some(InFlight::Read(self.seen.clone()));
+                self.in_flight = Some(InFlight::Read(self.store.clone()));
                 Step::Read
             }
             Wanted::Write(proposal) => {
@@ -400,6 +383,13 @@ impl Election {
         }
     }
 
+    /// Drops a grant whose validity is over.
+    pub fn expire(&mut self, now: Moment) {
+        if self.grant.take_if(|grant| now >= grant.valid_until).is_some() {
+            self.loss = Some(Loss::Expired);
+        }
+    }
+
     fn wanted(&self, now: Moment) -> Wanted {
         if let Some(grant) = &self.grant
             && grant.term <= self.intent.abandoned
@@ -410,8 +400,8 @@ impl Election {
             return Wanted::Read;
         }
         let running = self.last.as_ref().is_some_and(|(term, _)| *term > self.intent.ended);
-        match &self.seen {
-            Seen::Present { what, .. } if self.grant.is_some() => {
+        match &self.store {
+            Store::Present { what, .. } if self.grant.is_some() => {
                 // A successor fills its cache from when it reads its name: that does not wait for the next renewal.
                 let named = what.successor == self.intent.successor;
                 if !running {
@@ -424,37 +414,49 @@ impl Election {
             }
             // The last term's work has not ended: no other may begin here, and nothing may be released.
             _ if running => Wanted::Nothing,
-            Seen::Present { what, .. } if self.holds_on_paper() && !self.last_is_abandoned() => {
+            // Its token is no longer on the Lease, by a hand; a write of it may land all the same.
+            Store::Present { .. } if self.holds_on_paper() && !self.last_is_abandoned() && self.lingers(now) => {
+                Wanted::At(self.last_until)
+            }
+            Store::Present { what, .. } if self.holds_on_paper() && !self.last_is_abandoned() => {
                 if !self.intent.compete {
                     Wanted::write(Purpose::Release, what, what.transitions).naming(&self.intent)
                 } else if now < self.barrier {
                     // A creation rests on no version: it may land long after the absence that it was decided on.
                     self.await_turn(now, self.barrier)
                 } else if self.had_its_term(what) {
-                    Wanted::write(Purpose::Acquire, what, next_transition(what))
+                    self.acquire(what)
                 } else {
                     // Ours by a write whose reply was lost: a renewal confirms it before any work starts.
                     Wanted::write(Purpose::Renew, what, what.transitions)
                 }
             }
             _ if !self.intent.compete => Wanted::Nothing,
-            Seen::Nothing => Wanted::Read,
-            Seen::Absent { since } => {
+            Store::Nothing => Wanted::Read,
+            Store::Absent { since } => {
                 let at = (*since).max(self.barrier) + self.intent.patience;
                 if now < at { self.await_turn(now, at) } else { Wanted::Write(Proposal::create()) }
             }
-            Seen::Present { what, since } => {
+            Store::Present { what, since } => {
                 let at = self.free_at(what, *since) + self.patience(what);
-                if now < at {
-                    self.await_turn(now, at)
-                } else {
-                    Wanted::write(Purpose::Acquire, what, next_transition(what))
-                }
+                if now < at { self.await_turn(now, at) } else { self.acquire(what) }
             }
         }
     }
 
-    /// Waits for `at`, looking at the Lease on the way if nobody tells us of changes.
+    /// At the end of its count the Lease is made anew, for the next term needs a token of its own.
+    fn acquire(&self, what: &Observation) -> Wanted {
+        let highest = match &self.highest {
+            Some((uid, highest)) if *uid == what.version.uid => what.transitions.max(*highest),
+            _ => what.transitions,
+        };
+        match highest.max(0).checked_add(1) {
+            Some(next) => Wanted::write(Purpose::Acquire, what, next),
+            None => Wanted::write(Purpose::Replace, what, highest),
+        }
+    }
+
+    /// Waits for `at`, looking at the Lease on the way if no watch shows its changes.
     fn await_turn(&self, now: Moment, at: Moment) -> Wanted {
         if self.watched {
             Wanted::At(at)
@@ -476,31 +478,47 @@ impl Election {
             });
             if !same_term {
                 self.grant = None;
+                self.loss = held.then(|| match what.as_ref().and_then(|what| what.holder.clone()) {
+                    Some(holder) if holder != self.identity => Loss::Taken(holder),
+                    _ => Loss::Gone,
+                });
+            } else if what.as_ref().is_some_and(|what| what.duration != Some(self.timings.lease_duration)) {
+                // A hand has changed for how long we seem to hold it: the others must not count by that.
+                self.renew_at = now;
             }
         }
         self.mind_disorder(now, held, what.as_ref());
-        self.seen = match what {
+        self.note_transitions(what.as_ref());
+        self.store = match what {
             // A read that finds the same version again must not restart the count of its holder's time (rule 2).
-            Some(what) => match std::mem::replace(&mut self.seen, Seen::Nothing) {
-                Seen::Present { what: before, since } if before.version == what.version => {
-                    Seen::Present { what, since }
+            Some(what) => match std::mem::replace(&mut self.store, Store::Nothing) {
+                Store::Present { what: before, since } if before.version == what.version => {
+                    Store::Present { what, since }
                 }
-                _ => Seen::Present { what, since: now },
+                _ => Store::Present { what, since: now },
             },
-            None => match self.seen {
-                Seen::Absent { since } => Seen::Absent { since },
-                _ => Seen::Absent { since: now },
+            None => match self.store {
+                Store::Absent { since } => Store::Absent { since },
+                _ => Store::Absent { since: now },
             },
         };
     }
 
-    /// Somebody whom we did not see, or not lately, may have held what is gone, and renewed it just before.
+    /// A holder that we did not see, or not lately, may have held what is gone, and renewed it just before.
     fn mind_disorder(&mut self, now: Moment, held: bool, next: Option<&Observation>) {
-        if let Seen::Present { what: before, .. } = &self.seen
+        if let Store::Present { what: before, .. } = &self.store
             && !held
             && !next.is_some_and(|next| before.goes_on_as(next))
         {
             self.barrier = now + self.duration_of(before).max(self.timings.lease_duration);
+        }
+    }
+
+    fn note_transitions(&mut self, what: Option<&Observation>) {
+        let Some(Observation { version, transitions, .. }) = what else { return };
+        match &mut self.highest {
+            Some((uid, highest)) if *uid == version.uid => *highest = (*highest).max(*transitions),
+            highest => *highest = Some((version.uid.clone(), *transitions)),
         }
     }
 
@@ -538,10 +556,15 @@ impl Election {
         self.last.as_ref().is_some_and(|(_, last)| token(last))
     }
 
-    /// The Lease names us for a term that was abandoned: until it expires it is as good as somebody else's.
+    /// The last term was abandoned, and its writes have their time still.
+    fn lingers(&self, now: Moment) -> bool {
+        now < self.last_until && self.last.as_ref().is_some_and(|(term, _)| *term <= self.intent.abandoned)
+    }
+
+    /// The Lease names us for a term that was abandoned: until it expires it is as good as another holder's.
     fn last_is_abandoned(&self) -> bool {
         let abandoned = self.last.as_ref().is_some_and(|(term, _)| *term <= self.intent.abandoned);
-        abandoned && matches!(&self.seen, Seen::Present { what, .. } if self.had_its_term(what))
+        abandoned && matches!(&self.store, Store::Present { what, .. } if self.had_its_term(what))
     }
 
     fn duration_of(&self, what: &Observation) -> Duration {
@@ -559,10 +582,14 @@ impl Election {
 
 impl Observation {
     /// A change that the protocol makes: a renewal, a release, a take-over. Anything else (deletion, a hand that clears
-    /// or renames the holder) takes nothing from the time that a holder counts for itself.
+    /// or renames the holder, shortens the duration or restores an older record) takes nothing from the time that a holder counts for itself.
     fn goes_on_as(&self, next: &Self) -> bool {
         let orderly = match &next.holder {
-            Some(_) => next.holder == self.holder || next.transitions > self.transitions,
+            // A holder that is said to hold it for less time than before counts by what it wrote itself.
+            Some(_) if next.transitions == self.transitions => {
+                next.holder == self.holder && next.duration >= self.duration
+            }
+            Some(_) => next.transitions > self.transitions,
             None => next.duration == Some(RELEASED) || (self.holder.is_none() && next.transitions == self.transitions),
         };
         self.version.uid == next.version.uid && orderly
@@ -580,18 +607,13 @@ impl Wanted {
         Self::Write(Proposal { purpose, basis: Some(what.version.clone()), transitions, successor: None })
     }
 
-    /// The same write, with the name of whoever shall follow.
+    /// The same write, with the name of the successor.
     fn naming(self, intent: &Intent) -> Self {
         match self {
             Self::Write(proposal) => Self::Write(Proposal { successor: intent.successor.clone(), ..proposal }),
             other => other,
         }
     }
-}
-
-/// `leaseTransitions` may not be negative; two thousand million terms from now it stays where it is.
-fn next_transition(what: &Observation) -> i32 {
-    what.transitions.max(0).saturating_add(1)
 }
 
 #[cfg(test)]
@@ -726,7 +748,7 @@ mod tests {
         election.conflicted(at(1.0));
         assert_eq!(election.step(at(1.0)), Step::Read);
         election.read(at(1.0), Some(stored(9, Some("baz"), 0)));
-        assert_eq!(election.step(at(1.0)), write(Purpose::Renew, Some(9), 0), "somebody only labelled it");
+        assert_eq!(election.step(at(1.0)), write(Purpose::Renew, Some(9), 0), "a hand has only labelled it");
     }
 
     // Releasing.
@@ -783,7 +805,7 @@ mod tests {
         election.intend(Intent { ended: 1, abandoned: 1, ..Intent::default() });
         assert_eq!(election.step(at(6.0)), Step::Wait(at(9.8)));
         assert_eq!(election.step(at(30.0)), Step::Wait(Moment::NEVER));
-        assert!(election.settled(), "nobody waits for it");
+        assert!(election.settled(), "no replica waits for it");
     }
 
     // Handing over.
@@ -827,11 +849,11 @@ mod tests {
     }
 
     #[test]
-    fn a_holder_that_is_proven_dead_is_followed_at_once_and_nobody_else_is() {
+    fn a_holder_that_is_proven_dead_is_followed_at_once_and_no_other_is() {
         let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
-        election.bury(at(1.0), "somebody else");
+        election.mark_dead(at(1.0), "somebody else");
         assert_eq!(election.step(at(1.0)), Step::Wait(at(10.0)));
-        election.bury(at(2.0), "bing");
+        election.mark_dead(at(2.0), "bing");
         assert_eq!(election.step(at(2.0)), write(Purpose::Acquire, Some(7), 1));
         election.conflicted(at(2.1));
         assert_eq!(election.step(at(2.1)), Step::Read);
@@ -843,7 +865,7 @@ mod tests {
     fn a_proof_of_death_does_not_shorten_the_wait_after_disorder() {
         let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
         election.sighted(at(1.0), Some(stored(8, Some("a hand"), 0)));
-        election.bury(at(2.0), "a hand");
+        election.mark_dead(at(2.0), "a hand");
         assert_eq!(election.step(at(2.0)), Step::Wait(at(11.0)), "bing may not have heard");
     }
 
@@ -911,7 +933,7 @@ mod tests {
         assert_eq!(election.standing(at(0.6)), Standing::Standby);
         assert_eq!(election.step(at(0.6)), Step::Wait(Moment::NEVER), "its work has not ended yet");
         election.intend(Intent { compete: true, ended: 1, ..Intent::default() });
-        assert_eq!(election.step(at(0.7)), write(Purpose::Create, None, 0), "it was ours: nobody else can lead");
+        assert_eq!(election.step(at(0.7)), write(Purpose::Create, None, 0), "it was ours: no other replica can lead");
     }
 
     #[test]
@@ -982,9 +1004,9 @@ mod tests {
         election.sighted(at(0.6), None);
         election.written(at(0.7), stored(9, Some("baz"), 0));
         assert_eq!(election.standing(at(0.7)), Standing::Standby, "bing may not have heard of the deletion");
-        assert_eq!(election.step(at(0.7)), Step::Read);
-        election.read(at(0.7), Some(stored(9, Some("baz"), 0)));
-        assert_eq!(election.step(at(0.7)), Step::Wait(at(10.7)));
+        assert_eq!(election.step(at(1.7)), Step::Read);
+        election.read(at(1.7), Some(stored(9, Some("baz"), 0)));
+        assert_eq!(election.step(at(1.7)), Step::Wait(at(10.7)));
         assert_eq!(election.step(at(10.7)), write(Purpose::Renew, Some(9), 0));
         election.written(at(10.8), stored(10, Some("baz"), 0));
         assert!(leads(&election, 10.8));
@@ -1049,9 +1071,44 @@ mod tests {
 
     #[test]
     fn transitions_never_overflow() {
-        let mut election = after_reading(Some(stored(7, None, i32::MAX)));
-        assert_eq!(election.step(at(0.0)), write(Purpose::Acquire, Some(7), i32::MAX));
         let mut election = after_reading(Some(stored(7, None, -5)));
         assert_eq!(election.step(at(0.0)), write(Purpose::Acquire, Some(7), 1));
+    }
+
+    #[test]
+    fn at_the_end_of_its_count_a_lease_is_made_anew() {
+        let mut election = after_reading(Some(stored(7, None, i32::MAX)));
+        assert_eq!(election.step(at(0.0)), write(Purpose::Replace, Some(7), i32::MAX));
+        election.deleted(at(0.0));
+        assert_eq!(election.step(at(0.0)), Step::Wait(at(10.0)), "its holder may not have heard of it");
+        assert_eq!(election.step(at(10.0)), write(Purpose::Create, None, 0));
+    }
+
+    #[test]
+    fn a_record_that_is_restored_brings_no_token_back() {
+        let mut election = after_reading(Some(stored(7, None, 5)));
+        election.sighted(at(1.0), Some(stored(8, None, 2)));
+        assert_eq!(election.step(at(1.0)), Step::Wait(at(11.0)), "its last holder may not have heard of it");
+        assert_eq!(election.step(at(11.0)), write(Purpose::Acquire, Some(8), 6));
+    }
+
+    #[test]
+    fn a_duration_that_is_shortened_by_hand_takes_nothing_from_the_holder() {
+        let short = Observation { duration: Some(SECOND), ..stored(8, Some("bing"), 0) };
+        let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
+        election.sighted(at(1.0), Some(short.clone()));
+        assert_eq!(election.step(at(2.0)), Step::Wait(at(11.0)), "it holds it for the 10 s that it wrote itself");
+        let mut leader = leader();
+        leader.sighted(at(0.2), Some(Observation { holder: Some("baz".to_owned()), ..short }));
+        assert_eq!(leader.step(at(0.2)), write(Purpose::Renew, Some(8), 0), "the others are told at once");
+    }
+
+    #[test]
+    fn a_write_that_grants_nothing_is_not_repeated_at_once() {
+        let mut election = after_reading(None);
+        assert_eq!(election.step(at(0.0)), write(Purpose::Create, None, 0));
+        election.written(at(9.9), stored(7, Some("baz"), 0));
+        assert_eq!(election.standing(at(9.9)), Standing::Standby, "it was too slow");
+        assert_eq!(election.step(at(9.9)), Step::Wait(at(10.9)));
     }
 }

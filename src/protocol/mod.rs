@@ -1,10 +1,21 @@
 //! What one replica decides. No IO, no clock, no task: every call takes `now` and returns what is to be done.
 //!
-//! [`election`] is one Lease's election, [`slot`] one shard's term on this replica, [`roster`] what this replica knows of
-//! the others, and [`placement`] who should hold what.
+//! [`replica`] is the whole: events in, effects out ([`event`]). It holds, for each kind, a [`shard`]: one Lease's
+//! [`election`], and the [`slot`] that says what its standing means for the work. [`roster`] is what this replica knows of
+//! the others, [`placement`] who should hold what, [`misses`] which replicas did not take what they were given,
+//! [`membership`] what this one says of itself, and [`rivals`] the other Leases of the same kinds. [`lease`] is a stored
+//! Lease as a value.
 
 pub mod election;
+pub mod event;
+mod hash;
+pub mod lease;
+pub mod membership;
+pub mod misses;
 pub mod moment;
 pub mod placement;
+pub mod replica;
+pub mod rivals;
 pub mod roster;
+pub mod shard;
 pub mod slot;

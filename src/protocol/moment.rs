@@ -6,7 +6,7 @@ use std::{
 };
 
 /// Time since an arbitrary origin that is the same for the whole process. Never compared across processes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(Duration);
 
 impl Moment {

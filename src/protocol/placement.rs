@@ -9,6 +9,8 @@ use std::{
     ops::Range,
 };
 
+use super::hash::{mix, name_hash};
+
 /// One shard, as far as placing it goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard<'a> {
@@ -22,8 +24,10 @@ pub struct Shard<'a> {
     pub tie: Tie,
     /// It has failed lately, at these replicas: wherever it goes, no other shard is moved because of it, and it is not
     /// moved to them for balance.
-    pub ailing: Option<Vec<usize>>,
-    /// Held by somebody who is none of the replicas (a stranger's live claim): nobody is its target.
+    pub failing: Option<Vec<usize>>,
+    /// Replicas that did not take it when it was given to them: another one is chosen, if there is one.
+    pub avoid: Vec<usize>,
+    /// Held by another holder than one of the replicas: no replica is its target.
     pub taken: bool,
 }
 
@@ -33,9 +37,9 @@ pub enum Tie {
     /// Balance, if [`Moves::Planned`] allows it.
     #[default]
     Held,
-    /// Nothing: somebody asked for it to be there by hand, or it is as good as there.
+    /// Nothing: it was asked for by hand, or it is as good as there.
     Pinned,
-    /// Balance, always: whoever had it gives it up in any case, so that it costs no move to send it elsewhere.
+    /// Balance, always: its holder gives it up in any case, so that it costs no move to send it elsewhere.
     Loose,
 }
 
@@ -87,20 +91,20 @@ pub struct Placement {
 /// load per capacity with it, of the newest generation if one of that is eligible. Then the shards that their [`Tie`] and
 /// `moves` allow to move to the newest generation until no single move would lower the higher load of the two replicas
 /// concerned.
-/// Ailing shards are no load until all this is decided for the others, and what their absence may explain is not evened
+/// Failing shards are no load until all this is decided for the others, and what their absence may explain is not evened
 /// out; then it is decided for them.
 /// Deciding again with the targets as holders changes nothing.
 pub fn placement(shards: &[Shard<'_>], replicas: &[Replica<'_>], moves: Moves) -> Placement {
-    let mut plan = Plan::new(shards, replicas);
-    for ailing in [false, true] {
-        plan.count_held(ailing);
-        plan.place_unheld(ailing);
-        Balance::new(&mut plan, ailing, moves).run();
+    let mut draft = Draft::new(shards, replicas);
+    for failing in [false, true] {
+        draft.count_held(failing);
+        draft.place_unheld(failing);
+        Balance::new(&mut draft, failing, moves).run();
     }
-    let successors = plan.successors();
+    let successors = draft.successors();
     Placement {
-        targets: plan.by_shard(plan.items.iter().map(|item| item.at)),
-        successors: plan.by_shard(successors.into_iter()),
+        targets: draft.by_shard(draft.items.iter().map(|item| item.at)),
+        successors: draft.by_shard(successors.into_iter()),
     }
 }
 
@@ -132,10 +136,14 @@ pub fn rank(
         }
     }
     let shard_hash = shard_hash(wanted.lease);
+    let avoided = |replica: &Replica<'_>| {
+        wanted.avoid.iter().any(|avoid| replicas.get(*avoid).is_some_and(|it| it.identity == replica.identity))
+    };
     let cmp = |(a_load, a): (u64, &Replica<'_>), (b_load, b): (u64, &Replica<'_>)| {
         let ratio = |load: u64, replica: &Replica<'_>| Ratio(load + weight(wanted), capacity(replica));
         let affinity = |replica: &Replica<'_>| affinity(name_hash(replica.identity), shard_hash);
-        (b.newest.cmp(&a.newest))
+        (avoided(a).cmp(&avoided(b)))
+            .then_with(|| b.newest.cmp(&a.newest))
             .then_with(|| ratio(a_load, a).cmp(&ratio(b_load, b)))
             .then_with(|| affinity(b).cmp(&affinity(a)))
             .then_with(|| a.identity.cmp(b.identity))
@@ -145,7 +153,7 @@ pub fn rank(
             && !named.contains(&Some(other))
             && cmp((loads[other], candidate), (loads[replica], me)).is_lt()
     };
-    // The target's place stays its own when there is no target: then nobody is to be quick.
+    // The target's place stays its own when there is no target: then no replica is to be quick.
     let named_places = 1 + usize::from(named[1].is_some());
     Some(named_places + replicas.iter().enumerate().filter(goes_first).count())
 }
@@ -158,7 +166,9 @@ struct Item<'a> {
     hash: u64,
     tie: Tie,
     /// The replicas that it has failed at lately.
-    ailing: Option<&'a [usize]>,
+    failing: Option<&'a [usize]>,
+    /// The replicas that did not take it.
+    avoid: &'a [usize],
     /// The candidate that holds it and can go on.
     home: Option<usize>,
     /// The candidate that is to have it.
@@ -175,7 +185,7 @@ struct Candidate<'a> {
 }
 
 /// A decision on its way.
-struct Plan<'a> {
+struct Draft<'a> {
     /// How many shards were given.
     shards: usize,
     /// In the order in which they are placed: heavier first, then by name.
@@ -188,7 +198,7 @@ struct Plan<'a> {
     loads: Vec<u64>,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> Draft<'a> {
     /// Everything that can stay where it is, nothing else placed, and nothing counted.
     fn new(shards: &'a [Shard<'_>], replicas: &'a [Replica<'_>]) -> Self {
         let mut active: Vec<_> = replicas.iter().enumerate().filter(|(_, replica)| replica.active).collect();
@@ -217,25 +227,34 @@ impl<'a> Plan<'a> {
                 let holder = shard.holder.and_then(|holder| candidate_of.get(holder).copied().flatten());
                 let home = holder.filter(|&holder| candidates[holder].able.can(index));
                 let (weight, hash) = (weight(shard), shard_hash(shard.lease));
-                Item { index, weight, hash, tie: shard.tie, ailing: shard.ailing.as_deref(), home, at: home }
+                Item {
+                    index,
+                    weight,
+                    hash,
+                    tie: shard.tie,
+                    failing: shard.failing.as_deref(),
+                    avoid: &shard.avoid,
+                    home,
+                    at: home,
+                }
             })
             .collect();
         Self { shards: shards.len(), items, candidates, newest, loads }
     }
 
     /// Counts what stays where it is as load.
-    fn count_held(&mut self, ailing: bool) {
-        for item in self.items.iter().filter(|item| item.ails() == ailing) {
+    fn count_held(&mut self, failing: bool) {
+        for item in self.items.iter().filter(|item| item.fails() == failing) {
             if let Some(home) = item.home {
                 self.loads[home] += item.weight;
             }
         }
     }
 
-    /// Gives every shard that nobody can keep to a candidate.
-    fn place_unheld(&mut self, ailing: bool) {
+    /// Gives every shard that no candidate holds to one.
+    fn place_unheld(&mut self, failing: bool) {
         for item in 0..self.items.len() {
-            if self.items[item].ails() == ailing && self.items[item].at.is_none() {
+            if self.items[item].fails() == failing && self.items[item].at.is_none() {
                 self.items[item].at = self.take(item, None);
             }
         }
@@ -247,13 +266,13 @@ impl<'a> Plan<'a> {
         let (newest, older) = (0..self.newest, self.newest..self.candidates.len());
         let among = |candidates: &Range<usize>, shun| self.least(item, candidates.clone(), without, shun);
         let chosen = |shun| among(&newest, shun).or_else(|| among(&older, shun));
-        let chosen = chosen(true).or_else(|| item.ails().then(|| chosen(false)).flatten())?;
+        let chosen = chosen(true).or_else(|| item.shuns_any().then(|| chosen(false)).flatten())?;
         self.loads[chosen] += item.weight;
         Some(chosen)
     }
 
     /// The candidate that has the least load per capacity with the shard; among equals the one it has most affinity to.
-    /// `shun`: not one that it has failed at.
+    /// `shun`: not one that it shuns.
     /// A plain loop: this is what a decision spends its time in.
     fn least(&self, item: &Item<'_>, among: Range<usize>, without: Option<usize>, shun: bool) -> Option<usize> {
         let mut best: Option<(usize, Ratio, u64)> = None;
@@ -261,7 +280,7 @@ impl<'a> Plan<'a> {
             let loaded = self.ratio(candidate, self.loads[candidate] + item.weight);
             let order = best.as_ref().map_or(Ordering::Less, |(_, least, _)| loaded.cmp(least));
             let Candidate { index, able, .. } = &self.candidates[candidate];
-            let barred = Some(candidate) == without || (shun && item.has_failed_at(*index));
+            let barred = Some(candidate) == without || (shun && item.shuns(*index));
             if order.is_gt() || barred || !able.can(item.index) {
                 continue;
             }
@@ -276,21 +295,21 @@ impl<'a> Plan<'a> {
     /// By item: who gets it if its target goes, and with it everything that it has.
     fn successors(&mut self) -> Vec<Option<usize>> {
         let mut successors = vec![None; self.items.len()];
-        let mut ailing = vec![0; self.candidates.len()];
-        for item in self.items.iter().filter(|item| item.ails()) {
+        let mut failing = vec![0; self.candidates.len()];
+        for item in self.items.iter().filter(|item| item.fails()) {
             if let Some(at) = item.at {
-                ailing[at] += item.weight;
+                failing[at] += item.weight;
             }
         }
-        let sound: Vec<_> = self.loads.iter().zip(&ailing).map(|(all, ailing)| all - ailing).collect();
-        let orphans = self.items_of(|item| !item.ails()).into_iter().zip(self.items_of(|item| item.ails()));
-        for (candidate, (of_sound, of_ailing)) in orphans.enumerate() {
+        let sound: Vec<_> = self.loads.iter().zip(&failing).map(|(all, failing)| all - failing).collect();
+        let orphans = self.items_of(|item| !item.fails()).into_iter().zip(self.items_of(|item| item.fails()));
+        for (candidate, (of_sound, of_failing)) in orphans.enumerate() {
             self.loads.copy_from_slice(&sound);
             for item in of_sound {
                 successors[item] = self.take(item, Some(candidate));
             }
-            self.loads.iter_mut().zip(&ailing).for_each(|(load, ailing)| *load += ailing);
-            for item in of_ailing {
+            self.loads.iter_mut().zip(&failing).for_each(|(load, failing)| *load += failing);
+            for item in of_failing {
                 successors[item] = self.take(item, Some(candidate));
             }
         }
@@ -339,9 +358,9 @@ const ALIKE: usize = 32;
 /// A shard may change its target several times on the way: only where it ends is published, so it changes hands once
 /// or not at all. To stop it after its first step would leave steps to the next decision, and kinds would wander.
 struct Balance<'p, 'a> {
-    plan: &'p mut Plan<'a>,
+    draft: &'p mut Draft<'a>,
     /// Which shards this is for; the others stay.
-    ailing: bool,
+    failing: bool,
     /// The weight of those that are not counted: they may come to be where they seem to be missing.
     slack: u64,
     /// By candidate: those that may move, in their order.
@@ -351,19 +370,19 @@ struct Balance<'p, 'a> {
 }
 
 impl<'p, 'a> Balance<'p, 'a> {
-    fn new(plan: &'p mut Plan<'a>, ailing: bool, moves: Moves) -> Self {
+    fn new(draft: &'p mut Draft<'a>, failing: bool, moves: Moves) -> Self {
         let may_move = |tie| match tie {
             Tie::Held => moves == Moves::Planned,
             Tie::Pinned => false,
             Tie::Loose => true,
         };
         // What weighs nothing is nothing gained.
-        let movable = plan.items_of(|item| item.ails() == ailing && may_move(item.tie) && item.weight > 0);
-        let mut line: Vec<_> = (0..plan.candidates.len()).collect();
-        line.sort_by_key(|&candidate| (plan.loaded(candidate), candidate));
-        let ails = plan.items.iter().filter(|item| item.ails() && !ailing);
+        let movable = draft.items_of(|item| item.fails() == failing && may_move(item.tie) && item.weight > 0);
+        let mut line: Vec<_> = (0..draft.candidates.len()).collect();
+        line.sort_by_key(|&candidate| (draft.loaded(candidate), candidate));
+        let ails = draft.items.iter().filter(|item| item.fails() && !failing);
         let slack = ails.map(|item| item.weight).sum();
-        Self { plan, ailing, slack, movable, line }
+        Self { draft, failing, slack, movable, line }
     }
 
     /// Moves until nothing is gained. It ends, because each step lowers the loads, the highest first, or leaves them
@@ -377,41 +396,41 @@ impl<'p, 'a> Balance<'p, 'a> {
     /// The move to make: from the most loaded to the least loaded between which one gains anything.
     fn gain(&self) -> Option<(usize, usize)> {
         self.line.iter().rev().find_map(|&donor| {
-            let lightest = self.plan.items[*self.movable[donor].last()?].weight;
-            let loaded = self.plan.loaded(donor);
-            let lower = self.line.iter().take_while(|&&receiver| self.plan.loaded(receiver) < loaded);
-            let receivers = lower.filter(|&&r| r < self.plan.newest && self.gains(donor, r, lightest));
+            let lightest = self.draft.items[*self.movable[donor].last()?].weight;
+            let loaded = self.draft.loaded(donor);
+            let lower = self.line.iter().take_while(|&&receiver| self.draft.loaded(receiver) < loaded);
+            let receivers = lower.filter(|&&r| r < self.draft.newest && self.gains(donor, r, lightest));
             receivers.copied().find_map(|receiver| Some((self.best(donor, receiver)?, receiver)))
         })
     }
 
     /// Whether to move that weight lowers the higher of the two loads, whatever comes to the other one besides.
     fn gains(&self, donor: usize, receiver: usize, weight: u64) -> bool {
-        self.plan.ratio(receiver, self.plan.loads[receiver] + weight + self.slack) < self.plan.loaded(donor)
+        self.draft.ratio(receiver, self.draft.loads[receiver] + weight + self.slack) < self.draft.loaded(donor)
     }
 
     /// The shard whose move lowers the higher of the two loads the most.
     fn best(&self, donor: usize, receiver: usize) -> Option<usize> {
-        let plan = &*self.plan;
-        let (from, to) = (&plan.candidates[donor], &plan.candidates[receiver]);
+        let draft = &*self.draft;
+        let (from, to) = (&draft.candidates[donor], &draft.candidates[receiver]);
         let movable = &self.movable[donor];
         // They get lighter, and the higher load after the move first falls and then rises.
-        let too_heavy = movable.partition_point(|&item| !self.gains(donor, receiver, plan.items[item].weight));
+        let too_heavy = movable.partition_point(|&item| !self.gains(donor, receiver, draft.items[item].weight));
         let mut best: Option<(u128, u8, Reverse<u64>, usize)> = None;
         let mut looked_at = 0;
         for &index in &movable[too_heavy..] {
-            let item = &plan.items[index];
-            let left = u128::from(plan.loads[donor] - item.weight) * u128::from(to.capacity);
-            let taken = u128::from(plan.loads[receiver] + item.weight) * u128::from(from.capacity);
+            let item = &draft.items[index];
+            let left = u128::from(draft.loads[donor] - item.weight) * u128::from(to.capacity);
+            let taken = u128::from(draft.loads[receiver] + item.weight) * u128::from(from.capacity);
             let higher = left.max(taken);
             if best.is_some_and(|(least, ..)| higher > least) || looked_at == ALIKE {
                 break;
             }
-            if to.able.can(item.index) && !item.has_failed_at(to.index) {
+            if to.able.can(item.index) && !item.shuns(to.index) {
                 looked_at += 1;
                 // Back home is one move less, and what is not at home anyway costs no further one.
                 let costs = if item.home == Some(receiver) { 0 } else { 1 + u8::from(item.home == Some(donor)) };
-                let candidate = (higher, costs, Reverse(plan.affinity(receiver, item)), index);
+                let candidate = (higher, costs, Reverse(draft.affinity(receiver, item)), index);
                 best = Some(best.map_or(candidate, |best| candidate.min(best)));
             }
         }
@@ -420,47 +439,54 @@ impl<'p, 'a> Balance<'p, 'a> {
 
     /// A move that later ones have made needless: with the shard back home, the two loads are no worse.
     fn needless(&self) -> Option<(usize, usize)> {
-        let plan = &*self.plan;
-        plan.items.iter().enumerate().find_map(|(index, item)| {
+        let draft = &*self.draft;
+        draft.items.iter().enumerate().find_map(|(index, item)| {
             let (home, at) = (item.home?, item.at?);
-            if home == at || item.ails() != self.ailing {
+            if home == at || item.fails() != self.failing {
                 return None;
             }
             let sorted = |a: Ratio, b: Ratio| if a < b { (b, a) } else { (a, b) };
-            let there = sorted(plan.loaded(home), plan.loaded(at));
-            let back =
-                sorted(plan.ratio(home, plan.loads[home] + item.weight), plan.ratio(at, plan.loads[at] - item.weight));
+            let there = sorted(draft.loaded(home), draft.loaded(at));
+            let back = sorted(
+                draft.ratio(home, draft.loads[home] + item.weight),
+                draft.ratio(at, draft.loads[at] - item.weight),
+            );
             (back <= there).then_some((index, home))
         })
     }
 
     fn relocate(&mut self, index: usize, to: usize) {
-        let Self { plan, movable, line, .. } = self;
-        let item = &mut plan.items[index];
+        let Self { draft, movable, line, .. } = self;
+        let item = &mut draft.items[index];
         let (weight, Some(from)) = (item.weight, item.at.replace(to)) else {
             return;
         };
-        plan.loads[from] -= weight;
-        plan.loads[to] += weight;
+        draft.loads[from] -= weight;
+        draft.loads[to] += weight;
         movable[from].retain(|&other| other != index);
         let position = movable[to].partition_point(|&other| other < index);
         movable[to].insert(position, index);
         line.retain(|&other| other != from && other != to);
         for candidate in [from, to] {
-            let place = (plan.loaded(candidate), candidate);
-            let position = line.partition_point(|&other| (plan.loaded(other), other) < place);
+            let place = (draft.loaded(candidate), candidate);
+            let position = line.partition_point(|&other| (draft.loaded(other), other) < place);
             line.insert(position, candidate);
         }
     }
 }
 
 impl Item<'_> {
-    fn ails(&self) -> bool {
-        self.ailing.is_some()
+    fn fails(&self) -> bool {
+        self.failing.is_some()
     }
 
-    fn has_failed_at(&self, replica: usize) -> bool {
-        self.ailing.is_some_and(|failed_at| failed_at.contains(&replica))
+    /// The replica is chosen for it only if there is no other one.
+    fn shuns(&self, replica: usize) -> bool {
+        self.failing.is_some_and(|failed_at| failed_at.contains(&replica)) || self.avoid.contains(&replica)
+    }
+
+    fn shuns_any(&self) -> bool {
+        self.fails() || !self.avoid.is_empty()
     }
 }
 
@@ -511,8 +537,6 @@ impl PartialEq for Ratio {
 impl Eq for Ratio {}
 
 /// How much a replica and a shard are for each other: among equals the highest goes first (rendezvous hashing).
-///
-/// Not std's `DefaultHasher`: replicas of different versions must agree, and that one may change with the compiler.
 fn affinity(name: u64, shard: u64) -> u64 {
     // Both halves of the product: the high one knows of all bits of both.
     let product = u128::from(name) * u128::from(shard);
@@ -522,19 +546,6 @@ fn affinity(name: u64, shard: u64) -> u64 {
 /// Of a shard's Lease: another value than a replica of the same name has.
 fn shard_hash(lease: &str) -> u64 {
     mix(name_hash(lease))
-}
-
-/// FNV-1a, mixed and odd, so that a product with it loses nothing.
-fn name_hash(name: &str) -> u64 {
-    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    mix(name.bytes().fold(0xcbf2_9ce4_8422_2325, fold)) | 1
-}
-
-/// The last steps of splitmix64: each bit of the input changes about half of the output's.
-fn mix(hash: u64) -> u64 {
-    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^ (hash >> 31)
 }
 
 #[cfg(test)]

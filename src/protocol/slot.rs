@@ -1,7 +1,7 @@
 //! One shard's term on this replica: decides when its work starts, is handed over, drains, is aborted, and what the
 //! election may do meanwhile.
 //!
-//! Pure: it is told what happened and answers with a [`Command`] for the supervisor and an [`Intent`] for the election.
+//! It is told what happened and answers with a [`Command`] about the work and an [`Intent`] for the election.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::{
 };
 
 /// How a term's task ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// The reconciler returned `Ok`.
     Finished,
@@ -41,6 +41,8 @@ pub enum Event {
     Handover(Handover),
     /// The standby's task has ended by itself.
     StandbyFailed,
+    /// The API server refuses to let us acquire the Lease.
+    Refused,
     /// The kind can be reconciled here, or it cannot.
     Runnable(bool),
     /// The process is to stop.
@@ -52,7 +54,7 @@ pub enum Event {
 }
 
 /// Where a shard that runs here shall go.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Handover {
     /// Nowhere.
     #[default]
@@ -63,9 +65,11 @@ pub enum Handover {
         successor: String,
         /// It has filled its cache.
         prepared: bool,
+        /// The shard leaves in any case; otherwise only for a successor that is prepared.
+        must: bool,
     },
-    /// Away from here, and nobody can take it now.
-    ToNobody,
+    /// Away from here, and no replica can take it now.
+    ToNone,
 }
 
 /// What to do about the work.
@@ -77,10 +81,12 @@ pub enum Command {
     Drain,
     /// Shut the fence, abort the task.
     Abort,
+    /// The successor was not prepared in time: the shard stays, and that replica is not chosen again at once.
+    CallOff,
 }
 
 /// What the slot is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// No task runs.
     Idle,
@@ -93,7 +99,7 @@ pub enum State {
 }
 
 /// One shard's term on this replica.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Slot {
     drain_timeout: Duration,
     work: Work,
@@ -106,9 +112,12 @@ pub struct Slot {
     failures: u32,
     cooling_until: Moment,
     forgiven_at: Moment,
+    /// Refused acquisitions since the last one that was not.
+    refusals: u32,
+    barred_until: Moment,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Work {
     Idle,
     Running { term: u64, since: Moment },
@@ -116,16 +125,23 @@ enum Work {
     Aborting { term: u64, since: Moment, give_up: Moment },
 }
 
-/// The longest that a handover waits for its successor's cache; a drain timeout that is shorter bounds it too.
+/// The longest that a handover which must be waits for its successor's cache; a drain timeout that is shorter bounds it too.
 pub const PREPARE: Duration = Duration::from_secs(10);
+/// The longest that a move for balance waits for it: the work goes on meanwhile, so only further moves are held up.
+const PREPARE_FOR_BALANCE: Duration = Duration::from_secs(60);
 /// An aborted task ends at its next await. One that has not ended by then runs code that nothing can stop.
 const ABORT_PATIENCE: Duration = Duration::from_secs(2);
 /// First pause after a failed term; it doubles with each further failure.
 const COOL_DOWN: Duration = Duration::from_secs(1);
-/// The longest pause after a failed term.
-const COOL_DOWN_MOST: Duration = Duration::from_secs(300);
-/// A failure is remembered for so many times the pause that it made, counted from the pause's end.
-const REMEMBERED: u32 = 3;
+/// The longest of these pauses.
+const PAUSE_MOST: Duration = Duration::from_secs(300);
+/// First pause after a refused acquisition; it doubles with each further one.
+const REFUSED: Duration = Duration::from_secs(2);
+/// A first failure is remembered for so long after its pause; it doubles with each further one. While the kind works
+/// elsewhere there is no hurry to have it back.
+const REMEMBERED: Duration = Duration::from_secs(60);
+/// The longest that a failure is remembered after its pause.
+const REMEMBERED_MOST: Duration = Duration::from_secs(900);
 /// A term that lasted this long clears the failures before it.
 const PROVEN: Duration = Duration::from_secs(600);
 
@@ -143,6 +159,8 @@ impl Slot {
             failures: 0,
             cooling_until: Moment::default(),
             forgiven_at: Moment::default(),
+            refusals: 0,
+            barred_until: Moment::default(),
         }
     }
 
@@ -150,14 +168,14 @@ impl Slot {
     pub fn intent(&self, now: Moment) -> Intent {
         let successor = match &self.handover {
             Handover::To { successor, .. } => Some(successor.clone()),
-            Handover::Stay | Handover::ToNobody => None,
+            Handover::Stay | Handover::ToNone => None,
         };
         Intent { compete: self.can_run(now), successor, ..self.intent.clone() }
     }
 
     /// This replica could run the shard now.
     pub fn can_run(&self, now: Moment) -> bool {
-        self.runnable && !self.stopping && now >= self.cooling_until
+        self.runnable && !self.stopping && now >= self.cooling_until.max(self.barred_until)
     }
 
     /// No term is here, and one may come: a cache can be kept for it.
@@ -180,6 +198,11 @@ impl Slot {
         (now < self.cooling_until).then_some(self.cooling_until)
     }
 
+    /// Until when the kind is not taken here because an acquisition was refused.
+    pub fn barred_until(&self, now: Moment) -> Option<Moment> {
+        (now < self.barred_until).then_some(self.barred_until)
+    }
+
     /// Until when the last failure here is remembered: the kind may be tried again before, but need not come here while
     /// it works elsewhere.
     pub fn failing_until(&self, now: Moment) -> Option<Moment> {
@@ -194,7 +217,7 @@ impl Slot {
             Work::Aborting { term, give_up, .. } if self.intent.abandoned < term => give_up,
             _ => Moment::NEVER,
         };
-        let later = [self.cooling_until(now), self.failing_until(now)].into_iter().flatten();
+        let later = [self.cooling_until(now), self.barred_until(now), self.failing_until(now)].into_iter().flatten();
         later.fold(work, Moment::min)
     }
 
@@ -212,6 +235,11 @@ impl Slot {
             }
             Event::StandbyFailed => {
                 self.cool_down(now);
+                None
+            }
+            Event::Refused => {
+                self.barred_until = now + pause(REFUSED, self.refusals, PAUSE_MOST);
+                self.refusals += 1;
                 None
             }
             Event::Runnable(runnable) => {
@@ -237,10 +265,13 @@ impl Slot {
                 self.hand_over_by = None;
                 None
             }
-            Handover::ToNobody | Handover::To { prepared: true, .. } => self.drain(now, now + self.drain_timeout),
+            Handover::ToNone | Handover::To { prepared: true, .. } => self.drain(now, now + self.drain_timeout),
             Handover::Stay | Handover::To { prepared: false, .. } => {
+                let must = self.stopping || matches!(self.handover, Handover::To { must: true, .. });
+                let wait = if must { PREPARE.min(self.drain_timeout) } else { PREPARE_FOR_BALANCE };
                 // The bound is on the whole wait: another successor does not begin it anew.
-                self.hand_over_by.get_or_insert(now + PREPARE.min(self.drain_timeout));
+                let by = now + wait;
+                self.hand_over_by = Some(self.hand_over_by.map_or(by, |known| known.min(by)));
                 self.on_tick(now)
             }
         }
@@ -252,6 +283,7 @@ impl Slot {
                 if self.can_run(now) {
                     self.work = Work::Running { term: grant.term, since: now };
                     self.hand_over_by = None;
+                    self.refusals = 0;
                     Some(Command::Start(grant))
                 } else {
                     // Won after the wish had gone: no work begins, so its end is now, and the Lease is released.
@@ -311,15 +343,21 @@ impl Slot {
     }
 
     fn cool_down(&mut self, now: Moment) {
-        let pause = COOL_DOWN.saturating_mul(1 << self.failures.min(16)).min(COOL_DOWN_MOST);
+        let remembered = pause(REMEMBERED, self.failures, REMEMBERED_MOST);
+        let pause = pause(COOL_DOWN, self.failures, PAUSE_MOST);
         self.cooling_until = now + pause;
-        self.forgiven_at = self.cooling_until + pause * REMEMBERED;
+        self.forgiven_at = self.cooling_until + remembered;
         self.failures += 1;
     }
 
     fn on_tick(&mut self, now: Moment) -> Option<Command> {
         match self.work {
             Work::Running { .. } if self.hand_over_by.is_some_and(|by| now >= by) => {
+                if !self.stopping && matches!(self.handover, Handover::To { must: false, .. }) {
+                    self.hand_over_by = None;
+                    self.handover = Handover::Stay;
+                    return Some(Command::CallOff);
+                }
                 self.drain(now, now + self.drain_timeout)
             }
             Work::Draining { deadline, .. } if now >= deadline => self.abort(now),
@@ -344,10 +382,15 @@ impl Slot {
     }
 }
 
+/// It doubles each time, up to a most.
+pub(super) fn pause(first: Duration, times: u32, most: Duration) -> Duration {
+    first.saturating_mul(1 << times.min(16)).min(most)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::election::FencingToken;
+    use crate::protocol::lease::FencingToken;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -388,14 +431,14 @@ mod tests {
     }
 
     fn to(successor: &str, prepared: bool) -> Event {
-        Event::Handover(Handover::To { successor: successor.to_owned(), prepared })
+        Event::Handover(Handover::To { successor: successor.to_owned(), prepared, must: false })
     }
 
-    /// A running slot that is told to stop when nobody can follow.
+    /// A running slot that is told to stop when no replica can follow.
     fn stopped(now: Moment) -> Slot {
         let mut slot = running();
         assert_eq!(slot.on(Event::Stop, now), None, "who follows is told next");
-        assert_eq!(slot.on(Event::Handover(Handover::ToNobody), now), Some(Command::Drain));
+        assert_eq!(slot.on(Event::Handover(Handover::ToNone), now), Some(Command::Drain));
         slot
     }
 
@@ -420,12 +463,42 @@ mod tests {
     }
 
     #[test]
-    fn a_handover_waits_for_a_bounded_time_whoever_the_successor_is() {
+    fn a_handover_that_must_be_waits_for_a_bounded_time_however_many_successors_are_named() {
         let mut slot = running();
-        slot.on(to("bing", false), at(1));
-        assert_eq!(slot.on(to("bong", false), at(4)), None);
+        let must =
+            |name: &str| Event::Handover(Handover::To { successor: name.to_owned(), prepared: false, must: true });
+        slot.on(must("bing"), at(1));
+        assert_eq!(slot.on(must("bong"), at(4)), None);
         assert_eq!(slot.next_wake(at(4)), at(6), "the drain timeout is 5 s, and the first was named at 1");
         assert_eq!(slot.on(Event::Tick, at(6)), Some(Command::Drain));
+    }
+
+    #[test]
+    fn a_handover_for_balance_is_called_off_if_the_successor_is_not_prepared() {
+        let mut slot = running();
+        slot.on(to("bing", false), at(1));
+        assert_eq!(slot.on(Event::Tick, at(61)), Some(Command::CallOff), "the work goes on here");
+        assert_eq!((slot.state(), slot.intent(at(61)).successor), (State::Running, None));
+        slot.on(to("bong", false), at(70));
+        slot.on(Event::Stop, at(80));
+        assert_eq!(slot.on(Event::Tick, at(85)), Some(Command::Drain), "a replica that stops waits no longer");
+    }
+
+    #[test]
+    fn a_refused_acquisition_is_tried_again_after_longer_and_longer() {
+        let mut slot = runnable();
+        let mut now = 0;
+        for pause in [2, 4, 8] {
+            slot.on(Event::Refused, at(now));
+            assert!(!slot.intent(at(now)).compete);
+            assert_eq!(slot.next_wake(at(now)), at(now + pause));
+            assert_eq!(slot.failing_until(at(now)), None, "the kind does not fail");
+            now += pause;
+            assert!(slot.intent(at(now)).compete);
+        }
+        slot.on(leading(1), at(now));
+        slot.on(Event::Refused, at(now));
+        assert_eq!(slot.next_wake(at(now)), at(now + 2), "an acquisition that is not refused clears it");
     }
 
     #[test]
@@ -435,11 +508,11 @@ mod tests {
         assert_eq!(slot.on(Event::Handover(Handover::Stay), at(2)), None);
         assert_eq!((slot.next_wake(at(2)), slot.intent(at(2)).successor), (Moment::NEVER, None));
         slot.on(to("bing", false), at(9));
-        assert_eq!(slot.next_wake(at(9)), at(14), "the next one has its own time");
+        assert_eq!(slot.next_wake(at(9)), at(69), "the next one has its own time");
     }
 
     #[test]
-    fn a_stop_that_nobody_answers_drains_by_itself() {
+    fn a_stop_without_a_successor_drains_by_itself() {
         let mut slot = running();
         slot.on(Event::Stop, at(1));
         assert_eq!(slot.next_wake(at(1)), at(6));
@@ -500,7 +573,7 @@ mod tests {
             slot.on(Event::Standing(Standing::Leading(grant(term, now))), at(now));
             slot.on(ended(term, Outcome::Panicked("it happens".to_owned())), at(now));
             assert_eq!(slot.cooling_until(at(now)), Some(at(now + pause)), "after term {term}");
-            assert_eq!(slot.failing_until(at(now)), Some(at(now + 4 * pause)), "it is remembered for longer");
+            assert_eq!(slot.failing_until(at(now)), Some(at(now + pause + 60 * pause)), "it is remembered for longer");
             assert!(!slot.intent(at(now)).compete);
             now += pause;
             assert!(slot.intent(at(now)).compete);

@@ -40,6 +40,16 @@ impl Clock {
         })
     }
 
+    /// The instant of tokio's clock at this moment, to be shown.
+    #[expect(clippy::disallowed_methods, reason = "shown to people, never decided by")]
+    pub fn instant(self, moment: Moment) -> tokio::time::Instant {
+        let (now, instant) = (self.now(), tokio::time::Instant::now());
+        match moment >= now {
+            true => instant + moment.since(now),
+            false => instant.checked_sub(now.since(moment)).unwrap_or(instant),
+        }
+    }
+
     /// Sleeps until `moment`. Cancel safe.
     pub async fn sleep_until(self, moment: Moment) {
         if moment == Moment::NEVER {

@@ -70,7 +70,7 @@ pub struct Fence {
     gate: Gate,
 }
 
-/// A handle on a fence. It shuts with the fence, whoever else has clones of it.
+/// A handle on a fence. It shuts with the fence; clones are handles on the same one.
 #[derive(Clone)]
 pub struct Gate {
     state: Arc<State>,

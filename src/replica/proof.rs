@@ -71,6 +71,8 @@ pub struct Testimony {
     pub deaths: Deaths,
     /// Identities that it names and that are not of this Pod's processes: they prove nothing.
     pub foreign: BTreeSet<String>,
+    /// It runs a process of ours, or is about to: it is not being deleted, and no container of it is kept down.
+    pub goes_on: bool,
 }
 
 /// Reads the status of one Pod. Whether the Pod goes on decides only who should follow, and proves nothing.
@@ -81,11 +83,13 @@ pub fn testimony_of(pod: &Pod) -> Testimony {
     let own = format!("{name}_");
     let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
     let goes_on = pod.metadata.deletion_timestamp.is_none() && policy.is_none_or(|policy| policy == "Always");
+    testimony.goes_on = goes_on;
     let statuses = pod.status.iter().filter_map(|status| status.container_statuses.as_ref()).flatten();
     for container in statuses {
         // The kubelet starts what has just ended at once, or says what keeps it from that: a back-off, an image.
         let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
         let stays_down = waiting.is_some_and(|waiting| !waiting.reason.as_deref().is_none_or(is_being_started));
+        testimony.goes_on &= !stays_down;
         let deaths = &mut testimony.deaths;
         let dead = if goes_on && !stays_down { &mut deaths.restarted } else { &mut deaths.ended };
         for identity in [&container.state, &container.last_state].into_iter().flatten().flat_map(named) {
@@ -214,6 +218,7 @@ pub struct Witness {
     pod: String,
     deaths: watch::Sender<Deaths>,
     origin: watch::Sender<Option<Origin>>,
+    expected: watch::Sender<usize>,
     known: Known,
 }
 
@@ -234,6 +239,7 @@ impl Witness {
             pod,
             deaths: watch::Sender::default(),
             origin: watch::Sender::default(),
+            expected: watch::Sender::default(),
             known: Known::default(),
         }
     }
@@ -246,6 +252,11 @@ impl Witness {
     /// Where our Pod comes from, once that was read.
     pub fn origin(&self) -> watch::Receiver<Option<Origin>> {
         self.origin.subscribe()
+    }
+
+    /// How many Pods run our processes or are about to; 0 while that is not known.
+    pub fn expected(&self) -> watch::Receiver<usize> {
+        self.expected.subscribe()
     }
 
     /// Watches until dropped; never returns by itself. Cancel safe.
@@ -307,6 +318,8 @@ impl Witness {
                 None => return Unwatched::Ended,
             }
             if listed.is_none() {
+                let expected = self.known.pods.values().filter(|pod| pod.goes_on).count();
+                self.expected.send_if_modified(|known| std::mem::replace(known, expected) != expected);
                 let deaths = self.known.all();
                 self.deaths.send_if_modified(|known| {
                     let news = *known != deaths;
@@ -515,6 +528,7 @@ mod tests {
     fn the_dead_stay_dead_when_their_pod_is_gone_or_shows_others() {
         let mut known = Known::default();
         let ended = |identity: &str| Testimony {
+            goes_on: true,
             deaths: Deaths { ended: [(identity.to_owned(), "u".to_owned())].into(), ..Deaths::default() },
             ..Testimony::default()
         };

@@ -1,4 +1,5 @@
-//! A Lease as we read and write it: what is not ours comes back as it was (rule 13), fields that no client of today knows included.
+//! A Lease as the API server has it, and how it becomes a [`Record`] and a record becomes a Lease again: what is not ours
+//! comes back as it was (rule 13), fields that no client of today knows included.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,10 +11,7 @@ use kube::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::protocol::{
-    election::{Observation, Version},
-    roster::{Holding, Member, Profile},
-};
+use crate::protocol::lease::{Purpose, Record, Role, Version};
 
 /// Label whose value is the installation's `instance`; everything of an installation is found by it.
 pub const INSTANCE_LABEL: &str = "leasehold.dev/instance";
@@ -23,20 +21,21 @@ pub const ROLE_LABEL: &str = "leasehold.dev/role";
 pub const SHARD: &str = "shard";
 /// Role of a Lease by which a replica says that it is there.
 pub const REPLICA: &str = "replica";
-/// Annotation with a sentence for whoever reads `kubectl describe lease`.
+/// Annotation with a sentence for people who read `kubectl describe lease`.
 pub const ABOUT_ANNOTATION: &str = "leasehold.dev/about";
 /// Annotation with the kind of a shard's Lease, `<Kind>.<group>`, which may be too long for a label.
 pub const KIND_ANNOTATION: &str = "leasehold.dev/kind";
 /// Annotation with the weight of a shard, for replicas that are not configured for it.
 pub const WEIGHT_ANNOTATION: &str = "leasehold.dev/weight";
-/// Annotation `<pod uid>/<holder identity>`. It counts only while that identity is the holder: whoever else takes the
-/// Lease, a client-go elector for example, leaves it as it is.
+/// Annotation `<pod uid>/<holder identity>`. It counts only while that identity is the holder: another elector that
+/// takes the Lease, client-go's for example, leaves it as it is.
 pub const HOLDER_POD_ANNOTATION: &str = "leasehold.dev/holder-pod";
 /// Annotation with the holder identity that is to follow.
 pub const SUCCESSOR_ANNOTATION: &str = "leasehold.dev/successor";
-/// Annotation by which somebody asks for a shard to be at a replica, by its Pod name or holder identity, for as long as that one lives.
+/// Annotation by which `leasehold hand-over` asks for a shard to be at a replica, by its Pod name or holder identity, for as
+/// long as that one lives.
 pub const HAND_OVER_ANNOTATION: &str = "leasehold.dev/hand-over-to";
-/// Annotation with a replica's [`Profile`] as JSON.
+/// Annotation with a replica's [`Profile`](crate::protocol::membership::Profile) as JSON.
 pub const PROFILE_ANNOTATION: &str = "leasehold.dev/replica";
 
 /// A `coordination.k8s.io/v1` Lease.
@@ -46,7 +45,7 @@ pub type Lease = Object<Spec, NotUsed>;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Spec {
-    /// Who holds the Lease; missing or empty when nobody does.
+    /// Who holds the Lease; missing or empty when no process does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub holder_identity: Option<String>,
     /// For how long after a renewal it is held, in seconds.
@@ -85,15 +84,6 @@ pub fn new(name: &str, namespace: &str) -> Lease {
     Object::new(name, &resource(), Spec::default()).within(namespace)
 }
 
-/// Whose a Lease is, and what it is about: what every Lease of ours bears, whatever else is on it.
-pub fn mark(lease: &mut Lease, instance: &str, role: &str, about: String) {
-    lease.metadata.managed_fields = None;
-    let labels = lease.metadata.labels.get_or_insert_with(BTreeMap::new);
-    labels.insert(INSTANCE_LABEL.to_owned(), instance.to_owned());
-    labels.insert(ROLE_LABEL.to_owned(), role.to_owned());
-    lease.metadata.annotations.get_or_insert_with(BTreeMap::new).insert(ABOUT_ANNOTATION.to_owned(), about);
-}
-
 /// The time of day, as a Lease says it to people: written, and never read back to decide.
 #[expect(clippy::disallowed_methods, reason = "written for people, never read back to decide")]
 pub fn wall_clock() -> MicroTime {
@@ -115,60 +105,232 @@ fn holder(lease: &Lease) -> Option<&str> {
     lease.spec.holder_identity.as_deref().filter(|holder| !holder.is_empty())
 }
 
-fn duration(lease: &Lease) -> Option<Duration> {
+/// What decisions rest on; `None` for an object without a name or a version, which no API server stores.
+pub fn record(lease: &Lease) -> Option<Record> {
+    let label = |name| lease.metadata.labels.as_ref().and_then(|labels| labels.get(name));
+    let text = |name| annotation(lease, name).map(str::to_owned);
+    let role = match label(ROLE_LABEL).map(String::as_str) {
+        Some(SHARD) => Role::Shard,
+        Some(REPLICA) => Role::Replica,
+        _ => Role::None,
+    };
+    let mut odd = Vec::new();
+    let profile = text(PROFILE_ANNOTATION).filter(|_| role == Role::Replica).and_then(|profile| {
+        let read = serde_json::from_str(&profile);
+        read.inspect_err(|error| odd.push(format!("the annotation {PROFILE_ANNOTATION} cannot be read: {error}"))).ok()
+    });
+    let weight = text(WEIGHT_ANNOTATION).and_then(|weight| {
+        let read = weight.parse::<u32>();
+        let unread = |_: &_| odd.push(format!("the annotation {WEIGHT_ANNOTATION} is no number: {weight:.20}"));
+        read.inspect_err(unread).ok()
+    });
+    // It counts only while that identity is the holder.
+    let holder_pod = annotation(lease, HOLDER_POD_ANNOTATION).and_then(|value| {
+        let (uid, identity) = value.split_once('/')?;
+        (holder(lease) == Some(identity)).then(|| uid.to_owned())
+    });
     let seconds = lease.spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-    seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs)
-}
-
-/// What an election needs of a Lease.
-pub fn observation(lease: &Lease) -> Option<Observation> {
-    Some(Observation {
-        version: version(lease)?,
-        holder: holder(lease).map(str::to_owned),
-        duration: duration(lease),
-        transitions: lease.spec.lease_transitions.unwrap_or(0),
-        successor: annotation(lease, SUCCESSOR_ANNOTATION).map(str::to_owned),
-    })
-}
-
-/// Uid of the Pod that the holder's process said it is in.
-pub fn holder_pod(lease: &Lease) -> Option<&str> {
-    let (uid, identity) = annotation(lease, HOLDER_POD_ANNOTATION)?.split_once('/')?;
-    (holder(lease) == Some(identity)).then_some(uid)
-}
-
-/// A shard's Lease, for the roster; `None` for any other.
-pub fn holding(lease: &Lease) -> Option<Holding> {
-    if lease.metadata.labels.as_ref()?.get(ROLE_LABEL)? != SHARD {
-        return None;
-    }
-    let seen = observation(lease)?;
-    Some(Holding {
-        version: seen.version,
-        holder: seen.holder,
-        duration: seen.duration,
-        holder_pod: holder_pod(lease).map(str::to_owned),
-        transitions: seen.transitions,
-        successor: seen.successor,
-        wanted: annotation(lease, HAND_OVER_ANNOTATION).map(str::to_owned),
-        weight: annotation(lease, WEIGHT_ANNOTATION)
-            .and_then(|weight| weight.parse().ok())
-            .filter(|weight| *weight > 0),
-    })
-}
-
-/// A membership Lease, for the roster; `None` for any other, and for one whose profile cannot be read.
-pub fn member(lease: &Lease) -> Option<Member> {
-    if lease.metadata.labels.as_ref()?.get(ROLE_LABEL)? != REPLICA {
-        return None;
-    }
-    let profile: Profile = serde_json::from_str(annotation(lease, PROFILE_ANNOTATION)?).ok()?;
-    Some(Member {
+    let record = Record {
+        namespace: lease.metadata.namespace.clone().unwrap_or_default(),
         name: lease.metadata.name.clone()?,
         version: version(lease)?,
-        identity: holder(lease)?.to_owned(),
-        duration: duration(lease),
         created: lease.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        instance: label(INSTANCE_LABEL).cloned(),
+        role,
+        holder: holder(lease).map(str::to_owned),
+        duration: seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs),
+        transitions: lease.spec.lease_transitions.unwrap_or(0),
+        holder_pod,
+        successor: text(SUCCESSOR_ANNOTATION),
+        wanted: text(HAND_OVER_ANNOTATION),
+        weight,
+        kind: text(KIND_ANNOTATION),
         profile,
-    })
+        odd,
+    };
+    Some(record.bounded())
+}
+
+/// Writes a record over a stored Lease: changes what we own, and leaves all else as it is (rule 13).
+///
+/// # Errors
+/// If the profile cannot be written as JSON, for which it gives no occasion.
+pub fn sign(lease: &mut Lease, record: &Record, purpose: Purpose, now: MicroTime) -> Result<(), serde_json::Error> {
+    let instance = record.instance.as_deref().unwrap_or_default();
+    let role = if record.role == Role::Replica { REPLICA } else { SHARD };
+    lease.metadata.managed_fields = None;
+    let labels = lease.metadata.labels.get_or_insert_with(BTreeMap::new);
+    labels.insert(INSTANCE_LABEL.to_owned(), instance.to_owned());
+    labels.insert(ROLE_LABEL.to_owned(), role.to_owned());
+    let annotations = lease.metadata.annotations.get_or_insert_with(BTreeMap::new);
+    let mut set = |name: &str, value: Option<String>| match value {
+        Some(value) => annotations.insert(name.to_owned(), value),
+        None => annotations.remove(name),
+    };
+    match &record.profile {
+        Some(profile) => {
+            let about = format!(
+                "The replica {} of {instance} is there while it renews this Lease; it is deleted when the replica ends.",
+                profile.pod
+            );
+            set(ABOUT_ANNOTATION, Some(about));
+            set(PROFILE_ANNOTATION, Some(serde_json::to_string(profile)?));
+        }
+        None => {
+            let kind = record.kind.as_deref().unwrap_or_default();
+            let about = format!(
+                "The holder of this Lease is the one replica of {instance} that reconciles {kind}; while the holder is empty, none does."
+            );
+            set(ABOUT_ANNOTATION, Some(about));
+            set(KIND_ANNOTATION, record.kind.clone());
+            set(WEIGHT_ANNOTATION, record.weight.map(|weight| weight.to_string()));
+            set(SUCCESSOR_ANNOTATION, record.successor.clone());
+            set(HAND_OVER_ANNOTATION, record.wanted.clone());
+            let pod = record.holder_pod.as_ref().zip(record.holder.as_ref());
+            set(HOLDER_POD_ANNOTATION, pod.map(|(uid, holder)| format!("{uid}/{holder}")));
+        }
+    }
+    let spec = &mut lease.spec;
+    spec.holder_identity = Some(record.holder.clone().unwrap_or_default());
+    spec.lease_duration_seconds = record.duration.and_then(|duration| i32::try_from(duration.as_secs()).ok());
+    let now = Some(now);
+    if record.role == Role::Replica {
+        spec.acquire_time = spec.acquire_time.take().or_else(|| now.clone());
+    } else {
+        spec.lease_transitions = Some(record.transitions);
+        if purpose != Purpose::Renew {
+            spec.acquire_time.clone_from(&now);
+        }
+    }
+    spec.renew_time = now;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::protocol::membership::Profile;
+
+    fn stored() -> Value {
+        json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {
+                "name": "widget.example.com", "namespace": "ns", "uid": "u", "resourceVersion": "7",
+                "labels": {"theirs": "stays"}, "annotations": {"theirs": "stays"},
+                "ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "y"}],
+            },
+            "spec": {
+                "holderIdentity": "pod_0", "leaseDurationSeconds": 30, "leaseTransitions": 4,
+                "acquireTime": "2026-01-01T00:00:00.000000Z", "renewTime": "2026-01-01T00:00:05.000000Z",
+                "preferredHolder": "somebody", "strategy": "OldestEmulationVersion", "ofTheFuture": {"a": [1]},
+            },
+        })
+    }
+
+    fn ours(holder: Option<&str>, transitions: i32, successor: Option<&str>) -> Record {
+        Record {
+            instance: Some("prod".to_owned()),
+            role: Role::Shard,
+            holder: holder.map(str::to_owned),
+            duration: Some(Duration::from_secs(if holder.is_some() { 15 } else { 1 })),
+            transitions,
+            holder_pod: holder.map(|_| "uid-1".to_owned()),
+            successor: successor.map(str::to_owned),
+            weight: Some(3),
+            kind: Some("Widget.example.com".to_owned()),
+            ..Record::default()
+        }
+    }
+
+    fn signed(record: &Record, purpose: Purpose) -> Value {
+        let mut lease: Lease = serde_json::from_value(stored()).unwrap();
+        sign(&mut lease, record, purpose, MicroTime("2026-02-02T02:02:02.123456Z".parse().unwrap())).unwrap();
+        serde_json::to_value(lease).unwrap()
+    }
+
+    #[test]
+    fn a_write_changes_what_is_ours_and_carries_over_all_else() {
+        let mut expected = stored();
+        let annotations = &mut expected["metadata"]["annotations"];
+        annotations[KIND_ANNOTATION] = json!("Widget.example.com");
+        annotations[WEIGHT_ANNOTATION] = json!("3");
+        annotations[HOLDER_POD_ANNOTATION] = json!("uid-1/pod_1");
+        annotations[ABOUT_ANNOTATION] = json!(
+            "The holder of this Lease is the one replica of prod that reconciles Widget.example.com; while the holder is empty, none does."
+        );
+        expected["metadata"]["labels"][INSTANCE_LABEL] = json!("prod");
+        expected["metadata"]["labels"][ROLE_LABEL] = json!("shard");
+        expected["spec"]["renewTime"] = json!("2026-02-02T02:02:02.123456Z");
+        expected["spec"]["holderIdentity"] = json!("pod_1");
+        expected["spec"]["leaseDurationSeconds"] = json!(15);
+        assert_eq!(signed(&ours(Some("pod_1"), 4, None), Purpose::Renew), expected);
+
+        expected["spec"]["acquireTime"] = json!("2026-02-02T02:02:02.123456Z");
+        expected["spec"]["leaseTransitions"] = json!(5);
+        assert_eq!(signed(&ours(Some("pod_1"), 5, None), Purpose::Acquire), expected);
+
+        expected["spec"]["holderIdentity"] = json!("");
+        expected["spec"]["leaseDurationSeconds"] = json!(1);
+        let annotations = expected["metadata"]["annotations"].as_object_mut().unwrap();
+        annotations.remove(HOLDER_POD_ANNOTATION);
+        annotations.insert(SUCCESSOR_ANNOTATION.to_owned(), json!("pod_2"));
+        assert_eq!(signed(&ours(None, 5, Some("pod_2")), Purpose::Release), expected);
+    }
+
+    fn read(change: impl FnOnce(&mut Value)) -> Record {
+        let mut lease = stored();
+        change(&mut lease);
+        record(&serde_json::from_value(lease).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let written: Lease = serde_json::from_value(signed(&ours(Some("pod_1"), 5, None), Purpose::Acquire)).unwrap();
+        let record = record(&written).unwrap();
+        let Record { namespace, name, version, .. } = record.clone();
+        assert_eq!(record, Record { namespace, name, version, ..ours(Some("pod_1"), 5, None) });
+    }
+
+    #[test]
+    fn a_pod_is_the_holders_only_while_its_identity_holds() {
+        let of_pod = |lease: &mut Value| lease["metadata"]["annotations"][HOLDER_POD_ANNOTATION] = json!("uid-0/pod_0");
+        assert_eq!(read(of_pod).holder_pod.as_deref(), Some("uid-0"));
+        let taken = |lease: &mut Value| {
+            of_pod(lease);
+            lease["spec"]["holderIdentity"] = json!("a client-go elector");
+        };
+        assert_eq!(read(taken).holder_pod, None);
+    }
+
+    #[test]
+    fn what_a_record_says_of_the_time_of_day_is_not_even_read() {
+        let at = |time: &'static str| {
+            read(move |lease| {
+                lease["spec"]["renewTime"] = json!(time);
+                lease["spec"]["acquireTime"] = json!(time);
+            })
+        };
+        assert_eq!(at("1996-01-01T00:00:00.000000Z"), at("2096-01-01T00:00:00.000000Z"));
+    }
+
+    #[test]
+    fn empty_and_null_fields_are_free_and_unknown() {
+        for spec in [json!({}), json!({"holderIdentity": "", "leaseDurationSeconds": null, "leaseTransitions": null})] {
+            let seen = read(|lease| lease["spec"] = spec);
+            assert_eq!((seen.holder, seen.duration, seen.transitions), (None, None, 0));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let absurd = read(|lease| {
+            lease["metadata"]["labels"][ROLE_LABEL] = json!("replica");
+            lease["metadata"]["annotations"][PROFILE_ANNOTATION] = json!("{");
+            lease["metadata"]["annotations"][WEIGHT_ANNOTATION] = json!("heavy");
+        });
+        assert_eq!((absurd.profile, absurd.weight, absurd.odd.len()), (None::<Profile>, None, 2));
+    }
 }

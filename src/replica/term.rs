@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Kind;
-pub use crate::protocol::election::FencingToken;
+pub use crate::protocol::lease::FencingToken;
 
 /// One term. Clones are handles on the same term.
 #[derive(Clone)]
@@ -145,7 +145,7 @@ impl Standby {
         }
         match (&mut self.promotion).await {
             Ok(term) => term,
-            // Whoever could promote us is gone, and aborts this task.
+            // The supervisor is gone, and aborts this task.
             Err(_closed) => pending().await,
         }
     }

@@ -150,13 +150,13 @@ async fn a_holder_paused_for_longer_than_its_lease_writes_nothing_when_it_goes_o
 async fn a_rolling_restart_ends_with_every_kind_led_by_the_new_pods() -> Result<()> {
     play(Stage::set("rollout", 3).await?, |stage| async {
         stage.replicas(3).await?;
-        let before = stage.all_led().await?;
+        stage.all_led().await?;
+        let old: Vec<_> = stage.pods().await?.iter().map(ResourceExt::name_any).collect();
         stage.cluster.kubectl(&["rollout", "restart", "deployment/observer", "-n", &stage.namespace]).await?;
         stage
             .cluster
             .kubectl(&["rollout", "status", "deployment/observer", "-n", &stage.namespace, "--timeout=120s"])
             .await?;
-        let old: Vec<_> = before.values().map(|holder| pod_of(holder).to_owned()).collect();
         for kind in &stage.kinds {
             let new = stage.held(kind, |holder| !old.contains(&pod_of(holder).to_owned())).await?;
             stage.written_by(kind, |holder| holder == new).await?;

@@ -25,7 +25,8 @@ pub(crate) fn measure(report: &mut Report) {
                 weight: 1,
                 holder: holder(index),
                 tie: Tie::Held,
-                ailing: None,
+                failing: None,
+                avoid: Vec::new(),
                 taken: false,
             })
             .collect();

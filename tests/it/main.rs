@@ -2,10 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by panicking, its tools too")]
 
+mod explore;
 mod fleet;
 mod logs;
 mod manifests;
 mod render;
-mod simulation;
 mod tidy;
 mod timeline;

@@ -5,10 +5,14 @@ use std::{cmp::Ordering, collections::BinaryHeap, time::Duration};
 use fastrand::Rng;
 use leasehold::protocol::moment::Moment;
 
-const MILLI: Duration = Duration::from_millis(1);
-
-/// Global time in milliseconds.
+/// Global time in microseconds.
 pub(crate) type Global = u64;
+
+/// A millisecond of global time.
+pub(crate) const MILLI: Global = 1_000;
+
+/// A second of global time.
+pub(crate) const SECOND: Global = 1_000 * MILLI;
 
 /// What is to happen, in the order of time; at one time, in the order in which it was put in.
 pub(crate) struct Timeline<T> {
@@ -67,23 +71,40 @@ impl<T> Ord for Queued<T> {
 /// A process's clock: it has an origin of its own, and does not run as fast as global time.
 #[derive(Clone, Copy)]
 pub(crate) struct SkewedClock {
-    origin: Duration,
-    pub(crate) rate: f64,
+    origin: u64,
+    /// Parts of a million.
+    rate: u64,
 }
+
+const MILLION: u64 = 1_000_000;
 
 impl SkewedClock {
     /// Two of them differ by 1.8 % at the most; the margin of a grant covers 2 %.
     pub(crate) fn drawn(rng: &mut Rng) -> Self {
-        Self { origin: Duration::from_millis(rng.u64(0..1_000_000_000)), rate: 0.991 + 0.018 * rng.f64() }
+        // The extremes are what margins are for.
+        let rate = match rng.u8(0..4) {
+            0 => 991_000,
+            1 => 1_009_000,
+            _ => rng.u64(991_000..=1_009_000),
+        };
+        Self { origin: rng.u64(0..1_000_000 * SECOND), rate }
     }
 
     pub(crate) fn read(&self, now: Global) -> Moment {
-        Moment::after_origin(self.origin + (MILLI * u32::try_from(now).unwrap()).mul_f64(self.rate))
+        Moment::after_origin(Duration::from_micros(self.origin + now * self.rate / MILLION))
     }
 
-    /// How long it is until the clock shows `at`: a little longer rather than shorter, and an hour at the most.
+    /// How long a duration of this clock is: a little longer rather than shorter, and an hour at the most.
+    pub(crate) fn global(&self, duration: Duration) -> Global {
+        let micros = u64::try_from(duration.min(Duration::from_secs(3600)).as_micros()).unwrap();
+        (micros + 1) * MILLION / self.rate + 1
+    }
+
+    /// How long it is until the clock shows `at`; zero if it does already.
     pub(crate) fn until(&self, at: Moment, now: Global) -> Global {
-        let wait = at.since(self.read(now)).min(Duration::from_secs(3600));
-        (wait.div_f64(self.rate).as_millis() as u64) + 1
+        match at.since(self.read(now)) {
+            Duration::ZERO => 0,
+            wait => self.global(wait),
+        }
     }
 }

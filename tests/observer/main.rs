@@ -5,6 +5,7 @@
 //! What an object's annotation `order` says makes its reconciler misbehave: `panic`, `hang` (ignores the drain),
 //! `block` (holds its thread, which nothing can abort) or `fail` (the term's task ends with an error).
 //!
+//! With the variable `PADDING` each write carries so many bytes more than it needs: too much for a small window.
 //! With the variable `STANDS_BY` it lists its kind as a standby, and tries to write before its term.
 
 use std::{sync::Arc, time::Duration};
@@ -140,7 +141,11 @@ async fn write_stubbornly(term: Term, objects: Api<DynamicObject>) {
 
 fn seen_by(term: &Term) -> Patch<serde_json::Value> {
     let token = term.token();
-    Patch::Merge(json!({"spec": {"holder": term.holder(), "uid": token.uid, "transitions": token.transitions}}))
+    let mut spec = json!({"holder": term.holder(), "uid": token.uid, "transitions": token.transitions});
+    if let Some(length) = std::env::var("PADDING").ok().and_then(|length| length.parse().ok()) {
+        spec["padding"] = json!("x".repeat(length));
+    }
+    Patch::Merge(json!({"spec": spec}))
 }
 
 type Context = (Term, Api<DynamicObject>, mpsc::UnboundedSender<BoxError>);

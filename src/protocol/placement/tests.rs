@@ -8,7 +8,7 @@ struct World {
     weights: Vec<u32>,
     holders: Vec<Option<usize>>,
     ties: Vec<Tie>,
-    ailing: Vec<Option<Vec<usize>>>,
+    failing: Vec<Option<Vec<usize>>>,
     capacities: Vec<u32>,
     active: Vec<bool>,
     newest: Vec<bool>,
@@ -23,7 +23,7 @@ impl World {
             weights: vec![1; shards],
             holders: vec![None; shards],
             ties: vec![Tie::Held; shards],
-            ailing: vec![None; shards],
+            failing: vec![None; shards],
             capacities: vec![1; replicas],
             active: vec![true; replicas],
             newest: vec![true; replicas],
@@ -50,7 +50,8 @@ impl World {
                 weight: self.weights[shard],
                 holder: self.holders[shard].map(place),
                 tie: self.ties[shard],
-                ailing: self.ailing[shard].as_ref().map(|at| at.iter().copied().map(place).collect()),
+                failing: self.failing[shard].as_ref().map(|at| at.iter().copied().map(place).collect()),
+                avoid: Vec::new(),
                 taken: false,
             })
             .collect();
@@ -122,10 +123,10 @@ fn worlds() -> impl Strategy<Value = World> {
             prop::collection::vec(flags(shards), replicas),
             prop::collection::vec(prop::option::weighted(0.2, prop::collection::vec(0..replicas, 0..3)), shards),
         )
-            .prop_map(|(weights, holders, ties, capacities, active, newest, able, ailing)| World {
+            .prop_map(|(weights, holders, ties, capacities, active, newest, able, failing)| World {
                 weights,
                 holders,
-                ailing,
+                failing,
                 ties,
                 capacities,
                 active,
@@ -196,7 +197,7 @@ proptest! {
         for (shard, target) in targets.iter().enumerate() {
             let keeps = world.holders[shard].is_some_and(|holder| world.eligible(shard, holder));
             let newest = (0..world.active.len()).any(|replica| world.newest[replica] && world.eligible(shard, replica));
-            prop_assert!(world.ailing[shard].is_some() || keeps || !newest || world.newest[target.unwrap()]);
+            prop_assert!(world.failing[shard].is_some() || keeps || !newest || world.newest[target.unwrap()]);
         }
     }
 
@@ -236,7 +237,7 @@ proptest! {
             able.fill(true);
         }
         world.ties.fill(Tie::Held);
-        world.ailing.fill(None);
+        world.failing.fill(None);
         world.capacities.fill(1);
         world.newest.fill(true);
         let loads = world.loads(&world.decide(Moves::Planned).targets);
@@ -248,14 +249,14 @@ proptest! {
     #[test]
     fn where_an_ailing_shard_is_moves_no_other(world in worlds(), replica in 0_usize..7, can: bool) {
         let mut other = world.clone();
-        for shard in (0..world.weights.len()).filter(|&shard| world.ailing[shard].is_some()) {
+        for shard in (0..world.weights.len()).filter(|&shard| world.failing[shard].is_some()) {
             other.able.iter_mut().for_each(|able| able[shard] = can);
             other.holders[shard] = Some(replica % world.active.len());
         }
         for moves in [Moves::None, Moves::Planned] {
             let (here, there) = (world.decide(moves).targets, other.decide(moves).targets);
             for shard in 0..world.weights.len() {
-                prop_assert!(world.ailing[shard].is_some() || here[shard] == there[shard]);
+                prop_assert!(world.failing[shard].is_some() || here[shard] == there[shard]);
             }
         }
     }
@@ -264,7 +265,7 @@ proptest! {
     fn what_ails_is_not_moved_to_where_it_failed(world in worlds()) {
         let targets = world.decide(Moves::Planned).targets;
         for (shard, target) in targets.iter().enumerate() {
-            let (Some(failed_at), Some(target)) = (&world.ailing[shard], target) else { continue };
+            let (Some(failed_at), Some(target)) = (&world.failing[shard], target) else { continue };
             let elsewhere = (0..world.active.len()).any(|replica| world.eligible(shard, replica) && !failed_at.contains(&replica));
             let stays = world.holders[shard] == Some(*target);
             prop_assert!(stays || !elsewhere || !failed_at.contains(target));
@@ -281,7 +282,7 @@ proptest! {
 
     #[test]
     fn moves_lower_the_higher_loads(mut world in worlds()) {
-        world.ailing.fill(None);
+        world.failing.fill(None);
         world.arrive();
         let sorted = |targets: &[Option<usize>]| {
             let loads = world.loads(targets);
@@ -336,7 +337,7 @@ proptest! {
     fn everybody_stands_in_line_once(world in worlds()) {
         let (leases, names) = (world.leases(), world.names());
         let shards: Vec<_> = (0..leases.len()).map(|shard| Shard {
-            lease: &leases[shard], weight: world.weights[shard], holder: world.holders[shard], tie: Tie::Held, ailing: None, taken: false,
+            lease: &leases[shard], weight: world.weights[shard], holder: world.holders[shard], tie: Tie::Held, failing: None, avoid: Vec::new(), taken: false,
         }).collect();
         let replicas: Vec<_> = (0..names.len()).map(|replica| Replica {
             identity: &names[replica], capacity: world.capacities[replica], active: world.active[replica],
@@ -386,7 +387,15 @@ fn a_rolling_restart_moves_each_kind_once_and_ends_even() {
 
 #[test]
 fn a_strangers_shard_has_no_target_and_is_no_load() {
-    let shard = |lease, taken| Shard { lease, weight: 5, holder: None, tie: Tie::Held, ailing: None, taken };
+    let shard = |lease, taken| Shard {
+        lease,
+        weight: 5,
+        holder: None,
+        tie: Tie::Held,
+        failing: None,
+        avoid: Vec::new(),
+        taken,
+    };
     let replica = |identity| Replica { identity, capacity: 1, active: true, newest: true, able: Able::All };
     let answer = placement(&[shard("a", true), shard("b", false)], &[replica("x")], Moves::Planned);
     assert_eq!((answer.targets, answer.successors), (vec![None, Some(0)], vec![None, None]));

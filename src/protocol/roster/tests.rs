@@ -18,7 +18,7 @@ fn version(number: u64) -> Version {
 }
 
 fn profile(name: &str) -> Profile {
-    Profile { pod: name.to_owned(), capacity: 1, shards: LEASES.map(str::to_owned).into(), ..Profile::default() }
+    Profile { pod: name.to_owned(), capacity: 1, shards: LEASES.iter().collect(), ..Profile::default() }
 }
 
 fn member(name: &str) -> Member {
@@ -45,8 +45,12 @@ fn held_by(name: &str) -> Holding {
     }
 }
 
-fn plans(standby: StandbyMode) -> Vec<Plan> {
-    LEASES.map(|lease| Plan { lease: lease.to_owned(), weight: 1, standby }).into()
+fn dead(name: &str) -> Deaths {
+    Deaths { ended: [(name.to_owned(), None)].into(), ..Deaths::default() }
+}
+
+fn specs(standby: StandbyMode) -> Vec<ShardSpec> {
+    LEASES.map(|lease| ShardSpec { lease: lease.to_owned(), kind: lease.to_uppercase(), weight: 1, standby }).into()
 }
 
 /// What "me" sees at second 0: these others, and each Lease with its holder.
@@ -55,7 +59,7 @@ fn roster(others: &[&str], holders: [&str; 4]) -> Roster {
 }
 
 fn ruled(rules: Rules, others: &[&str], holders: [&str; 4]) -> Roster {
-    let mut roster = Roster::new("me".to_owned(), profile("me"), plans(StandbyMode::Successor), rules);
+    let mut roster = Roster::new("me".to_owned(), profile("me"), specs(StandbyMode::Successor), rules, at(0));
     let members: Vec<_> = others.iter().map(|name| member(name)).collect();
     let free = |name: &str| Holding { holder: None, ..held_by(name) };
     let holding = |name: &str| if name.is_empty() { free(name) } else { held_by(name) };
@@ -90,7 +94,7 @@ fn change(roster: &mut Roster, now: Moment, name: &str, number: u64, change: imp
 /// Shards that "me" is to give away, and to whom.
 fn given_away(roster: &mut Roster, now: Moment) -> Vec<(String, String)> {
     let shards = roster.advise(now).shards;
-    shards.into_iter().filter_map(|(lease, advice)| Some((lease, advice.hand_over?.0))).collect()
+    shards.into_iter().filter_map(|(lease, advice)| Some((lease, advice.hand_over?.to))).collect()
 }
 
 #[test]
@@ -133,18 +137,18 @@ fn one_that_stops_names_a_successor_for_each_shard_and_says_when_that_one_is_pre
     let draining = Profile { activity: Activity::Draining, ..roster.me().clone() };
     roster.introduce(draining);
     let shards = roster.advise(at(1)).shards;
-    let successors: BTreeSet<_> = ["a", "b"].map(|lease| shards[lease].hand_over.clone().unwrap().0).into();
+    let successors: BTreeSet<_> = ["a", "b"].map(|lease| shards[lease].hand_over.clone().unwrap().to).into();
     assert_eq!(successors, BTreeSet::from(["x".to_owned(), "y".to_owned()]), "both at once, and evenly");
-    let (successor, prepared) = shards["a"].hand_over.clone().unwrap();
+    let HandOver { to: successor, prepared, .. } = shards["a"].hand_over.clone().unwrap();
     assert!(!prepared);
     change(&mut roster, at(1), &successor, 2, |it| {
         it.prepared.insert("a".to_owned(), "u/2".to_owned());
     });
-    assert!(!roster.advise(at(1)).shards["a"].hand_over.clone().unwrap().1, "that was for an earlier term");
+    assert!(!roster.advise(at(1)).shards["a"].hand_over.clone().unwrap().prepared, "that was for an earlier term");
     change(&mut roster, at(1), &successor, 3, |it| {
         it.prepared.insert("a".to_owned(), "u/3".to_owned());
     });
-    assert!(roster.advise(at(1)).shards["a"].hand_over.clone().unwrap().1);
+    assert!(roster.advise(at(1)).shards["a"].hand_over.clone().unwrap().prepared);
 }
 
 /// Three of them stop at once, and two have named the same one before they knew of each other.
@@ -154,19 +158,19 @@ fn whom_a_shard_goes_to_is_mended_until_that_one_is_prepared() {
         let mut roster = roster(&["w", "x", "y"], ["me", "x", "w", "y"]);
         roster.advise(at(1));
         roster.introduce(Profile { activity: Activity::Draining, ..profile("me") });
-        let (first, _) = roster.advise(at(1)).shards["a"].hand_over.clone().unwrap();
+        let first = roster.advise(at(1)).shards["a"].hand_over.clone().unwrap().to;
         change(&mut roster, at(1), "x", 2, |x| x.activity = Activity::Draining);
         // An earlier word of ours comes late: it is not what we say now.
         let stale = Holding { version: version(2), successor: Some("x".to_owned()), ..held_by("me") };
         roster.holding(at(1), "a", Some(stale.clone()));
         if prepared {
-            change(&mut roster, at(1), &first, 3, |it| it.prepared = [("a".to_owned(), token_of(&stale))].into());
+            change(&mut roster, at(1), &first, 3, |it| it.prepared = [("a".to_owned(), stale.token())].into());
         }
         let other = Holding { version: version(2), successor: Some(first.clone()), ..held_by("x") };
         roster.holding(at(1), "b", Some(other));
-        let counsel = roster.advise(at(1));
-        let mine = counsel.shards["a"].hand_over.clone().unwrap().0;
-        let others = counsel.shards["b"].target.clone().unwrap();
+        let plan = roster.advise(at(1));
+        let mine = plan.shards["a"].hand_over.clone().unwrap().to;
+        let others = plan.shards["b"].target.clone().unwrap();
         (mine == first, others == first)
     };
     let (mine, others) = going(false);
@@ -268,8 +272,8 @@ fn whoever_falls_silent_is_no_target_and_whoever_lets_a_shard_expire_is_none_eit
 #[test]
 fn the_proven_dead_are_not_waited_for() {
     let mut roster = roster(&["x"], ["x", "me", "me", "me"]);
-    assert!(roster.bury(&BTreeSet::from(["x".to_owned()])));
-    assert!(!roster.bury(&BTreeSet::from(["x".to_owned()])));
+    assert!(roster.mark_dead(&dead("x")));
+    assert!(!roster.mark_dead(&dead("x")));
     assert_eq!(roster.advise(at(3)).shards["a"].target.as_deref(), Some("me"));
 }
 
@@ -277,7 +281,7 @@ fn the_proven_dead_are_not_waited_for() {
 fn a_new_process_of_a_pod_takes_back_what_the_old_one_held() {
     let in_pod = |uid: &str| Profile { pod_uid: Some(uid.to_owned()), ..profile("p") };
     let of_pod = |uid: &str, name: &str| Holding { holder_pod: Some(uid.to_owned()), ..held_by(name) };
-    let mut again = Roster::new("me".to_owned(), in_pod("uid"), plans(StandbyMode::Successor), RULES);
+    let mut again = Roster::new("me".to_owned(), in_pod("uid"), specs(StandbyMode::Successor), RULES, at(0));
     let before = Member { profile: in_pod("uid"), ..member("before") };
     let all = LEASES.map(|lease| (lease.to_owned(), of_pod("uid", "before"))).into();
     again.listed(at(0), vec![before.clone()], all);
@@ -312,7 +316,7 @@ fn a_shard_asked_for_by_hand_goes_there_at_once_and_stays() {
 #[test]
 fn who_keeps_a_cache() {
     for (standby, keeps) in [(StandbyMode::None, false), (StandbyMode::Successor, false), (StandbyMode::All, true)] {
-        let mut roster = Roster::new("me".to_owned(), profile("me"), plans(standby), RULES);
+        let mut roster = Roster::new("me".to_owned(), profile("me"), specs(standby), RULES, at(0));
         let holders = [("a", "x"), ("b", "x"), ("c", "me"), ("d", "me")];
         let holdings = holders.map(|(lease, holder)| (lease.to_owned(), held_by(holder))).into();
         roster.listed(at(0), vec![member("x"), member("y")], holdings);
@@ -339,15 +343,15 @@ fn who_keeps_a_cache() {
 fn a_kind_that_fails_somewhere_moves_no_other_one() {
     let mut roster = roster(&["x"], ["me", "x", "me", "x"]);
     change(&mut roster, at(0), "x", 2, |it| {
-        it.unable.insert("b".to_owned());
-        it.failing.insert("b".to_owned());
+        it.unable.insert("b");
+        it.failing.insert("b");
     });
     roster.holding(at(0), "b", Some(Holding { version: version(2), ..held_by("me") }));
     roster.advise(at(0));
     assert_eq!(given_away(&mut roster, at(9)), [], "three and one, and one of the three fails over there");
     change(&mut roster, at(10), "x", 3, |it| {
-        it.unable.clear();
-        it.failing.clear();
+        it.unable = LeaseSet::default();
+        it.failing = LeaseSet::default();
     });
     renew(&mut roster, at(10), 11);
     roster.advise(at(10));
@@ -381,7 +385,7 @@ fn the_newest_generation_is_the_one_of_the_latest_revision_also_in_a_rollback() 
     };
     let newest = |members: Vec<Member>| {
         let me = Profile { activity: Activity::Draining, ..profile("me") };
-        let mut roster = Roster::new("me".to_owned(), me, plans(StandbyMode::None), RULES);
+        let mut roster = Roster::new("me".to_owned(), me, specs(StandbyMode::None), RULES, at(0));
         let holdings = LEASES.map(|lease| (lease.to_owned(), held_by("me"))).into();
         roster.listed(at(0), members, holdings);
         let targets: BTreeSet<_> = given_away(&mut roster, at(1)).into_iter().map(|(_, to)| to).collect();
@@ -399,7 +403,8 @@ fn the_newest_generation_is_the_one_of_the_latest_revision_also_in_a_rollback() 
 #[test]
 fn what_nobody_needs_is_collected_by_one_and_after_a_safe_time() {
     let mut roster = roster(&["x"], ["me", "me", "x", "x"]);
-    let names = |litter: Vec<(String, Version)>| litter.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let names =
+        |garbage: Vec<(String, Version, Garbage)>| garbage.into_iter().map(|(name, ..)| name).collect::<Vec<_>>();
     roster.holding(at(0), "of a removed kind", Some(Holding { holder: None, ..held_by("") }));
     roster.holding(at(0), "of a strangers kind", Some(held_by("a client-go elector")));
     for second in (5..60).step_by(5) {
@@ -409,15 +414,15 @@ fn what_nobody_needs_is_collected_by_one_and_after_a_safe_time() {
             Some(Holding { version: version(second), ..held_by("a client-go elector") }),
         );
         roster.advise(at(second));
-        assert_eq!(names(roster.litter(at(second))), Vec::<String>::new(), "second {second}");
+        assert_eq!(names(roster.garbage(at(second))), Vec::<String>::new(), "second {second}");
     }
-    assert_eq!(names(roster.litter(at(60))), ["x", "of a removed kind"], "x is silent since 0");
+    assert_eq!(names(roster.garbage(at(60))), ["x", "of a removed kind"], "x is silent since 0");
     roster.member(at(60), Member { version: version(60), ..member("a first one") });
-    assert_eq!(names(roster.litter(at(60))), Vec::<String>::new(), "another one sees to it");
+    assert_eq!(names(roster.garbage(at(60))), Vec::<String>::new(), "another one sees to it");
 
     let mut roster = self::roster(&["x"], ["me", "me", "x", "x"]);
-    roster.bury(&BTreeSet::from(["x".to_owned()]));
-    assert_eq!(names(roster.litter(at(1))), ["x"], "the proven dead renew nothing");
+    roster.mark_dead(&dead("x"));
+    assert_eq!(names(roster.garbage(at(1))), ["x"], "the proven dead renew nothing");
 }
 
 #[test]
@@ -425,9 +430,9 @@ fn a_kind_that_another_replica_is_configured_for_is_not_collected() {
     let mut roster = roster(&["x"], ["me", "me", "x", "x"]);
     roster.holding(at(0), "new", Some(Holding { holder: None, ..held_by("") }));
     change(&mut roster, at(55), "x", 2, |it| {
-        it.shards.insert("new".to_owned());
+        it.shards.insert("new");
     });
-    assert!(roster.litter(at(61)).iter().all(|(name, _)| name != "new"));
+    assert!(roster.garbage(at(61)).iter().all(|(name, ..)| name != "new"));
 }
 
 #[test]
@@ -436,7 +441,7 @@ fn without_the_watch_nothing_is_moved_and_nobody_named() {
     roster.blind();
     let shards = roster.advise(at(9)).shards;
     assert!(shards.values().all(|it| *it == Advice { patience: 2 * SECOND, ..Advice::default() }), "{shards:?}");
-    assert_eq!(roster.litter(at(99)), []);
+    assert_eq!(roster.garbage(at(99)), []);
 }
 
 #[test]
@@ -519,4 +524,88 @@ fn what_has_expired_here_and_is_ours_again_is_not_given_away() {
     let advice = roster.advise(at(20)).shards["a"].clone();
     assert!(advice.held && advice.hand_over.is_none(), "{advice:?}");
     assert_eq!(advice.target.as_deref(), Some("x"), "it was placed as a free one");
+}
+
+#[test]
+fn two_owners_have_a_newest_generation_each() {
+    let mut roster = roster(&["x", "y"], ["me", "me", "me", "me"]);
+    let of = |owner: &str, generation: &str, revision| {
+        let (owner, generation) = (Some(owner.to_owned()), generation.to_owned());
+        move |it: &mut Profile| (it.owner, it.generation, it.revision) = (owner, generation, Some(revision))
+    };
+    change(&mut roster, at(0), "x", 2, of("Deployment/small", "s1", 1));
+    change(&mut roster, at(0), "y", 2, of("Deployment/large", "l9", 9));
+    let newest = |roster: &mut Roster| {
+        let peers = roster.advise(at(9)).peers;
+        peers.into_iter().filter(|peer| peer.newest).map(|peer| peer.identity).collect::<Vec<_>>()
+    };
+    assert_eq!(newest(&mut roster), ["me", "x", "y"], "revisions of two Deployments are not compared");
+    assert_eq!(given_away(&mut roster, at(9)).len(), 1, "two owners are no rollout");
+    change(&mut roster, at(9), "x", 3, of("Deployment/large", "l8", 8));
+    assert_eq!(newest(&mut roster), ["me", "y"]);
+}
+
+/// Gives "a" to x, lets y take it after a second, and says whom a free Lease "b" is for then.
+fn after_a_miss(taken_after: u64) -> (Vec<Missed>, Option<String>) {
+    let mut roster = roster(&["x", "y"], ["me", "me", "me", "y"]);
+    let named = Holding { version: version(2), successor: Some("x".to_owned()), ..held_by("me") };
+    roster.holding(at(10), "a", Some(named.clone()));
+    let released = Holding { version: version(3), holder: None, duration: Some(RELEASED), ..named };
+    roster.holding(at(10), "a", Some(released));
+    roster.advise(at(10));
+    let taken = Holding { version: version(4), transitions: 4, ..held_by("y") };
+    roster.holding(at(10) + Duration::from_millis(taken_after), "a", Some(taken));
+    roster.holding(at(12), "b", Some(Holding { version: version(2), holder: None, ..held_by("me") }));
+    (roster.take_missed(), roster.advise(at(12)).shards["b"].target.clone())
+}
+
+#[test]
+fn a_successor_that_does_not_take_what_it_was_given_is_chosen_last() {
+    let (missed, target) = after_a_miss(2_000);
+    assert_eq!((missed.len(), missed[0].replica.as_str(), missed[0].lease.as_str()), (1, "x", "a"));
+    assert_ne!(target.as_deref(), Some("x"), "it has least to do, and missed");
+    let (missed, target) = after_a_miss(100);
+    assert_eq!((missed, target.as_deref()), (Vec::new(), Some("x")), "it did not have its time");
+}
+
+#[test]
+fn a_replica_that_starts_while_others_do_takes_its_share_first() {
+    let mut alone = roster(&[], ["", "", "", ""]);
+    alone.expect(2);
+    let patience = |roster: &mut Roster, now| {
+        let shards = roster.advise(now).shards;
+        LEASES.map(|lease| shards[lease].patience.as_millis())
+    };
+    assert_eq!(patience(&mut alone, at(0)), [0, 500, 4000, 4000], "two of four are the other's");
+    assert_eq!(patience(&mut alone, at(4)), [0; 4], "it has not come");
+}
+
+#[test]
+fn a_blind_replica_keeps_what_it_holds_and_is_given_nothing() {
+    let mut roster = roster(&["x"], ["x", "me", "me", ""]);
+    change(&mut roster, at(0), "x", 2, |it| it.blind = true);
+    let shards = roster.advise(at(0)).shards;
+    assert_eq!(shards["a"].target.as_deref(), Some("x"));
+    assert_eq!(shards["d"].target.as_deref(), Some("me"), "x has less to do, and would not see that it is free");
+    assert_eq!(given_away(&mut roster, at(9)), []);
+}
+
+#[test]
+fn a_proof_about_another_pod_proves_nothing() {
+    let mut roster = roster(&["x"], ["x", "me", "me", "me"]);
+    let of_pod = Holding { version: version(2), holder_pod: Some("uid-1".to_owned()), ..held_by("x") };
+    roster.holding(at(1), "a", Some(of_pod));
+    let dead = |pod: &str| Deaths { ended: [("x".to_owned(), Some(pod.to_owned()))].into(), ..Deaths::default() };
+    roster.mark_dead(&dead("uid-2"));
+    assert_eq!(roster.advise(at(1)).shards["a"].target.as_deref(), None, "x holds it");
+    roster.mark_dead(&dead("uid-1"));
+    assert_eq!(roster.advise(at(1)).shards["a"].target.as_deref(), Some("me"));
+}
+
+#[test]
+fn a_move_that_is_called_off_is_not_begun_again_at_once() {
+    let mut roster = roster(&["x"], ["me", "me", "me", "me"]);
+    let (lease, to) = given_away(&mut roster, at(9)).remove(0);
+    roster.miss(at(9), &lease, &to);
+    assert_eq!(given_away(&mut roster, at(9)), [], "x was not prepared in time");
 }

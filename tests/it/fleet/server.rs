@@ -1,157 +1,141 @@
-//! The API server, as far as Leases go: one counter of versions, and writes that name the version they rest on.
+//! The API server, as far as Leases go: one counter of versions, one order of commits, and writes that name the version
+//! they rest on.
 
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, rc::Rc};
 
 use leasehold::protocol::{
-    election::{Observation, Version},
-    roster::{Holding, Member, Profile},
+    event::{Answer, Request},
+    lease::{Record, Role, Version},
 };
 
-use crate::timeline::Global;
+use crate::timeline::{Global, SECOND};
 
-/// A Lease of a shard, or of a replica if it has a profile.
-#[derive(Clone, Debug)]
-pub(super) struct Lease {
-    pub(super) name: String,
-    pub(super) version: Version,
-    pub(super) created: Global,
-    /// When its holder wrote it last.
-    pub(super) renewed: Global,
-    pub(super) holder: Option<String>,
-    pub(super) duration: Duration,
-    pub(super) transitions: i32,
-    /// Uid of the Pod, and the identity it is true of.
-    pub(super) holder_pod: Option<(String, String)>,
-    pub(super) successor: Option<String>,
-    pub(super) wanted: Option<String>,
-    pub(super) weight: Option<u32>,
-    pub(super) profile: Option<Profile>,
+/// A commit: what was stored before it, and what is stored after it.
+pub(super) struct Commit {
+    pub(super) before: Option<Rc<Record>>,
+    pub(super) after: Option<Rc<Record>>,
 }
 
-impl Lease {
-    pub(super) fn new(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            version: Version { uid: String::new(), resource_version: String::new() },
-            created: 0,
-            renewed: 0,
-            holder: None,
-            duration: Duration::ZERO,
-            transitions: 0,
-            holder_pod: None,
-            successor: None,
-            wanted: None,
-            weight: None,
-            profile: None,
-        }
+impl Commit {
+    /// It changes who holds the Lease, or what a hand has left there.
+    pub(super) fn is_unusual(&self) -> bool {
+        let of = |record: &Option<Rc<Record>>| {
+            record.as_ref().map(|it| (it.holder.clone(), it.duration, it.transitions, it.role))
+        };
+        of(&self.before) != of(&self.after)
     }
-
-    pub(super) fn observation(&self) -> Observation {
-        Observation {
-            version: self.version.clone(),
-            holder: self.holder.clone(),
-            duration: Some(self.duration),
-            transitions: self.transitions,
-            successor: self.successor.clone(),
-        }
-    }
-
-    pub(super) fn pod_of_holder(&self) -> Option<&str> {
-        let (uid, identity) = self.holder_pod.as_ref()?;
-        (self.holder.as_ref() == Some(identity)).then_some(uid)
-    }
-
-    pub(super) fn holding(&self) -> Option<Holding> {
-        let seen = self.profile.is_none().then(|| self.observation())?;
-        Some(Holding {
-            version: seen.version,
-            holder: seen.holder,
-            duration: seen.duration,
-            holder_pod: self.pod_of_holder().map(str::to_owned),
-            transitions: seen.transitions,
-            successor: seen.successor,
-            wanted: self.wanted.clone(),
-            weight: self.weight,
-        })
-    }
-
-    pub(super) fn member(&self) -> Option<Member> {
-        Some(Member {
-            name: self.name.clone(),
-            version: self.version.clone(),
-            identity: self.holder.clone()?,
-            duration: Some(self.duration),
-            created: i64::try_from(self.created / 1000).unwrap(),
-            profile: self.profile.clone()?,
-        })
-    }
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum Request {
-    Get(String),
-    /// With the version it rests on.
-    Put(Lease),
-    Post(Lease),
-    /// At exactly this version.
-    Delete(String, Version),
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum Answer {
-    Read(Option<Rc<Lease>>),
-    Stored(Rc<Lease>),
-    Deleted,
-    Conflict,
 }
 
 #[derive(Default)]
 pub(super) struct Server {
-    pub(super) leases: BTreeMap<String, Rc<Lease>>,
+    pub(super) leases: BTreeMap<String, Rc<Record>>,
+    /// Each Lease as it was stored first.
+    pub(super) backups: BTreeMap<String, Rc<Record>>,
+    /// By uid: the most transitions that a Lease has had.
+    pub(super) highest: BTreeMap<String, i32>,
     version: u64,
     uid: u64,
 }
 
-impl Server {
-    pub(super) fn stored(&self, name: &str, version: &Version) -> bool {
-        self.leases.get(name).is_some_and(|lease| lease.version == *version)
-    }
+/// Whether the label is there that the watch selects by.
+fn is_labelled(record: &Record) -> bool {
+    record.role != Role::None
+}
 
-    pub(super) fn answer(&mut self, now: Global, request: Request) -> Answer {
+impl Server {
+    /// Carries a request out, at once and as a whole.
+    pub(super) fn carry_out(&mut self, now: Global, request: Request) -> (Answer, Option<Commit>) {
         match request {
-            Request::Get(name) => Answer::Read(self.leases.get(&name).cloned()),
-            Request::Put(lease) if self.stored(&lease.name, &lease.version) => {
-                self.store(Lease { renewed: now, ..lease })
+            Request::Get { lease } => (Answer::Found(self.leases.get(&lease).map(read)), None),
+            Request::List => {
+                let shards = self.leases.values().filter(|record| record.role == Role::Shard);
+                (Answer::Listed(shards.map(read).collect()), None)
             }
-            Request::Post(mut lease) if !self.leases.contains_key(&lease.name) => {
-                self.uid += 1;
-                lease.version.uid = format!("u{}", self.uid);
-                self.store(Lease { created: now, renewed: now, ..lease })
+            Request::Update { record, .. } if self.stores(&record.name, &record.version) => {
+                let commit = self.store(record);
+                (Answer::Stored(commit.after.as_ref().map(read).unwrap()), Some(commit))
             }
-            Request::Delete(name, version) if self.stored(&name, &version) => {
-                self.version += 1;
-                self.leases.remove(&name);
-                Answer::Deleted
+            Request::Create { record, .. } if !self.leases.contains_key(&record.name) => {
+                let commit = self.create(now, record);
+                (Answer::Stored(commit.after.as_ref().map(read).unwrap()), Some(commit))
             }
-            Request::Put(_) | Request::Post(_) | Request::Delete(..) => Answer::Conflict,
+            Request::Delete { lease, version, .. } if self.stores(&lease, &version) => {
+                (Answer::Deleted, self.delete(&lease))
+            }
+            Request::Update { .. } | Request::Create { .. } | Request::Delete { .. } => (Answer::Conflict, None),
         }
     }
 
-    /// Somebody changes what no replica owns.
-    pub(super) fn edit(&mut self, name: &str, change: impl FnOnce(&mut Lease)) -> Option<Rc<Lease>> {
-        let mut lease = Lease::clone(self.leases.get(name)?);
-        change(&mut lease);
-        match self.store(lease) {
-            Answer::Stored(lease) => Some(lease),
+    fn stores(&self, name: &str, version: &Version) -> bool {
+        self.leases.get(name).is_some_and(|record| record.version == *version)
+    }
+
+    /// A hand changes what it likes.
+    pub(super) fn edit(&mut self, name: &str, change: impl FnOnce(&mut Record)) -> Option<Commit> {
+        let before = self.leases.get(name)?;
+        let mut record = Record::clone(before);
+        change(&mut record);
+        if record.holder != before.holder && record.holder_pod == before.holder_pod {
+            // The annotation says of which holder it is true.
+            record.holder_pod = None;
+        }
+        Some(self.store(record))
+    }
+
+    /// A hand deletes it.
+    pub(super) fn delete(&mut self, name: &str) -> Option<Commit> {
+        let before = self.leases.remove(name)?;
+        self.version += 1;
+        Some(Commit { before: Some(before), after: None })
+    }
+
+    pub(super) fn create(&mut self, now: Global, mut record: Record) -> Commit {
+        self.uid += 1;
+        record.version.uid = format!("u{}", self.uid);
+        record.created = i64::try_from(now / SECOND).unwrap();
+        self.store(record)
+    }
+
+    fn store(&mut self, mut record: Record) -> Commit {
+        self.version += 1;
+        record.version.resource_version = self.version.to_string();
+        record.odd.clear();
+        let highest = self.highest.entry(record.version.uid.clone()).or_default();
+        *highest = record.transitions.max(*highest);
+        let after = Rc::new(record);
+        self.backups.entry(after.name.clone()).or_insert_with(|| Rc::clone(&after));
+        let before = self.leases.insert(after.name.clone(), Rc::clone(&after));
+        Commit { before, after: Some(after) }
+    }
+
+    /// What a list of the watch shows.
+    pub(super) fn listed(&self) -> Vec<Rc<Record>> {
+        self.leases.values().filter(|record| is_labelled(record)).cloned().collect()
+    }
+
+    /// What the watch shows of a commit.
+    pub(super) fn shown(&self, commit: &Commit) -> Option<Shown> {
+        match (&commit.before, &commit.after) {
+            (_, Some(after)) if is_labelled(after) => Some(Shown::Stored(Rc::clone(after))),
+            (Some(before), _) if is_labelled(before) => {
+                let mut gone = Record::clone(before);
+                gone.version.resource_version = self.version.to_string();
+                Some(Shown::Deleted(Rc::new(gone)))
+            }
             _ => None,
         }
     }
+}
 
-    fn store(&mut self, mut lease: Lease) -> Answer {
-        self.version += 1;
-        lease.version.resource_version = self.version.to_string();
-        let lease = Rc::new(lease);
-        self.leases.insert(lease.name.clone(), Rc::clone(&lease));
-        Answer::Stored(lease)
-    }
+/// What a watch shows.
+#[derive(Clone, Debug)]
+pub(super) enum Shown {
+    Listed(Vec<Rc<Record>>),
+    Stored(Rc<Record>),
+    Deleted(Rc<Record>),
+}
+
+/// As a replica reads it.
+pub(super) fn read(record: &Rc<Record>) -> Record {
+    Record::clone(record).bounded()
 }

@@ -1,0 +1,333 @@
+//! What can happen to a replica, and what it can do: all that passes between [`Replica`](super::replica::Replica) and
+//! its driver.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{
+    election::Grant,
+    lease::{Purpose, Record, Version},
+    moment::Moment,
+    slot::Outcome,
+};
+
+/// Index of a shard, in the order in which the shards were given.
+pub type ShardIndex = usize;
+
+/// Counts the terms of one shard within a process, from 1.
+pub type TermNumber = u64;
+
+/// Names a request until it is answered.
+pub type RequestId = u64;
+
+/// What the watch of Leases shows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Watch {
+    /// These are all Leases there are.
+    Listed(Vec<Record>),
+    /// This Lease was stored.
+    Stored(Record),
+    /// This Lease was deleted, or has lost the label that it is watched by.
+    Deleted(Record),
+    /// The watch is down, for this reason.
+    Failed(String),
+}
+
+/// What the API server says of a kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// The kind can be reconciled here.
+    Runnable,
+    /// It cannot, and why.
+    Blocked(String),
+    /// The API server did not say, and why.
+    Unknown(String),
+}
+
+/// What a term hears of the objects of its kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Hearing {
+    /// Its watch is up, or it has none.
+    #[default]
+    Hears,
+    /// Its watch has failed, for this reason, and none has replaced it.
+    Deaf(String),
+}
+
+/// Something has happened.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// The watch of Leases shows this.
+    Watched(Watch),
+    /// This became of a request.
+    Answered(RequestId, Answer),
+    /// The preflight has asked about a kind.
+    Judged(ShardIndex, Verdict),
+    /// The standby for this term has filled its cache.
+    StandbyPrepared(ShardIndex, TermNumber),
+    /// The standby for this term has ended by itself, for this reason.
+    StandbyEnded(ShardIndex, TermNumber, String),
+    /// The reconciler has said that it keeps no cache.
+    StandbyDeclined(ShardIndex),
+    /// The API server has refused a request of the kind's term or standby, in a way that a permission or a CRD explains.
+    Denied(ShardIndex),
+    /// What the term hears has changed.
+    Heard(ShardIndex, TermNumber, Hearing),
+    /// The term's task has ended, and its writes were given their time.
+    TermEnded {
+        /// The shard.
+        shard: ShardIndex,
+        /// The term.
+        term: TermNumber,
+        /// How it ended.
+        outcome: Outcome,
+        /// A write of it may still be carried out.
+        unanswered: bool,
+    },
+    /// These processes are proven dead.
+    Died(Deaths),
+    /// Where our Pod comes from.
+    Originated {
+        /// Revision of the ReplicaSet that made it.
+        revision: Option<u64>,
+        /// What controls it, such as `Deployment/leasehold`.
+        owner: Option<String>,
+    },
+    /// So many replicas of ours exist or are being started, this one among them.
+    Expected(usize),
+    /// The process shall stop; the second time: at once.
+    Signalled,
+    /// Time has passed.
+    Woken,
+}
+
+/// Which processes are proven dead, by holder identity, with the uid of the Pod that each was in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Deaths {
+    /// Their container has ended and stays down: it backs off, or its Pod ends.
+    pub ended: BTreeMap<String, Option<String>>,
+    /// Their container runs again, or is about to: its new process may take their Leases back itself.
+    pub restarted: BTreeMap<String, Option<String>>,
+}
+
+impl Deaths {
+    /// Whether this holder is dead. `pod`: the uid that it gave on its Lease; a proof about another Pod proves nothing.
+    pub fn prove(&self, holder: &str, pod: Option<&str>) -> bool {
+        let of = |deaths: &BTreeMap<String, Option<String>>| {
+            deaths.get(holder).is_some_and(|uid| match (uid.as_deref(), pod) {
+                (Some(uid), Some(pod)) => uid == pod,
+                _ => true,
+            })
+        };
+        of(&self.ended) || of(&self.restarted)
+    }
+}
+
+/// A request about a Lease.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Request {
+    /// GET the Lease of this name.
+    Get {
+        /// Its name, in the namespace of our Leases.
+        lease: String,
+    },
+    /// List the Leases of shards that the watch covers, as they are stored now.
+    List,
+    /// POST it.
+    Create {
+        /// What to store.
+        record: Record,
+        /// Why.
+        purpose: Purpose,
+    },
+    /// PUT it over the version that the record bears: what is not in the record stays as it is stored (rule 13).
+    Update {
+        /// What to store.
+        record: Record,
+        /// Why.
+        purpose: Purpose,
+    },
+    /// DELETE it at exactly this version.
+    Delete {
+        /// Its name.
+        lease: String,
+        /// The version that it was decided on.
+        version: Version,
+        /// Why, if it is the Lease of a shard of ours.
+        purpose: Option<Purpose>,
+    },
+}
+
+/// What became of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// The Lease, if there is one.
+    Found(Option<Record>),
+    /// All of them.
+    Listed(Vec<Record>),
+    /// It was written so.
+    Stored(Record),
+    /// It was deleted.
+    Deleted,
+    /// Nothing was written: the object has changed, exists already, or is gone.
+    Conflict,
+    /// Nothing was written: the API server refused it, for this reason. The same again would be refused again.
+    Refused(String),
+    /// No answer: it may have been carried out, or may yet be.
+    Unanswered(String),
+}
+
+/// Something to be done, in the order in which it was returned.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::large_enum_variant, reason = "a few at a time, and soon taken apart")]
+pub enum Effect {
+    /// Send this. It counts as sent at the `now` of the call that returned it.
+    Send(RequestId, Request),
+    /// Let the term write until then. The first of these opens its fence.
+    Extend(ShardIndex, TermNumber, Moment),
+    /// Shut the fence of the term for good.
+    Shut(ShardIndex, TermNumber),
+    /// Begin to fill a cache behind the fence of this term, which has not begun.
+    StandBy(ShardIndex, TermNumber),
+    /// Drop the standby for this term.
+    Dismiss(ShardIndex, TermNumber),
+    /// Start the term's work.
+    Start {
+        /// The shard.
+        shard: ShardIndex,
+        /// The right to work.
+        grant: Grant,
+        /// The standby for this term becomes its task; it has filled its cache or not.
+        standby: Option<bool>,
+    },
+    /// Ask the work to take no new work.
+    Drain(ShardIndex, TermNumber),
+    /// Abort the task.
+    Abort(ShardIndex, TermNumber),
+    /// Have the preflight ask about the kind again.
+    Ask(ShardIndex),
+    /// Say this to people.
+    Note(Notice),
+    /// The replica has ended.
+    Exit(Ending),
+}
+
+/// How a replica ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Ending {
+    /// Everything was handed over or released.
+    Clean,
+    /// These Leases are left to expire.
+    Unreleased(Vec<String>),
+    /// The work of these shards had not ended.
+    Undrained(Vec<String>),
+}
+
+/// What has happened, for logs and metrics.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Notice {
+    /// A shard is to be handed over to this replica.
+    SuccessorNamed(ShardIndex, String),
+    /// We have become the holder.
+    Acquired {
+        /// The shard.
+        shard: ShardIndex,
+        /// Who held it before, if another process did.
+        from: Option<String>,
+        /// Why it was free.
+        how: Freed,
+        /// For how long no replica held it, if that was seen.
+        free_for: Option<Duration>,
+    },
+    /// A renewal took so long.
+    Renewed(ShardIndex, Duration),
+    /// A right to work has ended before its work was to end, for this reason.
+    Lost(ShardIndex, Loss),
+    /// The last request about the Lease failed, and how; `None`: the last one did not.
+    Trouble(ShardIndex, Option<String>),
+    /// A shard was given to this replica, which did not take it: it is not chosen again for so long.
+    Missed {
+        /// Name of the Lease.
+        lease: String,
+        /// Holder identity of the replica.
+        replica: String,
+        /// For how long it is not chosen for this shard.
+        avoided_for: Duration,
+    },
+    /// A Lease that no replica needs is deleted, for this reason.
+    Collected(String, Garbage),
+    /// Something on a Lease is out of its bounds.
+    Odd {
+        /// Name of the Lease.
+        lease: String,
+        /// What is odd, one sentence each; empty: it no longer is.
+        odd: Vec<String>,
+    },
+    /// Another Lease that says the same kind is held: the kind is not led here.
+    Rival(ShardIndex, Option<Rival>),
+    /// What the API server says of a kind has changed.
+    Judged(ShardIndex, Verdict),
+    /// A standby has filled its cache.
+    Prepared(ShardIndex),
+    /// A term, or a standby, has failed.
+    Failed(ShardIndex, String),
+    /// A term hears again, or does not.
+    Heard(ShardIndex, Hearing),
+    /// The membership could not be written, and why; `None`: it could.
+    Unpublished(Option<String>),
+    /// The stop has begun.
+    Stopping,
+    /// The stop goes on at once.
+    Aborting,
+}
+
+/// Why a Lease was free to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Freed {
+    /// There was none.
+    Missing,
+    /// Its holder had released it.
+    Released,
+    /// Its holder had not renewed it for its duration.
+    Expired,
+    /// Its holder's process is proven dead.
+    ProvenDead,
+    /// It was ours already, by a write whose answer was lost.
+    Ours,
+}
+
+/// Why a right to work has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Loss {
+    /// No renewal succeeded by the renew deadline.
+    Deadline,
+    /// Nor until its validity was over.
+    Expired,
+    /// Another holder is on the Lease.
+    Taken(String),
+    /// The Lease is gone, or was made anew, or a hand has cleared its holder.
+    Gone,
+}
+
+/// Why a Lease is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Garbage {
+    /// It is the membership of a process of our Pod that ended before this one began.
+    Predecessor,
+    /// It is the membership of a process that is proven dead.
+    Dead,
+    /// It is the membership of a process that has been silent for several lease durations.
+    Silent,
+    /// No replica is configured for its kind.
+    Orphan,
+}
+
+/// Another Lease of a kind of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Rival {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Who holds it.
+    pub holder: String,
+}

@@ -1,0 +1,16 @@
+//! Hashes of names that are the same on every replica, whatever it was compiled with.
+//!
+//! Not std's `DefaultHasher`: replicas of different versions must agree, and that one may change with the compiler.
+
+/// FNV-1a, mixed and odd, so that a product with it loses nothing.
+pub(super) fn name_hash(name: &str) -> u64 {
+    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    mix(name.bytes().fold(0xcbf2_9ce4_8422_2325, fold)) | 1
+}
+
+/// The last steps of splitmix64: each bit of the input changes about half of the output's.
+pub(super) fn mix(hash: u64) -> u64 {
+    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 31)
+}

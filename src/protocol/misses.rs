@@ -1,0 +1,114 @@
+//! Which replicas were given a shard and did not take it (rule 18).
+//!
+//! A replica whose acquisitions are refused, whose watch lags, or that has no time to run looks like one that has little
+//! to do: placement would choose it again and again, and each time no replica would lead until the others have waited
+//! their grace. So a miss keeps it from being chosen, for that shard for longer than for others, and for longer each time.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::moment::Moment;
+
+/// First pause before a replica that has missed a shard is chosen for any other one: a trial costs a gap.
+const ANY_SHARD: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1800));
+/// First pause, and the longest, before it is chosen for the same one again.
+const SAME_SHARD: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(3600));
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Miss {
+    times: u32,
+    until: Moment,
+}
+
+/// The misses that this replica has seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Misses {
+    /// By replica.
+    any: BTreeMap<String, Miss>,
+    /// By replica and Lease.
+    same: BTreeMap<(String, String), Miss>,
+}
+
+impl Misses {
+    /// The replica did not take the shard that it was given. For how long it is not chosen for that one.
+    pub fn add(&mut self, now: Moment, replica: &str, lease: &str) -> Duration {
+        once_more(self.any.entry(replica.to_owned()).or_insert(Miss::NONE), now, ANY_SHARD);
+        let same = self.same.entry((replica.to_owned(), lease.to_owned())).or_insert(Miss::NONE);
+        once_more(same, now, SAME_SHARD)
+    }
+
+    /// The replica has taken this shard: what kept it from that is over.
+    pub fn forgive(&mut self, replica: &str, lease: &str) {
+        self.any.remove(replica);
+        self.same.remove(&(replica.to_owned(), lease.to_owned()));
+    }
+
+    /// Forgets the replicas that are gone.
+    pub fn keep(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.any.retain(|replica, _| is_there(replica));
+        self.same.retain(|(replica, _), _| is_there(replica));
+    }
+
+    /// Whether another replica is to be chosen for this shard, if there is one.
+    pub fn avoid(&self, now: Moment, replica: &str, lease: &str) -> bool {
+        let holds = |miss: Option<&Miss>| miss.is_some_and(|miss| now < miss.until);
+        holds(self.any.get(replica))
+            || (!self.same.is_empty() && holds(self.same.get(&(replica.to_owned(), lease.to_owned()))))
+    }
+
+    /// No replica has missed anything.
+    pub fn is_empty(&self) -> bool {
+        self.any.is_empty() && self.same.is_empty()
+    }
+
+    /// When a replica may be chosen again.
+    pub fn next_change(&self, now: Moment) -> Option<Moment> {
+        self.any.values().chain(self.same.values()).map(|miss| miss.until).filter(|until| *until > now).min()
+    }
+}
+
+impl Miss {
+    const NONE: Self = Self { times: 0, until: Moment::after_origin(Duration::ZERO) };
+}
+
+fn once_more(miss: &mut Miss, now: Moment, (first, most): (Duration, Duration)) -> Duration {
+    let pause = first.saturating_mul(1 << miss.times.min(16)).min(most);
+    // Several shards that are missed at once are one miss of the replica.
+    if now >= miss.until {
+        miss.times += 1;
+        miss.until = now + pause;
+    }
+    miss.until.since(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::after_origin(Duration::from_secs(1000 + seconds))
+    }
+
+    #[test]
+    fn a_replica_that_missed_a_shard_is_avoided_for_longer_each_time() {
+        let mut misses = Misses::default();
+        misses.add(at(0), "f", "a");
+        misses.add(at(1), "f", "b");
+        assert!(misses.avoid(at(59), "f", "c") && !misses.avoid(at(60), "f", "c"), "two at once are one miss");
+        assert!(misses.avoid(at(299), "f", "a") && !misses.avoid(at(300), "f", "a"));
+        assert!(!misses.avoid(at(1), "g", "a"));
+        misses.add(at(60), "f", "c");
+        assert!(misses.avoid(at(179), "f", "d") && !misses.avoid(at(180), "f", "d"));
+        assert_eq!(misses.next_change(at(60)), Some(at(180)));
+    }
+
+    #[test]
+    fn what_it_takes_after_all_is_forgiven() {
+        let mut misses = Misses::default();
+        misses.add(at(0), "f", "a");
+        misses.add(at(0), "f", "b");
+        misses.forgive("f", "a");
+        assert!(!misses.avoid(at(1), "f", "a") && misses.avoid(at(1), "f", "b"));
+        misses.keep(|replica| replica != "f");
+        assert!(misses.is_empty());
+    }
+}

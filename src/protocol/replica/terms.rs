@@ -1,0 +1,335 @@
+//! One shard at a time: its election is driven, its slot told where that stands, and its work started and ended.
+
+use super::{DEAF_PAUSE, DEAF_PAUSE_MOST, ROUNDS, Replica, Subject};
+use crate::protocol::{
+    election::{Standing, Step},
+    event::{Deaths, Effect, Hearing, Notice, Request, ShardIndex, TermNumber, Verdict},
+    moment::Moment,
+    roster,
+    shard::{DEAF_SHOWN, Standby},
+    slot::{self, Command, Handover, Outcome, State},
+};
+
+impl Replica {
+    // What becomes of terms and standbys.
+
+    pub(super) fn on_standby_prepared(&mut self, index: ShardIndex, term: TermNumber) {
+        let standby = self.shards[index].standby.as_mut().filter(|standby| standby.term == term);
+        if let Some(standby) = standby {
+            standby.prepared = true;
+            self.stale = true;
+            self.note(Notice::Prepared(index));
+        }
+    }
+
+    pub(super) fn on_standby_ended(&mut self, index: ShardIndex, term: TermNumber, why: String, now: Moment) {
+        if self.shards[index].standby.take_if(|standby| standby.term == term).is_some() {
+            self.stale = true;
+            self.fail(index, why);
+            // It may have failed for want of a CRD or a permission.
+            self.effects.push(Effect::Ask(index));
+            self.tell(index, slot::Event::StandbyFailed, now);
+        }
+    }
+
+    pub(super) fn on_heard(&mut self, index: ShardIndex, term: TermNumber, hearing: Hearing, now: Moment) {
+        let shard = &mut self.shards[index];
+        if let Some(standby) = shard.standby.as_mut().filter(|standby| standby.term == term) {
+            standby.hears = hearing == Hearing::Hears;
+            return;
+        }
+        if shard.task != Some(term) {
+            return;
+        }
+        shard.stale = true;
+        shard.deaf = match hearing {
+            Hearing::Hears => None,
+            Hearing::Deaf(why) => Some((shard.deaf.take().map_or(now, |(since, _)| since), why)),
+        };
+    }
+
+    /// Shows what the term hears.
+    fn show_hearing(&mut self, index: ShardIndex, now: Moment) {
+        let shard = &mut self.shards[index];
+        let hearing = match &shard.deaf {
+            None => Hearing::Hears,
+            Some((since, _)) if now < *since + DEAF_SHOWN => return,
+            Some((_, why)) => Hearing::Deaf(why.clone()),
+        };
+        if hearing != shard.hearing {
+            shard.hearing = hearing.clone();
+            self.note(Notice::Heard(index, hearing));
+        }
+    }
+
+    pub(super) fn on_term_ended(
+        &mut self,
+        index: ShardIndex,
+        term: TermNumber,
+        outcome: Outcome,
+        unanswered: bool,
+        now: Moment,
+    ) {
+        let shard = &mut self.shards[index];
+        if shard.task != Some(term) {
+            return;
+        }
+        let asked = shard.slot.state() != State::Running;
+        shard.task = None;
+        if shard.is_deaf(now) && shard.deaf.is_some() {
+            shard.deaf_until = now + slot::pause(DEAF_PAUSE, shard.deaf_terms, DEAF_PAUSE_MOST);
+            shard.deaf_terms += 1;
+        } else {
+            shard.deaf_terms = 0;
+        }
+        shard.deaf = None;
+        self.show_hearing(index, now);
+        let failure = match &outcome {
+            Outcome::Failed(why) => Some(format!("the reconciler failed: {why}")),
+            Outcome::Panicked(why) => Some(format!("the reconciler panicked: {why}")),
+            Outcome::Finished if !asked => Some("the reconciler ended although its term went on".to_owned()),
+            Outcome::Finished | Outcome::Aborted => None,
+        };
+        self.shut(index, term);
+        match failure {
+            Some(why) => {
+                self.fail(index, why);
+                self.effects.push(Effect::Ask(index));
+            }
+            None => self.shards[index].failure = None,
+        }
+        self.tell(index, slot::Event::Ended { term, outcome, unanswered }, now);
+    }
+
+    pub(super) fn fail(&mut self, index: ShardIndex, why: String) {
+        self.shards[index].failure = Some(why.clone());
+        self.note(Notice::Failed(index, why));
+    }
+
+    pub(super) fn on_verdict(&mut self, index: ShardIndex, verdict: Verdict, now: Moment) {
+        let Some(shard) = self.shards.get_mut(index) else { return };
+        if matches!(verdict, Verdict::Unknown(_)) && !matches!(shard.verdict, Verdict::Unknown(_)) {
+            // What was known stays true until the API server says otherwise.
+            return;
+        }
+        shard.asked = true;
+        if verdict != shard.verdict {
+            shard.verdict = verdict.clone();
+            self.note(Notice::Judged(index, verdict));
+        }
+        self.judge(index, now);
+    }
+
+    pub(super) fn judge(&mut self, index: ShardIndex, now: Moment) {
+        let shard = &self.shards[index];
+        let runnable = shard.verdict == Verdict::Runnable && shard.rival.is_none();
+        self.tell(index, slot::Event::Runnable(runnable), now);
+    }
+
+    pub(super) fn on_deaths(&mut self, deaths: Deaths) {
+        // A container that runs again takes its Leases back itself; the others stand in line for them, as is due.
+        self.stale |= self.roster.mark_dead(&deaths);
+        self.deaths = deaths;
+        self.shards.iter_mut().for_each(|shard| shard.stale = true);
+    }
+
+    /// Tells a slot what has happened, and does what it answers.
+    pub(super) fn tell(&mut self, index: ShardIndex, event: slot::Event, now: Moment) {
+        let shard = &mut self.shards[index];
+        shard.stale = true;
+        let command = shard.slot.on(event, now);
+        match (command, shard.task) {
+            (Some(Command::Start(grant)), _) => {
+                let standby = shard.standby.take_if(|standby| standby.term == grant.term);
+                shard.task = Some(grant.term);
+                if standby.as_ref().is_some_and(|standby| !standby.hears) {
+                    shard.deaf = Some((now, "its standby had no watch when the term began".to_owned()));
+                }
+                let standby = standby.map(|standby| standby.prepared);
+                self.dismiss(index);
+                self.effects.push(Effect::Start { shard: index, grant, standby });
+            }
+            (Some(Command::Drain), Some(term)) => self.effects.push(Effect::Drain(index, term)),
+            (Some(Command::Abort), Some(term)) => {
+                self.shut(index, term);
+                self.effects.push(Effect::Abort(index, term));
+            }
+            (Some(Command::CallOff), _) => {
+                if let Handover::To { successor, .. } = std::mem::take(&mut shard.handover) {
+                    let lease = shard.spec.lease.clone();
+                    self.roster.miss(now, &lease, &successor);
+                    self.stale = true;
+                }
+            }
+            (Some(Command::Drain | Command::Abort), None) | (None, _) => {}
+        }
+    }
+
+    /// Asks elections what to do, where something has changed or time has come. Whether there were any.
+    pub(super) fn drive_all(&mut self, now: Moment) -> bool {
+        let mut any = false;
+        for index in 0..self.shards.len() {
+            let shard = &mut self.shards[index];
+            if std::mem::take(&mut shard.stale) || now >= shard.wake_at {
+                any = true;
+                self.drive(index, now);
+                // What it did to itself is done.
+                self.shards[index].stale = false;
+            }
+        }
+        any
+    }
+
+    pub(super) fn drive(&mut self, index: ShardIndex, now: Moment) {
+        self.tell(index, slot::Event::Tick, now);
+        let mut wake = Moment::NEVER;
+        for _ in 0..ROUNDS {
+            self.mark_dead(index, now);
+            let sees = self.blind.is_none();
+            let shard = &mut self.shards[index];
+            shard.election.set_watched(sees && (shard.sighted.is_some() || !shard.election.exists()));
+            shard.election.expire(now);
+            self.follow_standing(index, now);
+            self.show_hearing(index, now);
+            self.stand_by_or_not(index, now);
+            let courtesy = self.roster.grace();
+            let shard = &mut self.shards[index];
+            let intent = shard.intent(now, courtesy);
+            shard.election.intend(intent);
+            if shard.in_flight.is_some() {
+                break;
+            }
+            match shard.election.step(now) {
+                Step::Wait(at) => {
+                    wake = at;
+                    break;
+                }
+                Step::Read => {
+                    let request = Request::Get { lease: shard.spec.lease.clone() };
+                    self.ask(index, None, request, now);
+                }
+                Step::Write(proposal) => self.write(index, &proposal, now),
+            }
+        }
+        let shard = &mut self.shards[index];
+        let confirm = shard.unconfirmed.as_ref().filter(|it| it.listing.is_none());
+        // A term that is being lost is not confirmed any more.
+        let confirm = confirm.filter(|_| matches!(shard.election.standing(now), Standing::Leading(_)));
+        let confirm = confirm.map_or(Moment::NEVER, |unconfirmed| unconfirmed.list_at);
+        let deaf = shard.deaf_change(now);
+        let slot = shard.slot.next_wake(now);
+        shard.wake_at = wake.min(shard.election.next_change(now)).min(slot).min(confirm).min(deaf);
+    }
+
+    /// A holder that is proven dead need not be waited for: by the kubelet's word, or because it was in our Pod before us.
+    pub(super) fn mark_dead(&mut self, index: ShardIndex, now: Moment) {
+        let shard = &mut self.shards[index];
+        let Some(holder) = shard.election.holder().filter(|holder| *holder != self.setup.identity) else { return };
+        let of_holder = [&shard.sighted, &shard.answered].into_iter().flatten();
+        let of_holder = of_holder.filter(|record| record.holder.as_deref() == Some(holder));
+        let pods: Vec<_> = of_holder.filter_map(|record| record.holder_pod.as_deref()).collect();
+        let before_us = self.setup.pod_uid.as_deref().is_some_and(|ours| pods.contains(&ours));
+        if before_us || self.deaths.prove(holder, pods.first().copied()) {
+            let holder = holder.to_owned();
+            shard.election.mark_dead(now, &holder);
+        }
+    }
+
+    /// Has the fence and the slot follow where the election stands.
+    pub(super) fn follow_standing(&mut self, index: ShardIndex, now: Moment) {
+        let standing = self.shards[index].election.standing(now);
+        let grant = match &standing {
+            Standing::Leading(grant) | Standing::Losing(grant) => Some(grant.clone()),
+            Standing::Standby => None,
+        };
+        let open = self.shards[index].fence.map(|(term, _)| term);
+        if let Some(term) = open.filter(|term| grant.as_ref().is_none_or(|grant| grant.term != *term)) {
+            self.shut(index, term);
+        }
+        self.note_loss(index);
+        let Some(grant) = grant else {
+            self.shards[index].unconfirmed = None;
+            return self.tell(index, slot::Event::Standing(Standing::Standby), now);
+        };
+        let losing = matches!(standing, Standing::Losing(_));
+        if !losing && !self.confirm(index, grant.term, now) {
+            return;
+        }
+        let shard = &mut self.shards[index];
+        let confirmed = shard.is_confirmed(grant.term);
+        // A term that has ended gets no fence again; nor does one that never begins.
+        let begins = confirmed && grant.term > shard.shut && (shard.task.is_some() || shard.slot.can_run(now));
+        if begins && shard.fence.is_none_or(|(_, until)| until < grant.valid_until) {
+            shard.fence = Some((grant.term, grant.valid_until));
+            self.effects.push(Effect::Extend(index, grant.term, grant.valid_until));
+        }
+        self.tell(index, slot::Event::Standing(standing), now);
+    }
+
+    pub(super) fn note_loss(&mut self, index: ShardIndex) {
+        let shard = &mut self.shards[index];
+        let working = shard.task.is_some();
+        if let Some(loss) = shard.election.take_loss().filter(|_| working) {
+            self.note(Notice::Lost(index, loss));
+        }
+    }
+
+    /// Whether the term may work: no other Lease of its kind was held when it was won.
+    pub(super) fn confirm(&mut self, index: ShardIndex, term: TermNumber, now: Moment) -> bool {
+        let shard = &mut self.shards[index];
+        let Some(unconfirmed) = shard.unconfirmed.as_mut().filter(|it| it.term == term) else { return true };
+        if shard.rival.is_some() {
+            // The slot cannot run it, and gives it back.
+            return true;
+        }
+        if self.rivals.has_seen(unconfirmed.version) {
+            shard.won_at = unconfirmed.version;
+            shard.unconfirmed = None;
+            return true;
+        }
+        let due = self.blind.is_some() || now >= unconfirmed.list_at;
+        if due && unconfirmed.listing.is_none() {
+            let id = self.send(Subject::Confirmation(index), Request::List);
+            if let Some(unconfirmed) = &mut self.shards[index].unconfirmed {
+                unconfirmed.listing = Some(id);
+            }
+        }
+        false
+    }
+
+    /// Begins or ends the standby, as it is wanted and possible now.
+    pub(super) fn stand_by_or_not(&mut self, index: ShardIndex, now: Moment) {
+        let shard = &mut self.shards[index];
+        let possible = shard.keeps_cache && shard.slot.can_stand_by(now);
+        let advised = if possible { shard.advice.cache } else { roster::Cache::None };
+        let next = match shard.election.standing(now) {
+            Standing::Leading(grant) | Standing::Losing(grant) => grant.term,
+            Standing::Standby => shard.election.next_term(),
+        };
+        // A cache is of use to the term behind the same fence only.
+        let of_use = |standby: &Standby| standby.term == next && next > shard.shut && advised != roster::Cache::None;
+        match &shard.standby {
+            Some(standby) if !of_use(standby) => self.dismiss(index),
+            None if advised == roster::Cache::Kept && next == shard.election.next_term() && next > shard.shut => {
+                shard.standby = Some(Standby { term: next, prepared: false, hears: true });
+                self.effects.push(Effect::StandBy(index, next));
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn dismiss(&mut self, index: ShardIndex) {
+        if let Some(standby) = self.shards[index].standby.take() {
+            self.effects.push(Effect::Dismiss(index, standby.term));
+        }
+    }
+
+    pub(super) fn shut(&mut self, index: ShardIndex, term: TermNumber) {
+        let shard = &mut self.shards[index];
+        if shard.shut < term {
+            shard.shut = term;
+            shard.fence = None;
+            self.effects.push(Effect::Shut(index, term));
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Other Leases that say a kind of ours: of replicas whose configuration names another Lease or namespace (rule 16).
+//!
+//! Of two replicas that take one kind under two names, each first writes its own Lease and then looks for the other's:
+//! its work waits until the watch has shown it its own write. Writes have one order, and the watch keeps it, so the one
+//! that wrote later sees the earlier Lease and gives way.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use super::{
+    event::{Deaths, Rival},
+    lease::{Record, Role},
+    moment::Moment,
+};
+
+/// A rival that is renewed this many times beside a term of ours knows nothing of this rule: ours gives way.
+const RENEWALS: u32 = 2;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Held {
+    kind: String,
+    holder: String,
+    pod: Option<String>,
+    duration: Option<Duration>,
+    /// Resource version at which this holder's term was first seen.
+    began: Option<u64>,
+    transitions: i32,
+    version: Option<u64>,
+    since: Moment,
+    renewals: u32,
+}
+
+/// The Leases of our kinds that are not ours to compete for, and are held.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Rivals {
+    /// Where our Leases are, and what they are called.
+    own: BTreeSet<(String, String)>,
+    kinds: BTreeSet<String>,
+    /// Counts for records that publish no duration.
+    lease_duration: Duration,
+    held: BTreeMap<(String, String), Held>,
+    /// The watch is up: silence is silence.
+    current: bool,
+    /// Every version up to this one has been seen.
+    seen: Option<u64>,
+}
+
+impl Rivals {
+    /// Of these shards, by kind and Lease, whose Leases are in this namespace.
+    pub fn new<'a>(
+        namespace: &str,
+        shards: impl Iterator<Item = (&'a str, &'a str)> + Clone,
+        lease_duration: Duration,
+    ) -> Self {
+        Self {
+            own: shards.clone().map(|(_, lease)| (namespace.to_owned(), lease.to_owned())).collect(),
+            kinds: shards.map(|(kind, _)| kind.to_owned()).collect(),
+            lease_duration,
+            held: BTreeMap::new(),
+            current: false,
+            seen: None,
+        }
+    }
+
+    /// Everything that the watch covers, as it is stored now. `complete`: the watch goes on from here.
+    pub fn listed(&mut self, now: Moment, records: &[Record], complete: bool) {
+        let names: BTreeSet<_> = records.iter().map(|it| (it.namespace.clone(), it.name.clone())).collect();
+        self.held.iter_mut().filter(|(name, _)| !names.contains(*name)).for_each(|(_, held)| held.since = now);
+        records.iter().for_each(|record| self.stored(now, record));
+        self.current |= complete;
+    }
+
+    /// A Lease was stored.
+    pub fn stored(&mut self, now: Moment, record: &Record) {
+        let number = record.version.number();
+        self.seen = self.seen.max(number);
+        let name = (record.namespace.clone(), record.name.clone());
+        if record.role != Role::Shard || self.own.contains(&name) {
+            return;
+        }
+        let of_ours = record.kind.as_ref().filter(|kind| self.kinds.contains(*kind));
+        let (Some(kind), Some(holder)) = (of_ours, &record.holder) else {
+            self.held.remove(&name);
+            return;
+        };
+        let known = self.held.get(&name);
+        if known.is_some_and(|known| known.version.is_some() && known.version >= number) {
+            return;
+        }
+        let same = known.filter(|known| known.holder == *holder && known.transitions == record.transitions);
+        let held = Held {
+            kind: kind.clone(),
+            holder: holder.clone(),
+            pod: record.holder_pod.clone(),
+            duration: record.duration,
+            began: same.map_or(number, |same| same.began),
+            transitions: record.transitions,
+            version: number,
+            since: now,
+            renewals: same.map_or(0, |same| same.renewals + 1),
+        };
+        self.held.insert(name, held);
+    }
+
+    /// A Lease is gone. A holder that has not heard of it works on for as long as it counts for itself.
+    pub fn deleted(&mut self, now: Moment, record: &Record) {
+        self.seen = self.seen.max(record.version.number());
+        if let Some(held) = self.held.get_mut(&(record.namespace.clone(), record.name.clone())) {
+            held.since = now;
+        }
+    }
+
+    /// The watch is down: what is known stays true until it is up again.
+    pub fn blind(&mut self) {
+        self.current = false;
+    }
+
+    /// Whether the watch has shown everything up to this version.
+    pub fn has_seen(&self, version: Option<u64>) -> bool {
+        self.current && version.is_some() && self.seen >= version
+    }
+
+    /// A held Lease of this kind, if there is one, that keeps us from leading it. `term`: the resource version of the write
+    /// by which a term of ours that works has begun; a rival that began after it gives way itself, if it knows the rule.
+    pub fn of(&self, now: Moment, kind: &str, term: Option<Option<u64>>, deaths: &Deaths) -> Option<Rival> {
+        let holds = |held: &Held| {
+            let expired = self.current && now >= held.since + held.duration.unwrap_or(self.lease_duration);
+            !expired && !deaths.prove(&held.holder, held.pod.as_deref())
+        };
+        let counts = |held: &Held| match term {
+            None => true,
+            Some(ours) => held.began.is_none() || held.began <= ours || held.renewals >= RENEWALS,
+        };
+        let found = self.held.iter().find(|(_, held)| held.kind == kind && holds(held) && counts(held));
+        found.map(|((namespace, name), held)| Rival {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            holder: held.holder.clone(),
+        })
+    }
+
+    /// When a rival's Lease expires.
+    pub fn next_change(&self, now: Moment) -> Option<Moment> {
+        let expiry = |held: &Held| held.since + held.duration.unwrap_or(self.lease_duration);
+        self.held.values().map(expiry).filter(|at| *at > now).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::lease::Version;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::after_origin(Duration::from_secs(1000 + seconds))
+    }
+
+    fn record(namespace: &str, name: &str, version: u64, holder: Option<&str>) -> Record {
+        Record {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            version: Version { uid: "u".to_owned(), resource_version: version.to_string() },
+            role: Role::Shard,
+            holder: holder.map(str::to_owned),
+            duration: Some(Duration::from_secs(15)),
+            kind: Some("Widget.example.com".to_owned()),
+            ..Record::default()
+        }
+    }
+
+    fn rivals() -> Rivals {
+        let shards = [("Widget.example.com", "widget.example.com")];
+        let mut rivals = Rivals::new("ns", shards.into_iter(), Duration::from_secs(15));
+        rivals.listed(at(0), &[], true);
+        rivals
+    }
+
+    fn of(rivals: &Rivals, now: u64, term: Option<u64>) -> bool {
+        rivals.of(at(now), "Widget.example.com", term.map(Some), &Deaths::default()).is_some()
+    }
+
+    #[test]
+    fn another_held_lease_of_the_kind_is_a_rival_until_it_is_released_or_expires() {
+        let mut rivals = rivals();
+        rivals.stored(at(0), &record("ns", "widget.example.com", 5, Some("x")));
+        assert!(!of(&rivals, 0, None), "that is the Lease itself");
+        rivals.stored(at(1), &record("ns", "old", 6, Some("x")));
+        assert!(of(&rivals, 15, None) && !of(&rivals, 16, None));
+        rivals.stored(at(2), &record("ns", "old", 7, None));
+        assert!(!of(&rivals, 2, None));
+        rivals.stored(at(3), &record("other", "widget.example.com", 8, Some("x")));
+        assert!(of(&rivals, 3, None), "another namespace is another Lease");
+    }
+
+    #[test]
+    fn of_two_the_later_gives_way() {
+        let mut rivals = rivals();
+        rivals.stored(at(0), &record("ns", "old", 6, Some("x")));
+        assert!(of(&rivals, 0, Some(7)) && !of(&rivals, 0, Some(5)));
+        rivals.stored(at(2), &record("ns", "old", 8, Some("x")));
+        rivals.stored(at(4), &record("ns", "old", 9, Some("x")));
+        assert!(of(&rivals, 4, Some(5)), "it does not know the rule");
+    }
+
+    #[test]
+    fn while_the_watch_is_down_a_rival_does_not_expire() {
+        let mut rivals = rivals();
+        rivals.stored(at(0), &record("ns", "old", 6, Some("x")));
+        rivals.blind();
+        assert!(of(&rivals, 600, None) && !rivals.has_seen(Some(6)));
+        rivals.listed(at(600), &[], true);
+        assert!(of(&rivals, 614, None), "its holder may not have heard that the Lease is gone");
+        assert!(!of(&rivals, 615, None) && rivals.has_seen(Some(6)));
+    }
+}

@@ -1,0 +1,348 @@
+//! From what is known to what is to be done about each shard.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use super::{
+    Advice, Cache, EXPECTED_WITHIN, HandOver, Known, NAMING_TAKES, Peer, Plan, Present, ROLLOUT_STALLED_AFTER, Roster,
+    ShardSpec,
+};
+use crate::{
+    config::{Rebalance, StandbyMode},
+    protocol::{
+        lease::{Holding, Member},
+        membership::Activity,
+        moment::Moment,
+        placement::{self, Able, Moves, Placement, Tie},
+    },
+};
+
+/// All that one decision rests on.
+struct View<'a> {
+    leases: Vec<&'a str>,
+    present: Vec<Present<'a>>,
+    /// Our own place among them.
+    me: Option<usize>,
+    shards: Vec<placement::Shard<'a>>,
+    /// By shard: no replica holds it, and none is named or wanted for it.
+    free: Vec<bool>,
+    replicas: Vec<placement::Replica<'a>>,
+}
+
+impl Roster {
+    /// What to do about each shard at `now`.
+    pub fn advise(&mut self, now: Moment) -> Plan {
+        self.notice_changes(now);
+        if !self.current {
+            return self.advise_blindly();
+        }
+        let view = self.view(now);
+        let settled = now >= self.changed_at + self.rules.settle;
+        let moves = if self.may_move(now, &view.present) { Moves::Planned } else { Moves::None };
+        let placement = placement::placement(&view.shards, &view.replicas, moves);
+        let me = view.me;
+        let claims =
+            view.leases.iter().enumerate().filter(|(index, _)| view.free[*index] && placement.targets[*index] == me);
+        let claims = claims.map(|(_, lease)| (*lease).to_owned()).collect();
+        let peer = |one: &Present<'_>| Peer {
+            identity: one.identity.to_owned(),
+            draining: one.profile.activity == Activity::Draining,
+            newest: one.newest,
+        };
+        let peers = view.present.iter().map(peer).collect();
+        let mut plan = Plan { shards: BTreeMap::new(), peers, next: self.next_change(now) };
+        let targets = view.leases.iter().enumerate().filter_map(|(index, lease)| {
+            let target = view.present[placement.targets[index].filter(|_| view.free[index])?].identity;
+            let since = self.targets.get(*lease).filter(|(known, _)| known == target).map_or(now, |(_, since)| *since);
+            Some(((*lease).to_owned(), (target.to_owned(), since)))
+        });
+        let targets = targets.collect();
+        let mut moving = self.a_move_is_on_its_way(&view);
+        let mut queued = self.weight_held();
+        for (index, lease) in view.leases.iter().enumerate() {
+            let Some(spec) = self.specs.get(*lease) else { continue };
+            let holding = self.holdings.get(*lease).map(|holding| &holding.what);
+            let target = placement.targets[index];
+            let mut advice =
+                Advice { target: target.map(|target| view.present[target].identity.to_owned()), ..Advice::default() };
+            if holding.is_some_and(|holding| holding.holder.as_deref() == Some(self.identity.as_str())) {
+                advice.held = true;
+                // The watch may show that the Lease is ours before the answer that begins our term with this cache.
+                advice.cache = Cache::Begun;
+                advice.hand_over = target.filter(|target| Some(*target) != me).and_then(|target| {
+                    let named = self.naming.get(*lease).map(String::as_str);
+                    let successor = &view.present[target];
+                    let must = self.must_leave(lease) || self.is_wanted(&view, index);
+                    if !must && view.free[index] {
+                        // It has expired as far as we see. If it is ours again before we see that, it stays.
+                        return None;
+                    }
+                    if !must && named != Some(successor.identity) && std::mem::replace(&mut moving, true) {
+                        return None;
+                    }
+                    let token = holding.map(Holding::token);
+                    let prepared = token.is_some() && successor.profile.prepared.get(*lease) == token.as_ref();
+                    Some(HandOver { to: successor.identity.to_owned(), prepared, must })
+                });
+            } else {
+                let named = holding.filter(|holding| holding.successor.as_deref() == Some(self.identity.as_str()));
+                advice.named = named.map(Holding::token);
+                let may_be_next = match spec.standby {
+                    StandbyMode::None => false,
+                    StandbyMode::Successor => me.is_some() && (placement.successors[index] == me || target == me),
+                    StandbyMode::All => true,
+                };
+                advice.cache = match (named, may_be_next) {
+                    (Some(_), _) => Cache::Kept,
+                    (None, true) if settled => Cache::Kept,
+                    (None, true) => Cache::Begun,
+                    (None, false) => Cache::None,
+                };
+                advice.patience = self.patience(now, index, me, &view, &placement, &mut queued);
+            }
+            plan.shards.insert((*lease).to_owned(), advice);
+        }
+        self.claims = claims;
+        self.targets = targets;
+        let named = |(lease, advice): (&String, &Advice)| Some((lease.clone(), advice.hand_over.as_ref()?.to.clone()));
+        self.naming = plan.shards.iter().filter_map(named).collect();
+        if settled && moves == Moves::Planned && !moving {
+            self.rolled = false;
+        }
+        plan
+    }
+
+    /// Without the watch no successor is named and nothing is moved, and replicas that see go first.
+    fn advise_blindly(&mut self) -> Plan {
+        self.naming.clear();
+        self.targets.clear();
+        let advice = |_: &ShardSpec| Advice { patience: self.rules.grace, ..Advice::default() };
+        let shards = self.specs.values().map(|spec| (spec.lease.clone(), advice(spec))).collect();
+        let draining = self.me.activity == Activity::Draining;
+        Plan { shards, peers: vec![Peer { identity: self.identity.clone(), draining, newest: true }], next: None }
+    }
+
+    /// The target goes at once, the others after a grace that grows with their place in the line.
+    fn patience(
+        &self,
+        now: Moment,
+        shard: usize,
+        me: Option<usize>,
+        view: &View<'_>,
+        placement: &Placement,
+        queued: &mut u32,
+    ) -> Duration {
+        let grace = self.rules.grace;
+        if self.comes_back(view.leases[shard]) {
+            return Duration::ZERO;
+        }
+        let rank = me.and_then(|me| placement::rank(shard, me, &view.shards, &view.replicas, placement));
+        match rank {
+            Some(0) if now < self.joined_at + grace => {
+                // Replicas that start together do not know of each other yet: one takes its shards slowly,
+                // so that the next one finds some left.
+                let total: u32 = self.specs.values().map(|spec| spec.weight).sum();
+                let before = *queued;
+                *queued = queued.saturating_add(view.shards[shard].weight);
+                // Others are being started: what is more than our share waits until they had the time to come.
+                let share = total.div_ceil(u32::try_from(self.expected).unwrap_or(u32::MAX).max(1));
+                let is_due = now >= self.started_at + grace * EXPECTED_WITHIN;
+                if self.expected > view.present.len() && *queued > share && !is_due {
+                    return grace * EXPECTED_WITHIN;
+                }
+                grace.mul_f64(f64::from(before.min(total)) / f64::from(total.max(1)))
+            }
+            Some(0) => Duration::ZERO,
+            Some(rank) => {
+                let others = view.present.len().max(2) - 1;
+                grace.mul_f64(0.5 + 0.5 * rank.min(others) as f64 / others as f64)
+            }
+            None => grace,
+        }
+    }
+
+    fn weight_held(&self) -> u32 {
+        let ours = |holding: &Holding| {
+            [&holding.holder, &holding.successor].into_iter().any(|who| who.as_deref() == Some(self.identity.as_str()))
+        };
+        let held = |spec: &&ShardSpec| self.holdings.get(&spec.lease).is_some_and(|holding| ours(&holding.what));
+        self.specs.values().filter(held).map(|spec| spec.weight).sum()
+    }
+
+    /// `leasehold hand-over` has asked for it, and the replica that it is wanted at can run it.
+    fn is_wanted(&self, view: &View<'_>, shard: usize) -> bool {
+        let wanted = self.holdings.get(view.leases[shard]).and_then(|holding| holding.what.wanted.as_deref());
+        wanted.is_some_and(|wanted| {
+            let called = |one: &Present<'_>| one.identity == wanted || one.profile.pod == wanted;
+            view.shards[shard].holder.is_some_and(|at| called(&view.present[at]))
+        })
+    }
+
+    /// The successor that the holder has named. What we name ourselves is seen late, so for our own Leases it is what we
+    /// name now.
+    fn successor<'a>(&'a self, lease: &str, holding: &'a Holding) -> Option<&'a str> {
+        if holding.holder.as_ref() == Some(&self.identity) {
+            return self.naming.get(lease).map(String::as_str);
+        }
+        holding.successor.as_deref()
+    }
+
+    fn must_leave(&self, lease: &str) -> bool {
+        self.me.activity == Activity::Draining || !self.me.can_run(lease)
+    }
+
+    /// One of our shards is being moved for balance already: a replica gives away one at a time.
+    fn a_move_is_on_its_way(&self, view: &View<'_>) -> bool {
+        view.leases.iter().enumerate().any(|(index, lease)| {
+            self.holdings.get(*lease).is_some_and(|holding| {
+                let ours = holding.what.holder.as_deref() == Some(self.identity.as_str());
+                let elsewhere = view.shards[index].holder.map(|holder| view.present[holder].identity);
+                ours && !self.is_wanted(view, index) && elsewhere.is_some_and(|holder| holder != self.identity)
+            })
+        })
+    }
+
+    fn may_move(&self, now: Moment, present: &[Present<'_>]) -> bool {
+        let settled = now >= (self.changed_at + self.rules.settle).max(self.named_at + NAMING_TAKES);
+        let rolling = self.generations > 1 && now < self.changed_at + self.rules.settle * ROLLOUT_STALLED_AFTER;
+        settled
+            && !rolling
+            && !present.iter().any(|one| self.listed_only.contains(one.identity))
+            && match self.rules.rebalance {
+                Rebalance::Automatic => true,
+                Rebalance::OnRestart => self.rolled,
+                Rebalance::Never => false,
+            }
+    }
+
+    fn view(&self, now: Moment) -> View<'_> {
+        let present = self.present(now);
+        let leases: BTreeSet<&str> = self.specs.keys().chain(self.holdings.keys()).map(String::as_str).collect();
+        let leases: Vec<_> = leases.into_iter().collect();
+        let mut shards: Vec<_> = leases.iter().map(|lease| self.shard(now, lease, &present)).collect();
+        let free: Vec<_> = shards.iter().map(|shard| shard.holder.is_none() && !shard.taken).collect();
+        let me = present.iter().position(|one| one.identity == self.identity);
+        for (shard, _) in
+            shards.iter_mut().zip(&free).filter(|(shard, free)| **free && self.claims.contains(shard.lease))
+        {
+            shard.holder = me;
+        }
+        let replicas = present
+            .iter()
+            .map(|one| placement::Replica {
+                identity: one.identity,
+                capacity: one.profile.capacity.max(1),
+                active: one.profile.activity == Activity::Active,
+                newest: one.newest,
+                able: Able::Only(leases.iter().map(|lease| self.can_run(one, lease)).collect()),
+            })
+            .collect();
+        View { leases, present, me, shards, free, replicas }
+    }
+
+    /// A replica that does not see the Leases goes on with what it holds, and is given nothing.
+    fn can_run(&self, one: &Present<'_>, lease: &str) -> bool {
+        let holds =
+            || self.holdings.get(lease).is_some_and(|holding| holding.what.holder.as_deref() == Some(one.identity));
+        one.profile.can_run(lease) && (!one.profile.blind || holds())
+    }
+
+    fn shard<'a>(&'a self, now: Moment, lease: &'a str, present: &[Present<'_>]) -> placement::Shard<'a> {
+        let spec = self.specs.get(lease);
+        let known = self.holdings.get(lease);
+        // Replicas whose configurations differ must count alike, or each gives the other what it has just got.
+        let weight = known.and_then(|it| it.what.weight).or(spec.map(|spec| spec.weight)).unwrap_or(1);
+        // What has failed somewhere goes round the replicas until it works, and may go back when it has worked for a
+        // while: the others are not moved about because of it.
+        let fails = |index: &usize| present[*index].profile.failing.contains(lease);
+        let failing = self.failing.contains_key(lease).then(|| (0..present.len()).filter(fails).collect());
+        let missed = |index: &usize| self.misses.avoid(now, present[*index].identity, lease);
+        let avoid = match self.misses.is_empty() {
+            true => Vec::new(),
+            false => (0..present.len()).filter(missed).collect(),
+        };
+        let Some(Known { what: holding, since }) = known else {
+            return placement::Shard { lease, weight, holder: None, tie: Tie::Held, failing, avoid, taken: false };
+        };
+        // They stand in the order of their identities.
+        let find = |name: &str| present.binary_search_by_key(&name, |one| one.identity).ok();
+        let takes = |index: &usize| {
+            present[*index].profile.activity == Activity::Active && self.can_run(&present[*index], lease)
+        };
+        let holder = holding
+            .holder
+            .as_deref()
+            .filter(|_| now < self.silent_at(holding.duration, *since))
+            .filter(|holder| !self.is_dead(holder, holding.holder_pod.as_deref()));
+        let wanted = holding.wanted.as_deref().and_then(|wanted| {
+            find(wanted).or_else(|| present.iter().position(|one| one.profile.pod == wanted)).filter(takes)
+        });
+        // Free for longer than the grace: the one that was named has not come.
+        let awaited = holder.is_some() || now < *since + self.rules.grace;
+        let named = self.successor(lease, holding).filter(|_| awaited).and_then(find).filter(takes);
+        // Several that stop at once name the same replica before they know of each other. Whom a shard goes to can be
+        // mended until that one is prepared, as long as it goes.
+        let leaves = holder.and_then(find).is_some_and(|index| !takes(&index));
+        let is_prepared = |index: usize| present[index].profile.prepared.get(lease) == Some(&holding.token());
+        // A later process of the holder's Pod is there: the holder is dead, and that one takes its shards back.
+        let back = holding.holder_pod.as_ref().and_then(|uid| {
+            let same_pod = |one: &Present<'_>| one.profile.pod_uid.as_ref() == Some(uid);
+            present.iter().position(|one| same_pod(one) && Some(one.identity) != holding.holder.as_deref())
+        });
+        let held = holder.and_then(|holder| back.or_else(|| find(holder)));
+        placement::Shard {
+            lease,
+            weight,
+            holder: wanted.or(named).or(held),
+            tie: match (wanted, named) {
+                (None, None) => Tie::Held,
+                (None, Some(named)) if leaves && !is_prepared(named) => Tie::Loose,
+                // What is on its way arrives, whatever would be decided without it: else it might be called back for ever.
+                _ => Tie::Pinned,
+            },
+            failing,
+            avoid,
+            taken: holder.is_some() && held.is_none() && named.is_none() && wanted.is_none(),
+        }
+    }
+}
+
+/// Where placement would put a shard if its holder could not run it: for `leasehold hand-over` without a target.
+/// The records are taken as they are; which of them are still renewed only time could tell.
+pub fn elsewhere(lease: &str, from: &str, members: &[Member], holdings: &[(String, Holding)]) -> Option<String> {
+    let active = |member: &&Member| member.profile.activity == Activity::Active;
+    let mut members: Vec<_> = members.iter().filter(active).collect();
+    members.sort_by(|a, b| a.identity.cmp(&b.identity));
+    let find = |name: &Option<String>| members.iter().position(|it| Some(&it.identity) == name.as_ref());
+    let shards: Vec<_> = holdings
+        .iter()
+        .map(|(name, holding)| placement::Shard {
+            lease: name,
+            weight: holding.weight.unwrap_or(1),
+            holder: find(&holding.holder).filter(|_| name != lease),
+            tie: Tie::Held,
+            failing: None,
+            avoid: Vec::new(),
+            taken: name != lease && find(&holding.holder).is_none(),
+        })
+        .collect();
+    let able = |member: &Member| {
+        let could = |name: &String| member.profile.can_run(name) && (name != lease || member.identity != from);
+        Able::Only(holdings.iter().map(|(name, _)| could(name)).collect())
+    };
+    let replicas: Vec<_> = members
+        .iter()
+        .map(|member| placement::Replica {
+            identity: &member.identity,
+            capacity: member.profile.capacity.max(1),
+            active: true,
+            newest: true,
+            able: able(member),
+        })
+        .collect();
+    let placement = placement::placement(&shards, &replicas, Moves::None);
+    let index = holdings.iter().position(|(name, _)| name == lease)?;
+    placement.targets[index].map(|target| members[target].identity.clone())
+}

@@ -1,0 +1,116 @@
+//! Which replicas count: by their own word, as long as nothing speaks against it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{FAILING_COOL_DOWN, Known, Present, Roster, State};
+use crate::protocol::{lease::Member, membership::Activity, moment::Moment};
+
+impl Roster {
+    pub(super) fn notice_changes(&mut self, now: Moment) {
+        // A replica that lets a shard expire is overdue, also after another has taken the shard.
+        let expired = self.expired(now);
+        let overdue = self.members.values().filter(|member| has_let_expire(member, &expired));
+        let overdue: Vec<_> = overdue.map(|member| member.what.identity.clone()).collect();
+        self.overdue.extend(overdue);
+        let present = self.present(now);
+        let state = |one: &Present<'_>| State {
+            activity: one.profile.activity,
+            blind: one.profile.blind,
+            unable: one.profile.unable.clone(),
+        };
+        let peers: BTreeMap<_, _> = present.iter().map(|one| (one.identity.to_owned(), state(one))).collect();
+        let mut by_owner = BTreeMap::<Option<&str>, BTreeSet<&str>>::new();
+        for one in present.iter().filter(|one| one.profile.activity == Activity::Active) {
+            by_owner.entry(one.profile.owner.as_deref()).or_default().insert(&one.profile.generation);
+        }
+        let generations = by_owner.values().map(BTreeSet::len).max().unwrap_or(0);
+        let leases = self.specs.keys().chain(self.holdings.keys());
+        let fails = |lease: &&String| present.iter().any(|one| one.profile.failing.contains(lease));
+        let failing: Vec<_> = match present.iter().all(|one| one.profile.failing.is_empty()) {
+            true => Vec::new(),
+            false => leases.filter(fails).cloned().collect(),
+        };
+        self.failing.retain(|_, last| now < *last + self.rules.settle * FAILING_COOL_DOWN);
+        self.failing.extend(failing.into_iter().map(|lease| (lease, now)));
+        if peers != self.peers {
+            if peers.keys().any(|identity| !self.peers.contains_key(identity)) {
+                self.joined_at = now;
+            }
+            self.changed_at = now;
+            self.claims.clear();
+            self.peers = peers;
+        }
+        self.rolled |= self.generations > 1 && generations == 1;
+        self.generations = generations;
+    }
+
+    /// The replicas that count: those whose membership is renewed, whose process is not known dead, and which have not
+    /// let a shard expire since they were last heard of. We count ourselves whatever is stored.
+    pub(super) fn present(&self, now: Moment) -> Vec<Present<'_>> {
+        let expired = self.expired(now);
+        let mut present = vec![Present { identity: &self.identity, profile: &self.me, newest: false }];
+        for member in self.members.values() {
+            let (what, since) = (&member.what, member.since);
+            let is_there = what.identity != self.identity
+                && now < self.silent_at(what.duration, since)
+                && !self.is_dead(&what.identity, what.profile.pod_uid.as_deref())
+                && !self.is_replaced(what)
+                && !self.overdue.contains(&what.identity)
+                && !has_let_expire(member, &expired);
+            if is_there {
+                present.push(Present { identity: &what.identity, profile: &what.profile, newest: false });
+            }
+        }
+        present.sort_by_key(|one| one.identity);
+        let newest = self.newest_generations(&present);
+        for one in &mut present {
+            one.newest = newest.get(&one.profile.owner.as_deref()) == Some(&one.profile.generation.as_str());
+        }
+        present
+    }
+
+    /// When a shard expired last, by holder.
+    pub(super) fn expired(&self, now: Moment) -> BTreeMap<&str, Moment> {
+        let mut expired = BTreeMap::new();
+        for holding in self.holdings.values() {
+            let silent = self.silent_at(holding.what.duration, holding.since);
+            if let (Some(holder), true) = (holding.what.holder.as_deref(), silent <= now) {
+                let last = expired.entry(holder).or_insert(silent);
+                *last = silent.max(*last);
+            }
+        }
+        expired
+    }
+
+    /// A later process of the same Pod is there.
+    pub(super) fn is_replaced(&self, member: &Member) -> bool {
+        let same_pod = |uid: &Option<String>| uid.is_some() && *uid == member.profile.pod_uid;
+        same_pod(&self.me.pod_uid)
+            || self.members.values().any(|other| {
+                let later = other.what.created > member.created;
+                other.what.identity != member.identity && same_pod(&other.what.profile.pod_uid) && later
+            })
+    }
+
+    /// By owner: the generation of the latest revision among active replicas; without revisions, the one that began last.
+    /// Two Deployments of one instance are rolled out each by itself.
+    pub(super) fn newest_generations<'a>(&self, present: &[Present<'a>]) -> BTreeMap<Option<&'a str>, &'a str> {
+        let mut owners = BTreeMap::<Option<&str>, BTreeMap<&str, (Option<u64>, i64)>>::new();
+        for one in present.iter().filter(|one| one.profile.activity == Activity::Active) {
+            let created = self.members.get(one.identity).map_or(i64::MAX, |member| member.what.created);
+            let generations = owners.entry(one.profile.owner.as_deref()).or_default();
+            let known = generations.entry(one.profile.generation.as_str()).or_insert((None, created));
+            // Of a rollback some replicas bear the old revision still; and one that was restarted began before it did.
+            *known = (known.0.max(one.profile.revision), known.1.min(created));
+        }
+        let newest = |generations: BTreeMap<&'a str, (Option<u64>, i64)>| {
+            generations.into_iter().max_by_key(|(name, order)| (*order, *name)).map(|(name, _)| name)
+        };
+        owners.into_iter().filter_map(|(owner, generations)| Some((owner, newest(generations)?))).collect()
+    }
+}
+
+/// A shard of it has expired since it was last heard of.
+fn has_let_expire(member: &Known<Member>, expired: &BTreeMap<&str, Moment>) -> bool {
+    expired.get(member.what.identity.as_str()).is_some_and(|last| member.since < *last)
+}

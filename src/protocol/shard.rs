@@ -1,0 +1,266 @@
+//! One shard on this replica: its election, its slot, and what stands between them.
+
+use std::time::Duration;
+
+use super::{
+    election::{Election, Intent, Standing},
+    event::{Freed, Hearing, RequestId, Rival, TermNumber, Verdict},
+    lease::{Purpose, Record},
+    moment::Moment,
+    roster::{Advice, ShardSpec},
+    slot::{Handover, Slot, State},
+};
+
+/// A request about the shard's Lease that is not answered yet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct InFlight {
+    pub(super) id: RequestId,
+    /// `None`: it reads.
+    pub(super) purpose: Option<Purpose>,
+    pub(super) sent_at: Moment,
+    /// Who was on the Lease, how it came to be free, and since when no replica worked, as it was seen then.
+    pub(super) from: Option<String>,
+    pub(super) freed: Freed,
+    pub(super) idle_since: Option<Moment>,
+}
+
+/// A term that was won, and waits until the watch has shown all that was written before it (see
+/// [`rivals`](super::rivals)).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Unconfirmed {
+    pub(super) term: TermNumber,
+    /// Resource version of the write that won it.
+    pub(super) version: Option<u64>,
+    /// When the Leases are listed instead.
+    pub(super) list_at: Moment,
+    pub(super) listing: Option<RequestId>,
+}
+
+/// A standby's task.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Standby {
+    pub(super) term: TermNumber,
+    pub(super) prepared: bool,
+    /// Its watch is up: a cache that hears nothing grows old.
+    pub(super) hears: bool,
+}
+
+/// One shard as this replica has it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Shard {
+    pub(super) spec: ShardSpec,
+    pub(super) election: Election,
+    pub(super) slot: Slot,
+    /// The Lease as the watch, and as our own requests, last showed it: what a write may rest on.
+    pub(super) sighted: Option<Record>,
+    pub(super) answered: Option<Record>,
+    pub(super) in_flight: Option<InFlight>,
+    pub(super) unconfirmed: Option<Unconfirmed>,
+    /// Resource version of the write by which the last confirmed term was won.
+    pub(super) won_at: Option<u64>,
+    /// The last term whose fence was opened, and until when it was last extended.
+    pub(super) fence: Option<(TermNumber, Moment)>,
+    /// The last term whose fence was shut.
+    pub(super) shut: TermNumber,
+    /// The term whose task runs.
+    pub(super) task: Option<TermNumber>,
+    pub(super) standby: Option<Standby>,
+    pub(super) keeps_cache: bool,
+    pub(super) advice: Advice,
+    /// What the slot was told of it.
+    pub(super) handover: Handover,
+    pub(super) verdict: Verdict,
+    /// The preflight has said something of it.
+    pub(super) asked: bool,
+    pub(super) rival: Option<Rival>,
+    /// What is shown of that: between two watches there is a moment without one.
+    pub(super) hearing: Hearing,
+    /// Since when its term hears nothing, and why.
+    pub(super) deaf: Option<(Moment, String)>,
+    /// Terms in a row that ended deaf, and until when the next one had better be elsewhere.
+    pub(super) deaf_terms: u32,
+    pub(super) deaf_until: Moment,
+    pub(super) trouble: Option<String>,
+    /// How the last term or standby failed.
+    pub(super) failure: Option<String>,
+    /// Something has changed that the election or the slot must be asked about.
+    pub(super) stale: bool,
+    /// When they are to be asked again by themselves.
+    pub(super) wake_at: Moment,
+}
+
+impl Shard {
+    pub(super) fn new(spec: ShardSpec, election: Election, slot: Slot) -> Self {
+        Self {
+            spec,
+            election,
+            slot,
+            sighted: None,
+            answered: None,
+            in_flight: None,
+            unconfirmed: None,
+            won_at: None,
+            fence: None,
+            shut: 0,
+            task: None,
+            standby: None,
+            keeps_cache: true,
+            advice: Advice::default(),
+            handover: Handover::Stay,
+            verdict: Verdict::Unknown(NOT_ASKED.to_owned()),
+            asked: false,
+            rival: None,
+            hearing: Hearing::Hears,
+            deaf: None,
+            deaf_terms: 0,
+            deaf_until: Moment::default(),
+            trouble: None,
+            failure: None,
+            stale: true,
+            wake_at: Moment::default(),
+        }
+    }
+
+    /// Name of its Lease.
+    pub fn lease(&self) -> &str {
+        &self.spec.lease
+    }
+
+    /// Its kind, `<Kind>.<group>`.
+    pub fn kind(&self) -> &str {
+        &self.spec.kind
+    }
+
+    /// Where this replica stands in its election. The work of a term begins a moment later than its standing.
+    pub fn standing(&self, now: Moment) -> Standing {
+        self.election.standing(now)
+    }
+
+    /// What its work is doing.
+    pub fn state(&self) -> State {
+        self.slot.state()
+    }
+
+    /// The term whose task runs.
+    pub fn term(&self) -> Option<TermNumber> {
+        self.task
+    }
+
+    /// Holder last seen on its Lease.
+    pub fn holder(&self) -> Option<&str> {
+        self.election.holder()
+    }
+
+    /// This replica could run it now.
+    pub fn can_run(&self, now: Moment) -> bool {
+        self.slot.can_run(now)
+    }
+
+    /// Until when it cools down here after a failure, if it does.
+    pub fn cooling_until(&self, now: Moment) -> Option<Moment> {
+        self.slot.cooling_until(now)
+    }
+
+    /// Until when it is not taken here because an acquisition was refused.
+    pub fn barred_until(&self, now: Moment) -> Option<Moment> {
+        self.slot.barred_until(now)
+    }
+
+    /// It had better be elsewhere: its term has heard nothing for long, or the last one had not. Where no other replica can
+    /// run it, it is run here all the same.
+    pub fn is_deaf(&self, now: Moment) -> bool {
+        now < self.deaf_until || self.deaf.as_ref().is_some_and(|(since, _)| now >= *since + DEAF)
+    }
+
+    /// When that changes by itself.
+    pub(super) fn deaf_change(&self, now: Moment) -> Moment {
+        let begins = self.deaf.iter().flat_map(|(since, _)| [*since + DEAF_SHOWN, *since + DEAF]);
+        begins.chain([self.deaf_until]).filter(|at| *at > now).min().unwrap_or(Moment::NEVER)
+    }
+
+    /// Until when its last failure here is remembered.
+    pub fn failing_until(&self, now: Moment) -> Option<Moment> {
+        self.slot.failing_until(now)
+    }
+
+    /// What is to be done about it.
+    pub fn advice(&self) -> &Advice {
+        &self.advice
+    }
+
+    /// What the API server says of its kind.
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// Another held Lease of its kind.
+    pub fn rival(&self) -> Option<&Rival> {
+        self.rival.as_ref()
+    }
+
+    /// What its running term hears.
+    pub fn hearing(&self) -> &Hearing {
+        &self.hearing
+    }
+
+    /// The last request about its Lease failed, and how.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// How the last term or standby failed.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// A cache is kept without leading; whether it is filled.
+    pub fn cache(&self) -> Option<bool> {
+        self.standby.as_ref().map(|standby| standby.prepared)
+    }
+
+    /// The handover that is going on.
+    pub fn handover(&self) -> &Handover {
+        &self.handover
+    }
+
+    /// What on its Lease is out of bounds.
+    pub fn odd(&self) -> &[String] {
+        self.sighted.as_ref().or(self.answered.as_ref()).map_or(&[], |record| &record.odd)
+    }
+
+    /// The work of this term has been confirmed to be the only one of its kind.
+    pub(super) fn is_confirmed(&self, term: TermNumber) -> bool {
+        self.unconfirmed.as_ref().is_none_or(|unconfirmed| unconfirmed.term != term)
+    }
+
+    /// The Lease as it was last seen at this version.
+    pub(super) fn at_version(&self, version: &super::lease::Version) -> Option<&Record> {
+        [&self.sighted, &self.answered].into_iter().flatten().find(|record| record.version == *version)
+    }
+
+    /// Takes in what the watch shows. A Lease without our label, as another elector may have made it, is never shown: that
+    /// proves nothing.
+    pub(super) fn sight(&mut self, now: Moment, record: Option<Record>) {
+        self.stale = true;
+        if record.is_none() && self.sighted.is_none() && self.election.exists() {
+            return;
+        }
+        let observation = record.as_ref().map(Record::observation);
+        self.sighted = record;
+        self.election.sighted(now, observation);
+    }
+
+    /// What the election may do.
+    pub(super) fn intent(&self, now: Moment, courtesy: Duration) -> Intent {
+        Intent { patience: self.advice.patience, courtesy, ..self.slot.intent(now) }
+    }
+}
+
+/// A term that has been deaf for so long is shown as that.
+pub(super) const DEAF_SHOWN: Duration = Duration::from_secs(1);
+
+/// A term that has been deaf for so long is given to a replica that hears.
+pub(super) const DEAF: Duration = Duration::from_secs(10);
+
+/// The verdict before the first one.
+pub const NOT_ASKED: &str = "the API server was not asked yet whether every kind can be reconciled";

@@ -1,0 +1,287 @@
+//! What people see of a replica: log lines, metrics, and the status behind `/shards`. It is told, and tells the loop nothing.
+
+use std::{sync::Arc, time::Duration};
+
+use tracing::{debug, error, info, warn};
+
+use super::{clock::Clock, hearing::Refusal, supervisor::Stopped};
+use crate::{
+    config::Kind,
+    ops::{
+        metrics::Metrics,
+        status::{self, ShardState, Status},
+    },
+    protocol::{
+        election::{Grant, Standing},
+        event::{Freed, Garbage, Hearing, Loss, Notice, Rival, ShardIndex, Verdict},
+        lease::FencingToken,
+        moment::Moment,
+        replica::Replica,
+        shard::Shard,
+        slot::{Handover, State},
+    },
+};
+
+/// Logs, metrics and status of one replica.
+pub struct Telemetry {
+    identity: String,
+    kinds: Vec<Arc<Kind>>,
+    status: Status,
+    metrics: Metrics,
+}
+
+impl Telemetry {
+    /// Of the replica with this holder identity; its kinds in the order of its shards.
+    pub fn new(identity: String, kinds: Vec<Arc<Kind>>, status: Status, metrics: Metrics) -> Self {
+        for kind in &kinds {
+            status.update(&kind.lease_name, |shard| shard.kind = kind.name());
+        }
+        Self { identity, kinds, status, metrics }
+    }
+
+    /// What a fence calls for each write that it refuses.
+    pub fn counts_fenced(&self, kind: &Kind) -> impl Fn() + Send + Sync + 'static + use<> {
+        let (metrics, kind) = (self.metrics.clone(), kind.name());
+        move || metrics.fenced(&kind)
+    }
+
+    /// Something has happened.
+    pub fn note(&self, notice: &Notice) {
+        match notice {
+            Notice::SuccessorNamed(shard, successor) => {
+                let (kind, lease) = self.names(*shard);
+                info!(kind, lease, successor, "handing over: successor named");
+            }
+            Notice::Acquired { shard, from, how, free_for } => {
+                let (kind, lease) = self.names(*shard);
+                let (from, how) = (from.as_deref().unwrap_or_default(), why_free(*how));
+                let milliseconds = free_for.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+                info!(kind, lease, holder = self.identity, from, how, free_for_ms = milliseconds, "Lease acquired");
+                self.metrics.transition(&kind);
+                if let Some(time) = free_for {
+                    self.metrics.without_owner(&kind, *time);
+                }
+            }
+            Notice::Renewed(shard, latency) => self.metrics.renewed(&self.names(*shard).0, *latency),
+            Notice::Lost(shard, loss) => {
+                let (kind, lease) = self.names(*shard);
+                let why = match loss {
+                    Loss::Deadline => "no renewal succeeded by the renew deadline".to_owned(),
+                    Loss::Expired => "no renewal succeeded before its validity was over".to_owned(),
+                    Loss::Taken(holder) => format!("{holder} holds the Lease now"),
+                    Loss::Gone => "the Lease is gone, or its holder was cleared".to_owned(),
+                };
+                warn!(kind, lease, holder = self.identity, "the term is lost: {why}");
+            }
+            Notice::Trouble(shard, trouble) => {
+                let (kind, lease) = self.names(*shard);
+                match trouble {
+                    Some(trouble) => warn!(kind, lease, holder = self.identity, "{trouble}"),
+                    None => debug!(kind, lease, "requests about the Lease are answered again"),
+                }
+            }
+            Notice::Missed { lease, replica, avoided_for } => {
+                let seconds = avoided_for.as_secs();
+                warn!(
+                    lease,
+                    replica, "the replica did not take the Lease that it was given: not chosen for {seconds} s"
+                );
+                self.metrics.missed(lease);
+            }
+            Notice::Collected(lease, why) => {
+                let why = match why {
+                    Garbage::Predecessor => "the membership of an earlier process of this Pod",
+                    Garbage::Dead => "the membership of a process that is proven dead",
+                    Garbage::Silent => "the membership of a process that was silent for four lease durations",
+                    Garbage::Orphan => {
+                        "no replica is configured for its kind, and none has renewed it for four lease durations"
+                    }
+                };
+                info!(lease, "deleting a Lease: {why}");
+            }
+            Notice::Odd { lease, odd } if odd.is_empty() => info!(lease, "the Lease is within its bounds again"),
+            Notice::Odd { lease, odd } => warn!(lease, "out of bounds on the Lease: {}", odd.join("; ")),
+            Notice::Rival(shard, Some(rival)) => {
+                let (kind, lease) = self.names(*shard);
+                warn!(kind, lease, "not led here: {}", of_rival(rival));
+            }
+            Notice::Rival(shard, None) => {
+                let (kind, lease) = self.names(*shard);
+                info!(kind, lease, "no other Lease of the kind is held any more");
+            }
+            Notice::Judged(shard, verdict) => {
+                let (kind, lease) = self.names(*shard);
+                self.metrics.blocked(&kind, *verdict != Verdict::Runnable);
+                match verdict {
+                    Verdict::Runnable => info!(kind, lease, "can be led here"),
+                    Verdict::Blocked(why) | Verdict::Unknown(why) => warn!(kind, lease, "not led here: {why}"),
+                }
+            }
+            Notice::Prepared(shard) => {
+                let (kind, lease) = self.names(*shard);
+                info!(kind, lease, "standing by: the cache is filled");
+            }
+            Notice::Failed(shard, why) => {
+                let (kind, lease) = self.names(*shard);
+                error!(kind, lease, "{why}");
+                self.metrics.term_failed(&kind);
+            }
+            Notice::Heard(shard, hearing) => {
+                let (kind, lease) = self.names(*shard);
+                self.metrics.set_deaf(&kind, *hearing != Hearing::Hears);
+                match hearing {
+                    Hearing::Hears => info!(kind, lease, "the objects of the kind are watched again"),
+                    Hearing::Deaf(why) => warn!(
+                        kind,
+                        lease,
+                        "the objects of the kind are not watched: {why}; a replica that can is given the kind if this lasts"
+                    ),
+                }
+            }
+            Notice::Unpublished(Some(why)) => warn!("the other replicas do not see this one: {why}"),
+            Notice::Unpublished(None) => info!("the other replicas see this one"),
+            Notice::Stopping => {
+                info!("stopping: handing every kind over; a second signal aborts");
+                self.status.update_replica(|replica| replica.stopping = true);
+            }
+            Notice::Aborting => warn!("aborting"),
+        }
+    }
+
+    /// A term's work begins.
+    pub fn begins(&self, kind: &Kind, holder: &str, token: &FencingToken, warm: bool) {
+        info!(kind = kind.name(), lease = kind.lease_name, holder, %token, warm, "leading: the term begins");
+    }
+
+    /// A term was asked to drain.
+    pub fn drains(&self, kind: &Kind, token: &FencingToken, handover: &Handover) {
+        let kind_name = kind.name();
+        match handover {
+            Handover::To { successor, .. } => {
+                info!(kind = kind_name, lease = kind.lease_name, %token, successor, "draining");
+                self.metrics.handed_over(&kind_name);
+            }
+            Handover::Stay | Handover::ToNone => info!(kind = kind_name, lease = kind.lease_name, %token, "draining"),
+        }
+    }
+
+    /// A term is aborted.
+    pub fn aborts(&self, kind: &Kind, token: &FencingToken) {
+        warn!(kind = kind.name(), lease = kind.lease_name, %token, "aborting the term");
+        self.metrics.aborted(&kind.name());
+    }
+
+    /// A term's task has ended, so long after it was asked to drain.
+    pub fn work_ended(&self, kind: &Kind, token: &FencingToken, drained: Option<Duration>) {
+        let milliseconds = drained.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        info!(kind = kind.name(), lease = kind.lease_name, %token, drained_ms = milliseconds, "the term's work has ended");
+        if let Some(took) = drained {
+            self.metrics.drained(&kind.name(), took);
+        }
+    }
+
+    /// The API server has refused a request of a term.
+    pub fn refused(&self, kind: &Kind, refusal: &Refusal) {
+        info!(kind = kind.name(), lease = kind.lease_name, "{refusal}: asking whether the kind can be led here");
+    }
+
+    /// The loop has ended.
+    pub fn ended(&self, error: Option<&Stopped>) {
+        if let Some(error @ Stopped::Unasked(_)) = error {
+            error!("{error}");
+        }
+        self.status.update_replica(|replica| replica.supervisor_stopped = error.is_some());
+    }
+
+    /// Shows where everything stands.
+    pub fn show(&self, core: &Replica, clock: Clock) {
+        let now = clock.now();
+        let unready = core.unready();
+        let peers: Vec<_> = core.peers().iter().map(peer).collect();
+        self.metrics.set_replicas(peers.len());
+        self.status.update_replica(|replica| {
+            replica.identity.clone_from(&self.identity);
+            replica.unready = unready;
+            replica.peers = peers;
+        });
+        for (kind, shard) in self.kinds.iter().zip(core.shards()) {
+            let (state, reason) = state(shard, now);
+            let leading = matches!(state, ShardState::Leading | ShardState::Deaf);
+            self.metrics.set_leading(&kind.name(), leading);
+            self.metrics.set_cached(&kind.name(), shard.cache() == Some(true));
+            let standing = shard.standing(now);
+            let grant = match &standing {
+                Standing::Leading(grant) | Standing::Losing(grant) => Some(grant),
+                Standing::Standby => None,
+            };
+            self.status.update(&kind.lease_name, |status| {
+                let instant = |moment: Moment| clock.instant(moment);
+                let running = shard.term().is_some();
+                status.state = state;
+                status.reason = reason;
+                status.trouble = shard.trouble().map(str::to_owned);
+                status.odd = shard.odd().to_vec();
+                status.holder = shard.holder().map(str::to_owned);
+                status.token = grant.filter(|_| running).map(token);
+                status.valid_until =
+                    grant.map(|grant| instant(grant.valid_until)).or(status.valid_until.filter(|_| running));
+                status.renewed_at = grant.map(|grant| instant(grant.sent_at));
+                status.running = running;
+                status.target.clone_from(&shard.advice().target);
+                status.successor = match shard.handover() {
+                    Handover::To { successor, .. } => Some(successor.clone()),
+                    Handover::Stay | Handover::ToNone => None,
+                };
+                status.cache = shard.cache();
+            });
+        }
+    }
+
+    fn names(&self, shard: ShardIndex) -> (String, &str) {
+        self.kinds.get(shard).map_or_else(Default::default, |kind| (kind.name(), kind.lease_name.as_str()))
+    }
+}
+
+fn token(grant: &Grant) -> String {
+    grant.token.to_string()
+}
+
+fn peer(peer: &crate::protocol::roster::Peer) -> status::Peer {
+    status::Peer { identity: peer.identity.clone(), draining: peer.draining, newest: peer.newest }
+}
+
+fn state(shard: &Shard, now: Moment) -> (ShardState, Option<String>) {
+    match (shard.state(), shard.hearing(), shard.rival(), shard.verdict()) {
+        (State::Running, Hearing::Deaf(why), ..) => (ShardState::Deaf, Some(why.clone())),
+        (State::Running, Hearing::Hears, ..) => (ShardState::Leading, None),
+        (State::Draining | State::Aborting, ..) => (ShardState::Draining, None),
+        (State::Idle, _, Some(rival), _) => (ShardState::Blocked, Some(of_rival(rival))),
+        (State::Idle, _, None, Verdict::Blocked(why)) => (ShardState::Blocked, Some(why.clone())),
+        (State::Idle, _, None, Verdict::Unknown(why)) => (ShardState::Starting, Some(why.clone())),
+        (State::Idle, _, None, Verdict::Runnable) if shard.cooling_until(now).is_some() => {
+            (ShardState::CoolingDown, shard.failure().map(str::to_owned))
+        }
+        (State::Idle, _, None, Verdict::Runnable) if shard.barred_until(now).is_some() => {
+            let why = "the Lease could not be acquired, or the objects of the kind could not be watched, a while ago";
+            (ShardState::CoolingDown, Some(shard.trouble().unwrap_or(why).to_owned()))
+        }
+        (State::Idle, _, None, Verdict::Runnable) => (ShardState::Standby, None),
+    }
+}
+
+fn of_rival(rival: &Rival) -> String {
+    format!(
+        "{} holds another Lease of the kind, {}/{}: give the kind one Lease in all configurations, or wait until that one is released",
+        rival.holder, rival.namespace, rival.name
+    )
+}
+
+fn why_free(how: Freed) -> &'static str {
+    match how {
+        Freed::Missing => "there was no Lease",
+        Freed::Released => "released",
+        Freed::Expired => "expired",
+        Freed::ProvenDead => "its holder's process is proven dead",
+        Freed::Ours => "ours by a write whose answer was lost",
+    }
+}

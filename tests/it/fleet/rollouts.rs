@@ -1,0 +1,211 @@
+//! Rollouts, and what a new template may bring.
+
+use std::collections::BTreeSet;
+
+use super::{
+    faults::{rename, retime},
+    host::{Kind, LEASE, Template},
+    scenarios::{all_kinds, begin, bound, moved_once, some},
+    world::World,
+};
+use crate::timeline::{Global, MILLI, SECOND};
+
+/// What the Deployment controller does with maxSurge 1 and maxUnavailable 0, `steps` replicas far.
+pub(super) fn roll(world: &mut World, to: &Template, steps: usize) {
+    let of_others = |world: &World| -> Vec<usize> {
+        let other = |host: &usize| {
+            let template = &world.hosts[*host].template;
+            template.owner == to.owner && template.name != to.name
+        };
+        world.active().into_iter().filter(other).collect()
+    };
+    for _ in 0..steps {
+        let others = of_others(world);
+        if others.is_empty() {
+            return;
+        }
+        let image = world.rng.u64(100..3_000) * MILLI;
+        world.run_for(image);
+        let new = world.join(to).unwrap();
+        let by = world.now() + 30 * SECOND;
+        while !world.hosts[new].replica.is_ready() {
+            world.demand(world.now() < by, || format!("{} does not become ready", world.name(new)));
+            world.run_for(100 * MILLI);
+        }
+        let probe = world.rng.u64(0..2_000) * MILLI;
+        world.run_for(probe);
+        let old = others[world.rng.usize(0..others.len())];
+        world.terminate(old);
+    }
+}
+
+pub(super) fn rollout(world: &mut World) {
+    let (mut template, replicas) = some(world, 1..=5);
+    if world.flip(60) {
+        template.revision = None;
+    }
+    begin(world, &template, replicas);
+    let since = world.now();
+    roll(world, &template.next(2), replicas);
+    world.comes_to_rest(bound(template.kinds.len()));
+    moved_once(world, since, &all_kinds(&template));
+}
+
+pub(super) fn rollout_paused(world: &mut World) {
+    let (template, replicas) = some(world, 2..=5);
+    begin(world, &template, replicas);
+    let (since, half, next) = (world.now(), world.rng.usize(1..replicas), template.next(2));
+    roll(world, &next, half);
+    let pause = world.rng.u64(1..50) * SECOND;
+    world.run_for(pause);
+    let early = world.terms_since(since);
+    roll(world, &next, replicas - half);
+    world.comes_to_rest(bound(template.kinds.len()));
+    moved_once(world, since, &all_kinds(&template));
+    let old = early.values().flatten().any(|&host| host < replicas);
+    world.demand(!old, || "a kind has moved within the old generation".to_owned());
+}
+
+pub(super) fn rollout_rolled_back(world: &mut World) {
+    let (template, replicas) = some(world, 2..=5);
+    begin(world, &template, replicas);
+    let before: Vec<_> = template.kinds.iter().map(|it| (it.name.clone(), world.leader(&it.name).unwrap())).collect();
+    let half = world.rng.usize(1..=replicas);
+    roll(world, &template.next(2), half);
+    let wait = world.rng.u64(0..20) * SECOND;
+    world.run_for(wait);
+    let active = world.active();
+    let moved: BTreeSet<_> = before.into_iter().filter(|(_, host)| !active.contains(host)).map(|(it, _)| it).collect();
+    let back = Template { revision: Some(3), ..template.clone() };
+    for host in 0..world.hosts.len() {
+        // Those that stayed count as of the new revision: the Deployment keeps them.
+        if world.hosts[host].template.name == back.name {
+            world.hosts[host].template.revision = Some(3);
+            world.origin_changes(host);
+        }
+    }
+    let again = world.hosts.len();
+    roll(world, &back, half);
+    world.comes_to_rest(bound(template.kinds.len()));
+    let mut terms = world.terms_since(0);
+    terms.values_mut().for_each(|hosts| hosts.retain(|&host| host >= again));
+    terms.retain(|_, hosts| !hosts.is_empty());
+    let stayed = terms.keys().find(|kind| !moved.contains(*kind));
+    world.demand(stayed.is_none(), || format!("{stayed:?} was of the old generation all the time, and has moved"));
+    let twice = terms.iter().find(|(_, hosts)| hosts.len() > 1);
+    world.demand(twice.is_none(), || format!("{twice:?} has moved more than once"));
+}
+
+pub(super) fn rollout_crashes(world: &mut World) {
+    let (template, replicas) = some(world, 2..=5);
+    world.witnessed = world.flip(128);
+    begin(world, &template, replicas);
+    let since = world.now();
+    let mut new = world.join(&template.next(2)).unwrap();
+    for attempt in 0..4 {
+        let life = world.rng.u64(200..8_000) * MILLI;
+        world.run_for(life);
+        let wait: Global = SECOND << attempt;
+        world.restart(new, wait);
+        world.run_for(wait + MILLI);
+        new = world.hosts.len() - 1;
+    }
+    world.crash(new);
+    world.comes_to_rest(bound(0));
+    moved_once(world, since, &BTreeSet::new());
+}
+
+/// The new template keeps the record of a kind on another Lease: old and new replicas disagree on the lock.
+pub(super) fn rollout_renames(world: &mut World) {
+    let (template, replicas) = some(world, 1..=5);
+    begin(world, &template, replicas);
+    let since = world.now();
+    let mut next = template.next(2);
+    for _ in 0..world.rng.usize(1..=2) {
+        rename(&mut next, &mut world.rng);
+    }
+    roll(world, &next, replicas);
+    world.comes_to_rest(LEASE + bound(2 * template.kinds.len()));
+    let terms = world.terms_since(since);
+    // What new replicas cannot take stays with the old ones, from one that stops to the next.
+    let often = terms.iter().find(|(_, hosts)| hosts.len() > replicas + 1);
+    world.demand(often.is_none(), || format!("{often:?} has moved too often"));
+}
+
+/// Replicas that disagree on the lock of every kind start at once: each wins its own, and one of the two gives way.
+pub(super) fn two_names(world: &mut World) {
+    let (template, _) = some(world, 1..=1);
+    let mut other = template.next(2);
+    other.kinds.iter_mut().for_each(|kind| kind.lease.insert_str(0, "new-"));
+    let replicas = world.rng.usize(1..=2);
+    for template in [&template, &other] {
+        for _ in 0..replicas {
+            let wait = world.rng.u64(0..60) * MILLI;
+            world.join_later(template, wait);
+        }
+    }
+    world.run_for(2 * LEASE);
+    for kind in &template.kinds {
+        world.demand(world.leader(&kind.name).is_some(), || format!("{} is not led", kind.name));
+    }
+    let old: Vec<_> = world.active().into_iter().filter(|&it| world.hosts[it].template.name == template.name).collect();
+    old.into_iter().for_each(|host| world.terminate(host));
+    world.comes_to_rest(LEASE + bound(2 * template.kinds.len()));
+}
+
+/// Leases of the new template last longer, or shorter.
+pub(super) fn rollout_retimes(world: &mut World) {
+    let (mut template, replicas) = some(world, 1..=5);
+    if world.flip(128) {
+        retime(&mut template);
+    }
+    begin(world, &template, replicas);
+    let since = world.now();
+    let mut next = template.next(2);
+    retime(&mut next);
+    roll(world, &next, replicas);
+    world.comes_to_rest(bound(template.kinds.len()));
+    moved_once(world, since, &all_kinds(&template));
+}
+
+/// The new template has a kind more and a kind less.
+pub(super) fn rollout_changes_kinds(world: &mut World) {
+    let (template, replicas) = some(world, 1..=5);
+    begin(world, &template, replicas);
+    let mut next = template.next(2);
+    next.kinds.push(Kind::new(template.kinds.len()));
+    if template.kinds.len() > 1 {
+        next.kinds.remove(0);
+    }
+    roll(world, &next, replicas);
+    world.comes_to_rest(bound(template.kinds.len() + 1));
+}
+
+/// The Lease of a kind that is configured no more is collected, when no replica needs it.
+pub(super) fn removed(world: &mut World) {
+    let (mut template, replicas) = some(world, 2..=4);
+    let kind = Kind::new(template.kinds.len());
+    template.kinds.push(kind.clone());
+    begin(world, &template, replicas);
+    let mut next = template.next(2);
+    next.kinds.pop();
+    // All but one: that one goes on alone with the kind that the others do not know.
+    roll(world, &next, replicas - 1);
+    let last = world.active().into_iter().find(|&host| host < replicas).unwrap();
+    world.run_for(6 * LEASE);
+    world.demand(world.leader(&kind.name) == Some(last), || {
+        format!("{} is not led by the one that knows it", kind.name)
+    });
+    if world.flip(128) {
+        world.terminate(last)
+    } else {
+        world.crash(last)
+    }
+    world.run_for(3 * LEASE);
+    world.demand(world.server.leases.contains_key(&kind.lease), || "it was collected too soon".to_owned());
+    world.run_for(4 * LEASE);
+    world.demand(!world.server.leases.contains_key(&kind.lease), || "it was not collected".to_owned());
+    let members = world.server.leases.values().filter(|record| record.profile.is_some()).count();
+    world.demand(members == world.active().len(), || format!("{members} memberships are left"));
+    world.comes_to_rest(bound(template.kinds.len()));
+}
