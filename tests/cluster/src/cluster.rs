@@ -304,6 +304,16 @@ impl Cluster {
         self.run(FaultProxy::start(upstream, Some(server))).await
     }
 
+    /// A proxy that passes bytes on unread: clients speak TLS, and HTTP/2 if they like, with the API server itself.
+    /// It can be partitioned and frozen; rules have nothing to match. It ends with the cluster.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub async fn opaque_proxy(&self) -> Result<FaultProxy> {
+        let address = (Ipv4Addr::LOCALHOST, self.inner.control_plane.port).into();
+        self.run(FaultProxy::start(Upstream::Opaque(address), None)).await
+    }
+
     /// Starts the process kubelet: one a cluster. Dropping it kills its pods' processes; their objects stay.
     ///
     /// # Errors

@@ -6,14 +6,16 @@
 //!
 //! Faults are [`Rule`]s, changed at run time. For a request all matching rules are looked at in the order they were added:
 //! delays add up, and the first other fault decides. [`FaultProxy::partition`] needs no rule: every byte stops, both ways.
+//! [`FaultProxy::freeze`] does the same to the connections that are open, and to no new one.
 
+mod gate;
 #[cfg(test)]
 mod tests;
 
 use anyhow::{Context, Result, bail};
-use futures::stream;
+use futures::{StreamExt, stream};
 use http::{Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, BodyStream, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     body::{Bytes, Frame, Incoming},
     client::conn::http1::{SendRequest, handshake},
@@ -23,21 +25,26 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use std::{
     collections::BTreeMap,
-    future::Future,
-    io,
     net::{Ipv4Addr, SocketAddr},
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Poll, ready},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::{AbortHandle, JoinSet},
+    time::{Instant, sleep_until},
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use gate::{Gate, Shut};
+
+/// How many frames of an answer may be on their way to the client: what a delayed watch has not shown yet.
+const LAGGING: usize = 4096;
 
 /// Where requests go.
 #[derive(Clone)]
@@ -51,6 +58,9 @@ pub enum Upstream {
         /// What the proxy trusts.
         client: Arc<rustls::ClientConfig>,
     },
+    /// The server itself ends TLS, and the two agree on a protocol, HTTP/2 for one: bytes are passed on unread, so no rule applies.
+    /// Partitions and freezes do.
+    Opaque(SocketAddr),
 }
 
 /// What happens to a matching request.
@@ -58,6 +68,9 @@ pub enum Upstream {
 pub enum Fault {
     /// Forwarded after this time.
     Delay(Duration),
+    /// Forwarded at once; each piece of the answer's body, such as an event of a watch, arrives this much later.
+    /// It holds for running answers too, from the next piece on.
+    Lag(Duration),
     /// The connection closes before anything is forwarded.
     Drop,
     /// Never forwarded and never answered, until the rule is removed, when it is forwarded.
@@ -69,7 +82,7 @@ pub enum Fault {
     AppliedButUnanswered(Silence),
     /// Answered with this status, without forwarding.
     Status {
-        /// HTTP status, such as 409, 429, 500 or 503.
+        /// HTTP status, such as 403, 409, 429, 500 or 503.
         code: u16,
         /// `Retry-After`, in whole seconds.
         retry_after: Option<Duration>,
@@ -115,7 +128,11 @@ struct Shared {
     rules: Mutex<Rules>,
     /// Counts changes of the rules, so that what they hold back can look again.
     changed: watch::Sender<u64>,
-    partitioned: watch::Sender<bool>,
+    shut: watch::Sender<Shut>,
+    /// How many connections were accepted so far.
+    accepted: AtomicU64,
+    /// The receive buffer of connections that are accepted, in bytes; 0: the system's.
+    window: AtomicUsize,
     seen: Mutex<BTreeMap<(String, String), u64>>,
 }
 
@@ -186,13 +203,16 @@ impl FaultProxy {
     /// When no port is free.
     pub async fn start(upstream: Upstream, server: Option<Arc<rustls::ServerConfig>>) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("no port for a fault proxy")?;
-        let scheme = if server.is_some() { "https" } else { "http" };
+        let is_tls = server.is_some() || matches!(upstream, Upstream::Opaque(_));
+        let scheme = if is_tls { "https" } else { "http" };
         let url = format!("{scheme}://{}", listener.local_addr()?).into();
         let shared = Arc::new(Shared {
             upstream,
             rules: Mutex::default(),
             changed: watch::Sender::new(0),
-            partitioned: watch::Sender::new(false),
+            shut: watch::Sender::new(Shut::default()),
+            accepted: AtomicU64::new(0),
+            window: AtomicUsize::new(0),
             seen: Mutex::default(),
         });
         let acceptor = server.map(TlsAcceptor::from);
@@ -231,12 +251,26 @@ impl FaultProxy {
     /// Stops every byte between clients and server, on open connections too. Nothing is closed, nothing is lost: it waits.
     /// A request that has reached the server is applied.
     pub fn partition(&self) {
-        self.shared.partitioned.send_replace(true);
+        self.shared.shut.send_modify(|shut| shut.all = true);
     }
 
     /// Ends a partition. Connections that both sides kept go on where they were.
     pub fn heal(&self) {
-        self.shared.partitioned.send_replace(false);
+        self.shared.shut.send_modify(|shut| shut.all = false);
+    }
+
+    /// Stops every byte on the connections that are open now, both ways and for ever: they stay open and say nothing.
+    /// New ones work. So does a load balancer that has lost its table, or a server that hangs behind one.
+    pub fn freeze(&self) {
+        let accepted = self.shared.accepted.load(Ordering::SeqCst);
+        self.shared.shut.send_modify(|shut| shut.below = accepted);
+    }
+
+    /// Gives connections that are accepted from now on a receive buffer of this many bytes: in a partition, what a client
+    /// sends beyond it stays in the client's kernel. Their end is seen half a second after their last byte, as when the
+    /// network loses the segment that ends one: what has come whole is carried out by then.
+    pub fn narrow(&self, bytes: usize) {
+        self.shared.window.store(bytes, Ordering::SeqCst);
     }
 
     /// How many requests were seen, by (method or `WATCH`, resource with subresource).
@@ -269,6 +303,7 @@ impl Shared {
         for (_, rule) in rules.rules.iter_mut().filter(|(_, rule)| rule.matches(target)) {
             match rule.fault {
                 Fault::Delay(by) => delay += by,
+                Fault::Lag(_) => continue,
                 _ => fault = Some(rule.fault.clone()),
             }
             if let Some(remaining) = &mut rule.remaining {
@@ -289,6 +324,16 @@ impl Shared {
         rules.rules.iter().any(|(_, rule)| rule.fault == Fault::BlackHole && rule.matches(target))
     }
 
+    /// By how much a piece of this answer lags.
+    fn lag(&self, target: &Target) -> Duration {
+        let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let lag = |(_, rule): &(RuleId, Rule)| match rule.fault {
+            Fault::Lag(by) if rule.matches(target) => by,
+            _ => Duration::ZERO,
+        };
+        rules.rules.iter().map(lag).sum()
+    }
+
     async fn released(&self, target: &Target) {
         let mut changed = self.changed.subscribe();
         while self.holds(target) {
@@ -298,12 +343,17 @@ impl Shared {
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<Outgoing>> {
-        let (Upstream::Plain(address) | Upstream::Tls { address, .. }) = &self.upstream;
+    async fn dial(&self) -> Result<TcpStream> {
+        let (Upstream::Plain(address) | Upstream::Tls { address, .. } | Upstream::Opaque(address)) = &self.upstream;
         let stream = TcpStream::connect(address).await.context("failed to connect to the server")?;
         stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Outgoing>> {
+        let stream = self.dial().await?;
         match &self.upstream {
-            Upstream::Plain(_) => drive(TokioIo::new(stream)).await,
+            Upstream::Plain(_) | Upstream::Opaque(_) => drive(TokioIo::new(stream)).await,
             Upstream::Tls { address, client } => {
                 let name = ServerName::IpAddress(address.ip().into());
                 let stream = TlsConnector::from(client.clone()).connect(name, stream).await?;
@@ -362,9 +412,16 @@ async fn serve(listener: TcpListener, acceptor: Option<TlsAcceptor>, shared: Arc
             continue;
         };
         let _ = stream.set_nodelay(true);
-        let stream = Gate { stream, closed: shared.partitioned.subscribe(), waiting: None, waiting_to_write: None };
+        let window = shared.window.load(Ordering::SeqCst);
+        if window > 0 {
+            let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&stream, window);
+        }
+        let number = shared.accepted.fetch_add(1, Ordering::SeqCst);
+        let stream = Gate::new(stream, number, shared.shut.subscribe());
+        let stream = if window > 0 { stream.lingering() } else { stream };
         let shared = shared.clone();
         match acceptor.clone() {
+            _ if matches!(shared.upstream, Upstream::Opaque(_)) => connections.spawn(pass_on(stream, shared)),
             None => connections.spawn(connection(stream, shared)),
             Some(acceptor) => connections.spawn(async move {
                 if let Ok(stream) = acceptor.accept(stream).await {
@@ -372,6 +429,14 @@ async fn serve(listener: TcpListener, acceptor: Option<TlsAcceptor>, shared: Arc
                 }
             }),
         };
+    }
+}
+
+/// Both ways, unread, until one side ends it.
+async fn pass_on(mut client: Gate, shared: Arc<Shared>) {
+    if let Ok(mut server) = shared.dial().await {
+        // A side that breaks off ends it as well.
+        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
     }
 }
 
@@ -420,7 +485,7 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>, upstream: Conne
         tokio::time::sleep(delay).await;
     }
     let cut = match fault {
-        None | Some(Fault::Delay(_) | Fault::AppliedButUnanswered(_)) => None,
+        None | Some(Fault::Delay(_) | Fault::Lag(_) | Fault::AppliedButUnanswered(_)) => None,
         Some(Fault::CutMidResponse(after)) => Some(after),
         Some(Fault::Drop) => bail!("dropped by a rule"),
         Some(Fault::BlackHole) => {
@@ -447,9 +512,21 @@ async fn forward(request: Request<Outgoing>, shared: &Shared, upstream: &Connect
     Ok(sender.send_request(request).await?)
 }
 
-/// The answer's body, frame by frame, held back by black holes and cut where a rule says so.
+/// The answer's body, frame by frame, late where a rule says so, held back by black holes and cut where a rule says so.
 fn streamed(body: Incoming, target: Target, shared: Arc<Shared>, cut: Option<usize>) -> Body {
-    let state = (body, target, shared, cut);
+    let (arriving, subject) = (shared.clone(), target.clone());
+    // Frames are read as they come, so that each is late by the same time and not by that of those before it too.
+    let body = BodyStream::new(body).map(move |frame| {
+        let lag = arriving.lag(&subject);
+        let due = Instant::now() + lag;
+        async move {
+            if !lag.is_zero() {
+                sleep_until(due).await;
+            }
+            frame
+        }
+    });
+    let state = (body.buffered(LAGGING), target, shared, cut);
     let frames = stream::unfold(Some(state), |state| async move {
         let (mut body, target, shared, mut left) = state?;
         if left == Some(0) {
@@ -457,7 +534,7 @@ fn streamed(body: Incoming, target: Target, shared: Arc<Shared>, cut: Option<usi
             tokio::task::yield_now().await;
             return Some((Err(anyhow::anyhow!("cut by a rule")), None));
         }
-        let frame = body.frame().await?;
+        let frame = body.next().await?;
         shared.released(&target).await;
         let frame = match frame {
             Ok(frame) => frame,
@@ -480,6 +557,7 @@ fn streamed(body: Incoming, target: Target, shared: Arc<Shared>, cut: Option<usi
 /// A refusal as the API server words one.
 fn refuse(code: u16, retry_after: Option<Duration>) -> Result<Response<Body>> {
     let reason = match code {
+        403 => "Forbidden",
         409 => "Conflict",
         429 => "TooManyRequests",
         500 => "InternalError",
@@ -498,72 +576,4 @@ fn refuse(code: u16, retry_after: Option<Duration>) -> Result<Response<Body>> {
     }
     let body = Full::from(status.to_string()).map_err(|never| match never {});
     Ok(response.body(BodyExt::boxed_unsync(body))?)
-}
-
-/// A stream that moves no byte while the proxy is partitioned.
-struct Gate {
-    stream: TcpStream,
-    closed: watch::Receiver<bool>,
-    waiting: Option<Opened>,
-    waiting_to_write: Option<Opened>,
-}
-
-type Opened = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
-
-impl Gate {
-    fn poll_open(
-        closed: &watch::Receiver<bool>,
-        waiting: &mut Option<Opened>,
-        context: &mut std::task::Context<'_>,
-    ) -> Poll<()> {
-        if !*closed.borrow() {
-            *waiting = None;
-            return Poll::Ready(());
-        }
-        let opened = waiting.get_or_insert_with(|| {
-            let mut closed = closed.clone();
-            Box::pin(async move {
-                // The proxy is gone when this fails, and the connection with it.
-                let _ = closed.wait_for(|closed| !closed).await;
-            })
-        });
-        ready!(opened.as_mut().poll(context));
-        *waiting = None;
-        Poll::Ready(())
-    }
-}
-
-impl AsyncRead for Gate {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let gate = self.get_mut();
-        ready!(Self::poll_open(&gate.closed, &mut gate.waiting, context));
-        Pin::new(&mut gate.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Gate {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let gate = self.get_mut();
-        ready!(Self::poll_open(&gate.closed, &mut gate.waiting_to_write, context));
-        Pin::new(&mut gate.stream).poll_write(context, buffer)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
-        let gate = self.get_mut();
-        Pin::new(&mut gate.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
-        let gate = self.get_mut();
-        ready!(Self::poll_open(&gate.closed, &mut gate.waiting_to_write, context));
-        Pin::new(&mut gate.stream).poll_shutdown(context)
-    }
 }

@@ -229,6 +229,67 @@ async fn a_partition_stops_open_connections_and_heals() {
 }
 
 #[tokio::test]
+async fn a_freeze_silences_open_connections_for_ever_and_no_new_one() {
+    let server = Server::start().await;
+    let mut watching = server.connect().await;
+    let mut watch = watching.send_request(request("GET", WATCH)).await.unwrap().into_body();
+    server.events.send("first").unwrap();
+    assert_eq!(event(&mut watch).await, "first");
+    let mut client = server.connect().await;
+    body(&mut client, "GET", LEASE).await.unwrap();
+
+    server.proxy.freeze();
+    server.proxy.heal();
+    server.events.send("second").unwrap();
+    timeout(SILENT, watch.frame()).await.unwrap_err();
+    timeout(SILENT, body(&mut client, "PUT", LEASE)).await.unwrap_err();
+    assert_eq!(server.applied(), 2);
+    timeout(SOON, body(&mut server.connect().await, "PUT", LEASE)).await.unwrap().unwrap();
+    assert_eq!(server.applied(), 3);
+}
+
+#[tokio::test]
+async fn a_watch_lags_and_keeps_its_pace() {
+    let server = Server::start().await;
+    let mut watching = server.connect().await;
+    let mut watch = watching.send_request(request("GET", WATCH)).await.unwrap().into_body();
+    server.events.send("first").unwrap();
+    assert_eq!(event(&mut watch).await, "first");
+
+    let lag = Duration::from_millis(300);
+    server.proxy.add(Rule::new(Fault::Lag(lag)).verbs(&["WATCH"]));
+    let started = Instant::now();
+    for sent in ["second", "third", "fourth"] {
+        server.events.send(sent).unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // One after the other they would take three times as long.
+    assert_eq!(event(&mut watch).await, "second");
+    assert!(started.elapsed() >= lag);
+    assert_eq!(event(&mut watch).await, "third");
+    assert_eq!(event(&mut watch).await, "fourth");
+    assert!(started.elapsed() < 2 * lag, "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn an_opaque_proxy_passes_bytes_on_and_freezes() {
+    let inner = Server::start().await;
+    let address = inner.proxy.url().trim_start_matches("http://").parse().unwrap();
+    let proxy = FaultProxy::start(Upstream::Opaque(address), None).await.unwrap();
+    let connect = || async {
+        let address = proxy.url().trim_start_matches("https://").to_owned();
+        let (sender, connection) = handshake(TokioIo::new(TcpStream::connect(address).await.unwrap())).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    };
+    let mut old: SendRequest<Empty<Bytes>> = connect().await;
+    assert_eq!(body(&mut old, "GET", LEASE).await.unwrap(), "0123456789");
+    proxy.freeze();
+    timeout(SILENT, body(&mut old, "PUT", LEASE)).await.unwrap_err();
+    timeout(SOON, body(&mut connect().await, "PUT", LEASE)).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_client_that_gives_up_does_not_recall_an_unanswered_write() {
     let server = Server::start().await;
     server.proxy.add(Rule::new(Fault::Delay(SILENT)));
