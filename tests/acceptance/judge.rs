@@ -1,13 +1,18 @@
 //! Says from the API server's own record whether two replicas ever worked on one kind: all writes are put in the order
-//! of the resourceVersions they were stored under, those of the objects and those of the Lease in one line.
+//! of the resourceVersions they were stored under, those of the objects and those of the kind's Leases in one line.
+//!
+//! What is judged is a kind, not a Lease: replicas that disagree on the name of its Lease are found out too.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use anyhow::{Result, bail};
 use leasehold_cluster::AuditEvent;
 use serde_json::Value;
 
-use crate::stage::{Stage, lease_of, plural};
+use crate::stage::{Stage, lease_of, name_of, plural};
 
 /// One stored write.
 #[derive(Clone, Debug)]
@@ -24,8 +29,8 @@ pub struct Stored {
 pub enum What {
     /// The reconciler of this holder wrote its object under this token.
     Worked { holder: String, uid: String, transitions: i64 },
-    /// The Lease was stored with this holder; empty: free. `by` wrote it.
-    Leased { holder: String, uid: String, transitions: i64, by: String },
+    /// A Lease of the kind, named with its namespace, was stored with this holder; empty: free. `by` wrote it.
+    Leased { lease: String, holder: String, uid: String, transitions: i64, by: String },
 }
 
 impl fmt::Display for Stored {
@@ -34,9 +39,9 @@ impl fmt::Display for Stored {
     }
 }
 
-/// All that was stored of one kind, in order.
+/// All that was stored of one kind, in order, whatever its Leases are called.
 pub fn history(stage: &Stage, kind: &str) -> Result<Vec<Stored>> {
-    let (resource, lease) = (plural(kind), lease_of(kind));
+    let resource = plural(kind);
     let mut stored: Vec<_> = stage
         .audit()?
         .iter()
@@ -45,7 +50,7 @@ pub fn history(stage: &Stage, kind: &str) -> Result<Vec<Stored>> {
             if event.resource == resource && event.verb == "patch" {
                 worked(event)
             } else if event.resource == "leases" && event.verb != "delete" {
-                leased(event, &lease)
+                leased(event, kind)
             } else {
                 None
             }
@@ -66,12 +71,17 @@ fn worked(event: &AuditEvent) -> Option<Stored> {
     Some(Stored { version: version(object)?, what, at: event.stage, received: event.request_received })
 }
 
-fn leased(event: &AuditEvent, lease: &str) -> Option<Stored> {
+fn leased(event: &AuditEvent, kind: &str) -> Option<Stored> {
     let object = event.response_object.as_ref()?;
-    if object.pointer("/metadata/name")?.as_str()? != lease {
+    let text = |path: &str| object.pointer(path).and_then(Value::as_str);
+    let name = text("/metadata/name")?;
+    let is_of_kind = text("/metadata/annotations/leasehold.dev~1kind").is_some_and(|of| of == name_of(kind));
+    // A Lease that no replica has held yet bears no annotation.
+    if name != lease_of(kind) && !is_of_kind {
         return None;
     }
     let what = What::Leased {
+        lease: format!("{}/{name}", text("/metadata/namespace").unwrap_or_default()),
         holder: object.pointer("/spec/holderIdentity").and_then(Value::as_str).unwrap_or_default().to_owned(),
         uid: object.pointer("/metadata/uid")?.as_str()?.to_owned(),
         transitions: object.pointer("/spec/leaseTransitions").and_then(Value::as_i64).unwrap_or(0),
@@ -100,6 +110,11 @@ pub fn story(stage: &Stage) -> Result<String> {
         let object = event.response_object.as_ref();
         let name = object.and_then(|object| object.pointer("/metadata/name")?.as_str().map(str::to_owned));
         let Some(name) = event.name.clone().or(name) else { continue };
+        // Two namespaces may have Leases of one name.
+        let name = match &event.namespace {
+            Some(namespace) if *namespace != stage.namespace => format!("{namespace}/{name}"),
+            _ => name,
+        };
         let says = |path: &str| Some(object?.pointer(path)?.to_string());
         let annotation = |name: &str| says(&format!("/metadata/annotations/leasehold.dev~1{name}"));
         let told = match event.verb.as_str() {
@@ -123,25 +138,41 @@ pub fn story(stage: &Stage) -> Result<String> {
     Ok(text)
 }
 
-/// Fails if a replica ever wrote while the Lease did not carry its very token: then no two can have interleaved.
-/// A hand on the Lease is followed within a round trip, not before it: until a replica takes over, the last one may write.
+/// Fails if a replica ever wrote under a token that no Lease of the kind carried then, or after another had: then no two
+/// can have interleaved. A hand on a Lease is followed within a round trip, not before it: until a replica takes over, the
+/// last one may write.
 pub fn judge(stage: &Stage) -> Result<()> {
     for kind in &stage.kinds {
         let history = history(stage, kind)?;
-        let mut owner = None;
-        let mut by_hand = false;
+        let lines = |index: usize| {
+            let lines: Vec<_> = history[index.saturating_sub(12)..=index].iter().map(ToString::to_string).collect();
+            lines.join("\n")
+        };
+        // By Lease: its token, and whether a hand wrote it last.
+        let mut leases = BTreeMap::new();
+        let (mut last, mut over) = (None, BTreeSet::new());
         for (index, stored) in history.iter().enumerate() {
             match &stored.what {
-                What::Leased { holder, uid, transitions, by } => {
-                    by_hand = by == "admin";
-                    owner = Some((holder, uid, transitions));
+                What::Leased { lease, holder, uid, transitions, by } => {
+                    leases.insert(lease, ((holder, uid, transitions), by == "admin"));
                 }
-                What::Worked { holder, uid, transitions } if !by_hand && owner != Some((holder, uid, transitions)) => {
-                    let lines: Vec<_> =
-                        history[index.saturating_sub(12)..=index].iter().map(ToString::to_string).collect();
-                    bail!("{kind}: {holder} wrote under a token that the Lease did not carry:\n{}", lines.join("\n"));
+                What::Worked { holder, uid, transitions } => {
+                    let token = (holder, uid, transitions);
+                    if leases.values().any(|(_, by_hand)| *by_hand) {
+                        continue;
+                    }
+                    if !leases.values().any(|(carried, _)| *carried == token) {
+                        let lines = lines(index);
+                        bail!("{kind}: {holder} wrote under a token that the Lease did not carry:\n{lines}");
+                    }
+                    if last != Some(token) {
+                        over.extend(last.replace(token));
+                    }
+                    if over.contains(&token) {
+                        let lines = lines(index);
+                        bail!("{kind} has two leaders: {holder} wrote again after another had:\n{lines}");
+                    }
                 }
-                What::Worked { .. } => {}
             }
         }
     }

@@ -8,18 +8,24 @@
 
 #![expect(unreachable_pub, reason = "a test has no public interface; `pub` says what other plays use")]
 
+mod broken;
 mod composed;
 mod composed_rows;
 mod faults;
+mod grey;
 mod handover;
 mod judge;
+mod lone;
 mod misbehaviour;
 mod modes;
 mod preflight;
 mod process;
 mod program;
+mod renamed;
 mod rows;
 mod shipped;
 mod spread;
 mod stage;
+mod starved;
+mod things;
 mod typed_rows;

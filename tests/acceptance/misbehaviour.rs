@@ -7,7 +7,8 @@ use leasehold_cluster::{Signal, eventually};
 
 use crate::{
     judge::{What, history},
-    stage::{PATIENCE, Stage, ensure, lease_of, play, pod_of},
+    lone::{Lone, Plan, Program, observer},
+    stage::{PATIENCE, Stage, ensure, lease_of, play, pod_of, tell},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,6 +95,64 @@ async fn work_that_nothing_can_stop_leaves_its_lease_to_expire() -> Result<()> {
         stage.written_by(kind, |holder| holder != old).await?;
         let log = stage.kubelet.log_path(&stage.namespace, pod).context("log")?;
         ensure(log.exists(), || "the log is kept".to_owned())
+    })
+    .await;
+    Ok(())
+}
+
+/// A second signal ends the process within this time, whatever its work does.
+const ABORTED: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_work_that_does_not_drain() -> Result<()> {
+    aborted("hang").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_work_that_nothing_can_stop() -> Result<()> {
+    aborted("block").await
+}
+
+/// A drain that may take a minute, and two signals: the process ends soon and says that it was no clean end. A Lease
+/// whose work could still run is left to expire, and after a release no write follows.
+async fn aborted(order: &'static str) -> Result<()> {
+    let mut stage = Stage::set(&format!("abort-{order}"), 1).await?;
+    stage.stubborn = false;
+    play(stage, |stage| async move {
+        let kind = &stage.kinds[0];
+        let folder = tempfile::tempdir()?;
+        let config = observer(stage, folder.path(), "config", "", "")?;
+        let stubborn = [("STUBBORN", "true")];
+        let plan = Plan::new(Program::Observer, "old", &config);
+        // A writer that outlives its term, where the reconciler can be aborted: only the fence stops it.
+        let plan = if order == "hang" { Plan { environment: &stubborn, ..plan } } else { plan };
+        let mut old = Lone::start(stage, plan).await?;
+        let holder = stage.written_by(kind, |holder| old.is(holder)).await?;
+        let new = Lone::start(stage, Plan::new(Program::Observer, "new", &config)).await?;
+        new.answers("/readyz", 200, PATIENCE).await?;
+        stage.order(kind, Some(order)).await?;
+        // Seen by the reconciler, which writes without a pause before.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        old.signal(Signal::TERM)?;
+        let ended = old.ends(Duration::from_secs(3)).await;
+        ensure(ended.is_err(), || format!("it drains, and the first signal ended it: {ended:?}"))?;
+        // What it has begun never ends; the next holder is not to begin the same.
+        stage.order(kind, None).await?;
+        let began = crate::things::now();
+        old.signal(Signal::TERM)?;
+        let status = old.ends(ABORTED).await?;
+        tell(&format!("the second signal ended it after {:.1?}: {status}", began.elapsed()));
+        ensure(status.code().is_some_and(|code| code != 0), || format!("an abort is no clean end: {status}"))?;
+        stage.written_by(kind, |holder| new.is(holder)).await?;
+        let history = history(stage, kind)?;
+        let release =
+            history.iter().position(|stored| matches!(&stored.what, What::Leased { holder, .. } if holder.is_empty()));
+        tell(&format!("its Lease was {}", if release.is_some() { "released" } else { "left to expire" }));
+        ensure(order != "block" || release.is_none(), || "a Lease was released while its work could run".to_owned())?;
+        let late = history[release.unwrap_or(history.len())..]
+            .iter()
+            .find(|stored| matches!(&stored.what, What::Worked { holder: by, .. } if *by == holder));
+        ensure(late.is_none(), || format!("a write after the release: {late:?}"))
     })
     .await;
     Ok(())

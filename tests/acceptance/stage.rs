@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,13 +18,16 @@ use tokio::sync::OnceCell;
 
 /// The timings of the stages: short, and valid by the rules.
 pub const LEASE: Duration = Duration::from_secs(5);
-const TIMINGS: &str = "duration: 5s, renewDeadline: 3s, retryPeriod: 500ms, requestTimeout: 1s";
+pub const TIMINGS: &str = "duration: 5s, renewDeadline: 3s, retryPeriod: 500ms, requestTimeout: 1s";
 
 /// How long anything may take that is not a matter of timings: the machine may be busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long the garbage collector may take: it stands still for a while whenever a test removes a definition.
 pub const COLLECTION: Duration = Duration::from_secs(240);
+
+/// The retry period of the stages.
+pub const RETRY: Duration = Duration::from_millis(500);
 
 static KUBELET: OnceCell<Kubelet> = OnceCell::const_new();
 static STAGES: AtomicUsize = AtomicUsize::new(0);
@@ -65,6 +71,10 @@ pub struct Stage {
     pub standby: Option<&'static str>,
     /// Whether replicas know their Pod's uid: what proof of a death rests on.
     pub proof: bool,
+    /// Another namespace that has Leases of this stage.
+    pub elsewhere: Option<String>,
+    /// Log files of replicas that are no Pods.
+    pub logs: Mutex<Vec<PathBuf>>,
     started: usize,
 }
 
@@ -97,6 +107,8 @@ impl Stage {
             placement: "grace: 1s, settle: 2s",
             standby: None,
             proof: true,
+            elsewhere: None,
+            logs: Mutex::default(),
             started: 0,
         };
         stage.started = cluster.audit()?.len();
@@ -359,8 +371,12 @@ spec:
         Ok(all
             .into_iter()
             .skip(self.started)
-            .filter(|event| event.namespace.as_deref() == Some(&self.namespace))
+            .filter(|event| event.namespace.as_ref().is_some_and(|name| self.plays_in(name)))
             .collect())
+    }
+
+    fn plays_in(&self, namespace: &str) -> bool {
+        namespace == self.namespace || self.elsewhere.as_deref() == Some(namespace)
     }
 
     /// All that is known of the replicas, for a failure.
@@ -369,6 +385,10 @@ spec:
         for pod in self.pods().await.unwrap_or_default() {
             let log = self.kubelet.log(&self.namespace, &pod.name_any());
             text.push_str(&format!("--- {}\n{log}\n", pod.name_any()));
+        }
+        for path in self.logs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let log = std::fs::read(path).unwrap_or_default();
+            text.push_str(&format!("--- {}\n{}\n", path.display(), String::from_utf8_lossy(&log)));
         }
         text
     }
@@ -398,6 +418,11 @@ pub fn lease_of(kind: &str) -> String {
     format!("{}.observer.leasehold.dev", kind.to_lowercase())
 }
 
+/// What an observer kind is called in configurations' words: with its group.
+pub fn name_of(kind: &str) -> String {
+    format!("{kind}.observer.leasehold.dev")
+}
+
 /// The pod that a holder identity is of.
 pub fn pod_of(holder: &str) -> &str {
     holder.rsplit_once('_').map_or(holder, |(pod, _)| pod)
@@ -407,6 +432,12 @@ pub fn pod_of(holder: &str) -> &str {
 pub fn not(pod: &str) -> impl Fn(&str) -> bool {
     let pod = pod.to_owned();
     move |holder| pod_of(holder) != pod
+}
+
+/// What a test has seen, for its reader.
+#[expect(clippy::print_stdout, reason = "the output of a test")]
+pub fn tell(seen: &str) {
+    println!("{seen}");
 }
 
 /// Fails unless true, with words.
