@@ -27,20 +27,22 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) const GROUP: &str = "bench.leasehold.dev";
 
-/// Timings of both systems: lease duration, renew deadline, retry period, in milliseconds.
+/// Timings of both systems: lease duration, renew deadline, retry period, and of ours what a request may take, in milliseconds.
 #[derive(Clone, Copy)]
 pub(crate) struct Timings {
     pub(crate) lease: u64,
     pub(crate) deadline: u64,
     pub(crate) retry: u64,
+    pub(crate) request: u64,
     /// Of ours: how long the replicas must have been the same before a kind is moved.
     pub(crate) settle: u64,
 }
 
 /// What everybody has by default.
-pub(crate) const DEFAULT: Timings = Timings { lease: 15_000, deadline: 10_000, retry: 2_000, settle: 5_000 };
+pub(crate) const DEFAULT: Timings =
+    Timings { lease: 15_000, deadline: 10_000, retry: 2_000, request: 1_000, settle: 5_000 };
 /// A third of it, for what is tried many times.
-pub(crate) const QUICK: Timings = Timings { lease: 5_000, deadline: 3_000, retry: 600, settle: 1_500 };
+pub(crate) const QUICK: Timings = Timings { lease: 5_000, deadline: 3_000, retry: 600, request: 1_000, settle: 1_500 };
 
 /// Who is measured.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -81,6 +83,15 @@ pub(crate) struct Fleet<'f> {
 impl Field {
     /// Starts everything that the figures need; no replicas yet. The peer of composed kinds is built only if it is needed.
     pub(crate) async fn start(with_peer: bool) -> Result<Self> {
+        Self::start_with(with_peer, false).await
+    }
+
+    /// As [`start`](Self::start), with a fault proxy for each pod: for what is not measured in milliseconds.
+    pub(crate) async fn start_behind_proxies() -> Result<Self> {
+        Self::start_with(false, true).await
+    }
+
+    async fn start_with(with_peer: bool, proxy_per_pod: bool) -> Result<Self> {
         let leasehold = PathBuf::from(env!("CARGO_BIN_EXE_leasehold"));
         let replica = leasehold.parent().context("target folder")?.join("examples/replica");
         let cluster = Cluster::start().await?;
@@ -95,8 +106,8 @@ impl Field {
         let images = images.into_iter().chain(peer.map(|peer| ("peer".to_owned(), peer)));
         // A replica that was stopped comes back soon, for the next trial.
         let restart_backoff = Duration::from_millis(50);
-        let options =
-            KubeletOptions { nodes: 3, images: images.collect(), restart_backoff, ..KubeletOptions::default() };
+        let images = images.collect();
+        let options = KubeletOptions { nodes: 3, images, proxy_per_pod, restart_backoff, ..KubeletOptions::default() };
         let kubelet = cluster.start_kubelet(options).await?;
         Ok(Self { client: cluster.client()?, kubelet, cluster })
     }
@@ -122,8 +133,21 @@ impl Field {
         replicas: usize,
         timings: Timings,
     ) -> Result<Fleet<'_>> {
-        let namespace = format!("{name}-{}", system.name());
         let began = self.cluster.audit()?.len();
+        self.fleet_from(began, system, name, kinds, replicas, timings).await
+    }
+
+    /// As [`fleet`](Self::fleet), when the number of the first event is known, or the audit log is of no use to it.
+    pub(crate) async fn fleet_from(
+        &self,
+        began: usize,
+        system: System,
+        name: &str,
+        kinds: usize,
+        replicas: usize,
+        timings: Timings,
+    ) -> Result<Fleet<'_>> {
+        let namespace = format!("{name}-{}", system.name());
         let fleet = Fleet { field: self, system, namespace, kinds, began };
         self.cluster.apply(&RIGHTS.replace("@NAMESPACE@", &fleet.namespace)).await?;
         self.cluster.apply(&fleet.deployment(replicas, timings)).await?;
@@ -260,7 +284,7 @@ impl Fleet<'_> {
     }
 
     fn deployment(&self, replicas: usize, timings: Timings) -> String {
-        let Timings { lease, deadline, retry, settle } = timings;
+        let Timings { lease, deadline, retry, request, settle } = timings;
         let arguments = match self.system {
             System::Ours => "[/etc/replica/leasehold.yaml, \"0.0.0.0:8080\"]".to_owned(),
             System::ClientGo => {
@@ -290,6 +314,7 @@ impl Fleet<'_> {
             .replace("@LEASE@", &format!("{lease}ms"))
             .replace("@DEADLINE@", &format!("{deadline}ms"))
             .replace("@RETRY@", &format!("{retry}ms"))
+            .replace("@REQUEST@", &format!("{request}ms"))
             .replace("@SETTLE@", &format!("{settle}ms"))
             .replace("@KINDS@", &kinds)
     }
@@ -386,7 +411,7 @@ data:
   leasehold.yaml: |
     apiVersion: leasehold.dev/v1alpha1
     kind: Configuration
-    leases: {duration: @LEASE@, renewDeadline: @DEADLINE@, retryPeriod: @RETRY@, requestTimeout: 1s}
+    leases: {duration: @LEASE@, renewDeadline: @DEADLINE@, retryPeriod: @RETRY@, requestTimeout: @REQUEST@}
     placement: {settle: @SETTLE@}
     kinds:
 @KINDS@

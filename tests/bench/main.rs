@@ -1,5 +1,5 @@
 //! `make bench`: how evenly kinds spread, how fast one changes hands, what that costs, and what composed kinds cost, on a real control plane, beside
-//! replicas as people write them with client-go today.
+//! replicas as people write them with client-go today. And what becomes of kinds beside a grey replica.
 //!
 //! All times are the API server's own, of its audit log, except the moment of a signal, which is this machine's and so
 //! by the same clock. `-o json` prints JSON instead of the table, `--json FILE` writes it to a file as well, `--only GROUP`
@@ -9,6 +9,7 @@
 mod children;
 mod crash;
 mod field;
+mod grey;
 mod handover;
 mod load;
 mod placement;
@@ -16,14 +17,14 @@ mod record;
 mod report;
 mod spread;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
 use field::Field;
 use report::{Report, say};
 
-const GROUPS: [&str; 6] = ["placement", "spread", "handover", "crash", "load", "children"];
+const GROUPS: [&str; 7] = ["placement", "spread", "handover", "crash", "load", "children", "grey"];
 
 struct Arguments {
     only_json: bool,
@@ -63,7 +64,7 @@ async fn main() -> Result<()> {
     if wanted("placement") {
         placement::measure(&mut report);
     }
-    if GROUPS[1..].iter().any(|group| wanted(group)) {
+    if GROUPS[1..6].iter().any(|group| wanted(group)) {
         say("starting the control plane");
         let field = Field::start(wanted("children")).await?;
         if wanted("spread") {
@@ -81,6 +82,12 @@ async fn main() -> Result<()> {
         if wanted("children") {
             children::measure(&field, if arguments.quick { 1 } else { 3 }, &mut report).await?;
         }
+    }
+    if wanted("grey") {
+        say("starting a control plane behind fault proxies");
+        let field = Field::start_behind_proxies().await?;
+        let (time, trials) = if arguments.quick { (60, 1) } else { (600, 3) };
+        grey::measure(&field, Duration::from_secs(time), trials, &mut report).await?;
     }
     let json = serde_json::to_string_pretty(&report.json()?)?;
     if let Some(file) = &arguments.file {
