@@ -67,7 +67,8 @@ impl Rivals {
     /// Everything that the watch covers, as it is stored now. `complete`: the watch goes on from here.
     pub fn listed(&mut self, now: Moment, records: &[Record], complete: bool) {
         let names: BTreeSet<_> = records.iter().map(|it| (it.namespace.clone(), it.name.clone())).collect();
-        self.held.iter_mut().filter(|(name, _)| !names.contains(*name)).for_each(|(_, held)| held.since = now);
+        let gone: Vec<_> = self.held.keys().filter(|name| !names.contains(*name)).cloned().collect();
+        gone.iter().for_each(|name| self.vanish(now, name));
         records.iter().for_each(|record| self.stored(now, record));
         self.current |= complete;
     }
@@ -104,10 +105,19 @@ impl Rivals {
         self.held.insert(name, held);
     }
 
-    /// A Lease is gone. A holder that has not heard of it works on for as long as it counts for itself.
+    /// A Lease is gone.
     pub fn deleted(&mut self, now: Moment, record: &Record) {
         self.seen = self.seen.max(record.version.number());
-        if let Some(held) = self.held.get_mut(&(record.namespace.clone(), record.name.clone())) {
+        self.vanish(now, &(record.namespace.clone(), record.name.clone()));
+    }
+
+    /// A holder that has not heard that its Lease is gone works on for as long as it counts for itself. One whose Lease had
+    /// expired before counts no more: that is how the Lease of a renamed kind is collected.
+    fn vanish(&mut self, now: Moment, name: &(String, String)) {
+        let Some(held) = self.held.get_mut(name) else { return };
+        if self.current && now >= held.expiry(self.lease_duration) {
+            self.held.remove(name);
+        } else {
             held.since = now;
         }
     }
@@ -126,7 +136,7 @@ impl Rivals {
     /// by which a term of ours that works has begun; a rival that began after it gives way itself, if it knows the rule.
     pub fn of(&self, now: Moment, kind: &str, term: Option<Option<u64>>, deaths: &Deaths) -> Option<Rival> {
         let holds = |held: &Held| {
-            let expired = self.current && now >= held.since + held.duration.unwrap_or(self.lease_duration);
+            let expired = self.current && now >= held.expiry(self.lease_duration);
             !expired && !deaths.prove(&held.holder, held.pod.as_deref())
         };
         let counts = |held: &Held| match term {
@@ -143,8 +153,13 @@ impl Rivals {
 
     /// When a rival's Lease expires.
     pub fn next_change(&self, now: Moment) -> Option<Moment> {
-        let expiry = |held: &Held| held.since + held.duration.unwrap_or(self.lease_duration);
-        self.held.values().map(expiry).filter(|at| *at > now).min()
+        self.held.values().map(|held| held.expiry(self.lease_duration)).filter(|at| *at > now).min()
+    }
+}
+
+impl Held {
+    fn expiry(&self, lease_duration: Duration) -> Moment {
+        self.since + self.duration.unwrap_or(lease_duration)
     }
 }
 
@@ -202,6 +217,20 @@ mod tests {
         rivals.stored(at(2), &record("ns", "old", 8, Some("x")));
         rivals.stored(at(4), &record("ns", "old", 9, Some("x")));
         assert!(of(&rivals, 4, Some(5)), "it does not know the rule");
+    }
+
+    #[test]
+    fn a_rival_that_is_deleted_counts_for_its_duration_unless_it_had_expired() {
+        let mut rivals = rivals();
+        rivals.stored(at(0), &record("ns", "old", 6, Some("x")));
+        rivals.deleted(at(10), &record("ns", "old", 7, Some("x")));
+        assert!(of(&rivals, 24, None) && !of(&rivals, 25, None), "x may not have heard of it");
+        rivals.stored(at(30), &record("ns", "old", 8, Some("x")));
+        rivals.deleted(at(90), &record("ns", "old", 9, Some("x")));
+        assert!(!of(&rivals, 90, None), "it is collected");
+        rivals.stored(at(100), &record("ns", "old", 10, Some("x")));
+        rivals.listed(at(200), &[], true);
+        assert!(!of(&rivals, 200, None));
     }
 
     #[test]
