@@ -30,9 +30,10 @@ pub use super::shard::NOT_ASKED;
 const CONFIRM: Duration = Duration::from_millis(500);
 
 /// First pause after a term that ended deaf, before the kind is placed here again; it doubles with each further one.
-const DEAF_PAUSE: Duration = Duration::from_secs(60);
+/// A trial costs the time until the next term is found to be deaf, and that it is not here costs balance only.
+const DEAF_PAUSE: Duration = Duration::from_secs(600);
 /// The longest of these pauses.
-const DEAF_PAUSE_MOST: Duration = Duration::from_secs(1800);
+const DEAF_PAUSE_MOST: Duration = Duration::from_secs(3600);
 
 /// What a stop may take beside the drains: the release, its repetition, and the writes that are answered late.
 const STOP: Duration = Duration::from_secs(3);

@@ -33,13 +33,13 @@ impl Price {
         match grey {
             // It led and has lost its renewals: a Lease, the grace, and a second.
             Grey::RequestsRefused => Self { gap: LEASE + 2 * SECOND + SECOND, ..USUAL },
-            // A reconciler that cannot stand by is found to be deaf when it leads, after ten seconds. It is not tried again
-            // for a minute, and for twice as long each time.
-            Grey::Deaf | Grey::DeafAfterLists if declines => {
-                Self { gap: 10 * SECOND + USUAL.gap, lost: 45 * SECOND, terms: 16 }
-            }
-            // Twice it takes a kind that is free.
-            Grey::Deaf | Grey::DeafAfterLists => Self { gap: 10 * SECOND + USUAL.gap, lost: 28 * SECOND, ..USUAL },
+            // A reconciler that cannot stand by is found to be deaf when it leads, after ten seconds; others when they take a
+            // kind that is free. It is not tried again for ten minutes, and for twice as long each time.
+            Grey::Deaf | Grey::DeafAfterLists => Self {
+                gap: 10 * SECOND + USUAL.gap,
+                lost: 10 * SECOND + USUAL.gap,
+                terms: if declines { 8 } else { 4 },
+            },
             // It is tried again after one, two, and four minutes, and no time is lost by that.
             Grey::Fails => Self { terms: 6, ..USUAL },
             _ => USUAL,
