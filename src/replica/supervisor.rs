@@ -110,11 +110,13 @@ enum Wake {
     Shown(Shown),
     Judged(ShardIndex, preflight::Verdict),
     Ended(Id, Outcome),
-    /// What a term hears has changed, or its fence is gone.
-    Heard(ShardIndex, TermNumber, watch::Receiver<hearing::Hearing>, bool),
-    Refused(ShardIndex, watch::Receiver<hearing::Refusals>, bool),
+    /// What a term, or the standby for it, hears has changed.
+    Heard(ShardIndex, TermNumber, watch::Receiver<hearing::Hearing>),
+    /// The API server has refused a request of it.
+    Refused(ShardIndex, watch::Receiver<hearing::Refusals>),
+    /// A task that runs as long as the replica has ended.
     Died(&'static str),
-    /// Nothing that concerns the core.
+    /// A fence that was listened to is gone.
     Nothing,
 }
 
@@ -312,19 +314,15 @@ impl Supervisor {
                 Some(Event::Judged(shard, verdict))
             }
             Wake::Ended(id, outcome) => self.on_task_ended(id, outcome),
-            Wake::Heard(shard, term, mut heard, open) => {
+            Wake::Heard(shard, term, mut heard) => {
                 let hearing = heard.borrow_and_update().clone();
-                if open {
-                    self.listen(shard, term, heard);
-                }
+                self.listen(shard, term, heard);
                 let deaf = hearing.deaf_since.map(|_| hearing.problem.unwrap_or_default());
                 Some(Event::Heard(shard, term, deaf.map_or(Hearing::Hears, Hearing::Deaf)))
             }
-            Wake::Refused(shard, mut refused, open) => {
+            Wake::Refused(shard, mut refused) => {
                 let last = refused.borrow_and_update().last.clone();
-                if open {
-                    self.listen_for_refusals(shard, refused);
-                }
+                self.listen_for_refusals(shard, refused);
                 let refusal = last?;
                 self.telemetry.refused(&self.seats[shard].kind, &refusal);
                 Some(Event::Denied(shard))
@@ -510,7 +508,7 @@ impl Supervisor {
     fn listen(&mut self, shard: ShardIndex, term: TermNumber, mut heard: watch::Receiver<hearing::Hearing>) {
         self.pending.push(Box::pin(async move {
             match heard.changed().await {
-                Ok(()) => Wake::Heard(shard, term, heard, true),
+                Ok(()) => Wake::Heard(shard, term, heard),
                 Err(_gone) => Wake::Nothing,
             }
         }));
@@ -519,7 +517,7 @@ impl Supervisor {
     fn listen_for_refusals(&mut self, shard: ShardIndex, mut refused: watch::Receiver<hearing::Refusals>) {
         self.pending.push(Box::pin(async move {
             match refused.changed().await {
-                Ok(()) => Wake::Refused(shard, refused, true),
+                Ok(()) => Wake::Refused(shard, refused),
                 Err(_gone) => Wake::Nothing,
             }
         }));
