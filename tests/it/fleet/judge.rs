@@ -137,7 +137,7 @@ impl World {
         let before = since.saturating_sub(AFTERCARE * SETTLE);
         self.hosts.iter().any(|it| {
             let before = it.clock.read(before);
-            it.replica.shards().iter().any(|shard| shard.failing_until(before).is_some())
+            it.replica.shards().iter().any(|shard| shard.avoided_until(before).is_some())
         })
     }
 
@@ -314,11 +314,11 @@ impl World {
         })
     }
 
-    /// How long it is at the most until no kind counts as failing any more.
+    /// How long it is at the most until no kind is kept away from a replica where it failed or heard nothing.
     pub(super) fn cools_for(&self) -> Global {
         let cools = |host: usize| {
             let (it, now) = (&self.hosts[host], self.local(host));
-            let until = it.replica.shards().iter().filter_map(|shard| shard.failing_until(now)).max();
+            let until = it.replica.shards().iter().filter_map(|shard| shard.avoided_until(now)).max();
             until.map_or(0, |until| it.clock.until(until, self.time.now))
         };
         self.active().into_iter().map(cools).max().unwrap_or(0)
@@ -339,7 +339,7 @@ impl World {
             it.template.kind(kind).is_some() && !it.blocked.contains(kind) && !it.failing.contains(kind)
         };
         if self.cools_for() > 0 {
-            return Some("a kind fails".to_owned());
+            return Some("a kind is kept away from a replica".to_owned());
         }
         let newest = self.newest();
         let is_newest = |host: usize| {
