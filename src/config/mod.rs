@@ -4,6 +4,7 @@
 
 mod duration;
 mod errors;
+mod groups;
 mod raw;
 mod read;
 pub mod schema;
@@ -21,7 +22,7 @@ pub(crate) mod tree {
     };
 }
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 /// The longest that a Lease may be held after a renewal. A record that says more was not written by a replica of ours.
 pub const LONGEST_LEASE: Duration = Duration::from_secs(600);
@@ -69,8 +70,52 @@ pub struct Configuration {
     pub placement: Placement,
     /// How long a drain may take before the term is aborted.
     pub drain_timeout: Duration,
+    /// Which kinds share a Lease.
+    pub election: Election,
+    /// What follows when a running term is lost.
+    pub on_loss: OnLoss,
     /// The kinds, in the order of the file.
     pub kinds: Vec<Kind>,
+}
+
+impl Configuration {
+    /// The kinds of each shard, which share one Lease, in the order of the file; a kind of no group is one by itself.
+    pub fn shards(&self) -> Vec<Vec<&Kind>> {
+        let mut shards: Vec<Vec<&Kind>> = Vec::new();
+        let mut by_lease = HashMap::new();
+        for kind in &self.kinds {
+            let shard = *by_lease.entry(&kind.lease_name).or_insert(shards.len());
+            match shards.get_mut(shard) {
+                Some(shard) => shard.push(kind),
+                None => shards.push(vec![kind]),
+            }
+        }
+        shards
+    }
+}
+
+/// Which kinds share a Lease.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Election {
+    /// Each kind has a Lease of its own, and each group of kinds has one.
+    #[default]
+    PerKind,
+    /// All kinds share this one Lease: one replica leads all of them, the others stand by.
+    Single {
+        /// Name of the Lease.
+        lease: String,
+    },
+}
+
+/// What a replica does when a term of its own ends by a loss: another replica holds the Lease, no renewal succeeded by
+/// the renew deadline, or the Lease is gone. A planned handover and a stop are none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OnLoss {
+    /// It ends the term's work and takes part in the election again.
+    #[default]
+    Reelect,
+    /// The process ends at once, without cleaning up, and is restarted by Kubernetes.
+    Exit,
 }
 
 /// When kinds that are held are moved to even out the spread.
@@ -123,7 +168,8 @@ pub struct Timings {
     pub request_timeout: Duration,
 }
 
-/// One configured kind. Today a kind is one shard; `lease_name` belongs to the shard, the rest to the kind.
+/// One configured kind. `lease_name`, `lease_group` and `standby` belong to its shard, and are the same for each kind of
+/// that; the rest is the kind's.
 #[derive(Clone, Debug)]
 pub struct Kind {
     /// API group; empty for the core group.
@@ -132,8 +178,11 @@ pub struct Kind {
     pub version: String,
     /// Kind in CamelCase, as in `kind:` of an object.
     pub kind: String,
-    /// Name of the Lease: `<kind>.<group>` in lower case unless the file says otherwise.
+    /// Name of the Lease: `<kind>.<group>` in lower case, or that of its group, unless the file says otherwise.
     pub lease_name: String,
+    /// The kinds that share its Lease are called so: the file's `group`, or the Lease's name if the election is
+    /// [`Single`](Election::Single). Not the API group.
+    pub lease_group: Option<String>,
     /// Expected load, relative to the other kinds; at least 1.
     pub weight: u32,
     /// Objects reconciled at once; at least 1.

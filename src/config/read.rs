@@ -5,9 +5,10 @@
 use std::time::Duration;
 
 use super::{
-    Configuration, Errors, Kind, LONGEST_LEASE, Offer, Placement, Rebalance, StandbyMode, Timings,
+    Configuration, Election, Errors, Kind, LONGEST_LEASE, Offer, OnLoss, Placement, Rebalance, StandbyMode, Timings,
     duration::show,
     errors::Gathered,
+    groups::{self, Entry},
     raw::{self, Node, Position, Value},
     section::{Located, Section},
 };
@@ -43,6 +44,16 @@ pub(super) const REBALANCES: [(&str, Rebalance); 3] =
 pub(super) const STANDBYS: [(&str, StandbyMode); 3] =
     [("None", StandbyMode::None), ("Successor", StandbyMode::Successor), ("All", StandbyMode::All)];
 
+pub(super) const ON_LOSSES: [(&str, OnLoss); 2] = [("Reelect", OnLoss::Reelect), ("Exit", OnLoss::Exit)];
+pub(super) const MODES: [(&str, Mode); 2] = [("PerKind", Mode::PerKind), ("Single", Mode::Single)];
+
+/// The word of `election.mode`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    PerKind,
+    Single,
+}
+
 pub(super) const LABEL_MAX: usize = 63;
 pub(super) const SUBDOMAIN_MAX: usize = 253;
 
@@ -77,10 +88,10 @@ fn top(root: &Node, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Con
     let (lease_namespace, timings) = leases(&mut section, errors);
     let placement = placement(&mut section, timings.lease_duration, errors);
     let drain_timeout = section.duration("drainTimeout", (Duration::ZERO, HOUR), errors);
+    let election = election(&mut section, &instance, errors);
+    let on_loss = section.choice("onLoss", &ON_LOSSES, errors).unwrap_or_default();
     let defaults = defaults(&mut section, errors);
-    let kinds = kinds(&mut section, defaults, reconcilers, errors);
-    section.not_yet("election", errors);
-    section.not_yet("onLoss", errors);
+    let kinds = kinds(&mut section, defaults, reconcilers, &election, errors);
     section.finish(errors);
     Configuration {
         instance,
@@ -88,6 +99,8 @@ fn top(root: &Node, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Con
         timings,
         placement,
         drain_timeout: drain_timeout.map_or(DEFAULT_DRAIN_TIMEOUT, |found| found.value),
+        election,
+        on_loss,
         kinds,
     }
 }
@@ -106,6 +119,50 @@ fn instance(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> String {
         );
     }
     found.value.to_owned()
+}
+
+/// The Lease of a `Single` election is called like the instance, which no other installation of the namespace has.
+fn election(top: &mut Section<'_>, instance: &str, errors: &mut Gathered<'_>) -> Election {
+    let Some(node) = top.take("election") else { return Election::PerKind };
+    if let Value::Text(mode) = &node.value {
+        let message = format!("expected a mapping of fields; write `election: {{mode: {mode}}}`");
+        errors.add(node.at, &top.path_of("election"), message);
+        return Election::PerKind;
+    }
+    let mut section = Section::open(node, &top.path_of("election"), errors);
+    let mode = section.choice("mode", &MODES, errors);
+    let lease_at = section.place("lease");
+    let lease = lease_name(&mut section, errors);
+    let names_one = section.has("lease");
+    if !section.has("mode") && matches!(node.value, Value::Map(_)) {
+        errors.add(section.at(), &section.path_of("mode"), "missing; write `mode: Single` or `mode: PerKind`");
+    }
+    let (mode_at, mode_path) = section.place("mode");
+    section.finish(errors);
+    match mode {
+        Some(Mode::Single) => {
+            let lease = match lease {
+                Some(lease) => lease.value.to_owned(),
+                None => {
+                    if !names_one && !is_lease_name(instance) {
+                        let message = format!(
+                            "the Lease of all kinds is called like the instance unless election.lease.name says otherwise, \
+                             and `{instance}` is no Lease name; set election.lease.name"
+                        );
+                        errors.add(mode_at, &mode_path, message);
+                    }
+                    instance.to_owned()
+                }
+            };
+            Election::Single { lease }
+        }
+        Some(Mode::PerKind) if names_one => {
+            let message = "each kind has its own Lease if election.mode is PerKind; remove `lease` or write `mode: Single`";
+            errors.add(lease_at.0, &lease_at.1, message);
+            Election::PerKind
+        }
+        _ => Election::PerKind,
+    }
 }
 
 fn leases(top: &mut Section<'_>, errors: &mut Gathered<'_>) -> (Option<String>, Timings) {
@@ -242,7 +299,13 @@ fn load(section: &mut Section<'_>, default: Load, errors: &mut Gathered<'_>) -> 
     }
 }
 
-fn kinds(top: &mut Section<'_>, defaults: Load, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Vec<Kind> {
+fn kinds(
+    top: &mut Section<'_>,
+    defaults: Load,
+    reconcilers: &[Offer<'_>],
+    election: &Election,
+    errors: &mut Gathered<'_>,
+) -> Vec<Kind> {
     let Some(node) = top.take("kinds") else {
         errors.add(top.at(), "kinds", "missing; list at least one kind");
         return Vec::new();
@@ -254,52 +317,40 @@ fn kinds(top: &mut Section<'_>, defaults: Load, reconcilers: &[Offer<'_>], error
     if list.is_empty() {
         errors.add(node.at, "kinds", "the list is empty; list at least one kind");
     }
-    let mut seen: Vec<Seen> = Vec::new();
+    let mut entries: Vec<Entry> = Vec::new();
     for (index, node) in list.iter().enumerate() {
-        if let Some(kind) = kind(node, &format!("kinds[{index}]"), defaults, reconcilers, errors) {
-            distinct(&kind, &seen, errors);
-            seen.push(kind);
+        if let Some(entry) = kind(node, &format!("kinds[{index}]"), defaults, reconcilers, election, errors)
+            && is_first(&entry, &entries, errors)
+        {
+            entries.push(entry);
         }
     }
-    seen.into_iter().map(|seen| seen.kind).collect()
+    groups::share(&mut entries, election, errors);
+    entries.into_iter().map(|entry| entry.kind).collect()
 }
 
-/// A kind with the places to point at when another one collides with it.
-struct Seen {
-    kind: Kind,
-    path: String,
-    kind_at: Position,
-    kind_path: String,
-    lease_at: Position,
-    lease_path: String,
-}
-
-fn distinct(new: &Seen, seen: &[Seen], errors: &mut Gathered<'_>) {
-    if let Some(first) = seen.iter().find(|s| s.kind.group == new.kind.group && s.kind.kind == new.kind.kind) {
-        let message = format!(
-            "{} stands twice, first as {} on line {}; whatever its version, a kind has one entry: remove one",
-            new.kind.name(),
-            first.path,
-            first.kind_at.line
-        );
-        errors.add(new.kind_at, &new.kind_path, message);
-        return;
-    }
-    let lease = new.kind.lease_name.to_ascii_lowercase();
-    if let Some(first) = seen.iter().find(|s| s.kind.lease_name.to_ascii_lowercase() == lease) {
-        let message = format!(
-            "the Lease `{lease}` is that of {} ({}, line {}) already, and a Lease is held for one kind; \
-             set another lease.name",
-            first.kind.name(),
-            first.path,
-            first.lease_at.line
-        );
-        errors.add(new.lease_at, &new.lease_path, message);
-    }
+fn is_first(new: &Entry, entries: &[Entry], errors: &mut Gathered<'_>) -> bool {
+    let same = |entry: &&Entry| entry.kind.group == new.kind.group && entry.kind.kind == new.kind.kind;
+    let Some(first) = entries.iter().find(same) else { return true };
+    let message = format!(
+        "{} stands twice, first as {} on line {}; whatever its version, a kind has one entry: remove one",
+        new.kind.name(),
+        first.path,
+        first.kind_at.line
+    );
+    errors.add(new.kind_at, &new.kind_path, message);
+    false
 }
 
 /// `None` if group and kind could not be read, so that there is nothing to compare with others.
-fn kind(node: &Node, path: &str, defaults: Load, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Option<Seen> {
+fn kind(
+    node: &Node,
+    path: &str,
+    defaults: Load,
+    reconcilers: &[Offer<'_>],
+    election: &Election,
+    errors: &mut Gathered<'_>,
+) -> Option<Entry> {
     let is_mapping = matches!(node.value, Value::Map(_));
     let mut section = Section::open(node, path, errors);
     if !is_mapping {
@@ -308,7 +359,9 @@ fn kind(node: &Node, path: &str, defaults: Load, reconcilers: &[Offer<'_>], erro
     let group_version = group_version(&mut section, errors);
     let kind = kind_name(&mut section, errors);
     let load = load(&mut section, defaults, errors);
-    let lease = lease_name(&mut section, errors);
+    let standby_at = section.place("standby");
+    let lease = lease_name(&mut section, errors).map(|found| found.map(str::to_owned));
+    let lease_group = group_name(&mut section, errors).map(|found| found.map(str::to_owned));
     let reconciler = reconciler(&mut section, reconcilers, errors);
     section.not_yet("election", errors);
     section.not_yet("onLoss", errors);
@@ -320,19 +373,19 @@ fn kind(node: &Node, path: &str, defaults: Load, reconcilers: &[Offer<'_>], erro
     } else {
         format!("{}.{group}", kind.value.to_ascii_lowercase())
     };
-    if lease.is_none() && default_lease.len() > LABEL_MAX {
+    let alone = lease.is_none() && lease_group.is_none() && *election == Election::PerKind;
+    if alone && default_lease.len() > LABEL_MAX {
         let message = format!(
             "the default Lease name `{default_lease}` is longer than {LABEL_MAX} characters, and objects bear it as a label; set lease.name"
         );
         errors.add(kind.at, &kind.path, message);
     }
-    let (lease_at, lease_path) =
-        lease.as_ref().map_or_else(|| (kind.at, kind.path.clone()), |lease| (lease.at, lease.path.clone()));
     let mut entry = Kind {
         group,
         version,
         kind: kind.value.to_owned(),
-        lease_name: lease.map_or(default_lease, |lease| lease.value.to_owned()),
+        lease_name: lease.as_ref().map_or(default_lease, |lease| lease.value.clone()),
+        lease_group: lease_group.as_ref().map(|group| group.value.clone()),
         weight: load.weight.into(),
         concurrency: load.concurrency,
         resync: load.resync,
@@ -351,7 +404,15 @@ fn kind(node: &Node, path: &str, defaults: Load, reconcilers: &[Offer<'_>], erro
         }
         None => {}
     }
-    Some(Seen { kind: entry, path: path.to_owned(), kind_at: kind.at, kind_path: kind.path, lease_at, lease_path })
+    Some(Entry {
+        kind: entry,
+        path: path.to_owned(),
+        kind_at: kind.at,
+        kind_path: kind.path,
+        lease,
+        group: lease_group,
+        standby_at,
+    })
 }
 
 pub(crate) fn group_version(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> Option<(String, String)> {
@@ -416,6 +477,24 @@ fn lease_name<'n>(section: &mut Section<'n>, errors: &mut Gathered<'_>) -> Optio
         }
     }
     found
+}
+
+/// A group's Lease bears its name, unless one of its kinds says otherwise.
+fn group_name<'n>(section: &mut Section<'n>, errors: &mut Gathered<'_>) -> Option<Located<&'n str>> {
+    let found = section.text("group", errors)?;
+    if !is_lease_name(found.value) {
+        let message = format!(
+            "`{}` is no name of a group, which its Lease bears: at most {LABEL_MAX} characters, {}",
+            found.value,
+            subdomain_rule()
+        );
+        errors.add(found.at, &found.path, message);
+    }
+    Some(found)
+}
+
+fn is_lease_name(text: &str) -> bool {
+    is_subdomain(text) && text.len() <= LABEL_MAX
 }
 
 /// What reconciles a kind, as the file has it.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::read::{CAPACITIES, CONCURRENCIES, LABEL_MAX, REBALANCES, STANDBYS, SUBDOMAIN_MAX, WEIGHTS};
+use super::read::{CAPACITIES, CONCURRENCIES, LABEL_MAX, MODES, ON_LOSSES, REBALANCES, STANDBYS, SUBDOMAIN_MAX, WEIGHTS};
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 
@@ -22,6 +22,7 @@ pub fn configuration(builtin: &[&str]) -> Value {
         "apiVersion": {"type": "string", "description": "Group and version of the kind, such as example.com/v1."},
         "kind": {"type": "string", "pattern": "^[A-Z][A-Za-z0-9]*$", "maxLength": LABEL_MAX, "description": "The kind, as objects bear it."},
         "lease": object(json!({"name": {"type": "string", "maxLength": LABEL_MAX, "description": "Name of its Lease."}}), &[]),
+        "group": {"type": "string", "maxLength": LABEL_MAX, "description": "Kinds of one group share a Lease: they start and stop together, on one replica."},
         "reconciler": {
             "type": "object",
             "description": "What reconciles it.",
@@ -54,6 +55,11 @@ pub fn configuration(builtin: &[&str]) -> Value {
             "grace": duration("The longest that a replica lets another go first for a free Lease."),
             "capacity": number(CAPACITIES, "How much these replicas take, relative to others of the instance."),
         }), &[]),
+        "election": object(json!({
+            "mode": words(MODES.map(|(word, _)| word).to_vec(), "PerKind: a Lease for each kind or group. Single: one Lease for all kinds."),
+            "lease": object(json!({"name": {"type": "string", "maxLength": LABEL_MAX, "description": "Name of the Lease of all kinds; by default that of the instance."}}), &[]),
+        }), &["mode"]),
+        "onLoss": words(ON_LOSSES.map(|(word, _)| word).to_vec(), "What follows when a running term is lost. Exit: the process ends at once and is restarted."),
         "drainTimeout": duration("How long a reconciler may take to finish what runs."),
         "defaults": object(load, &[]),
         "kinds": {

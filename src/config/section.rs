@@ -30,6 +30,13 @@ pub(crate) struct Located<T> {
     pub(crate) value: T,
 }
 
+impl<T> Located<T> {
+    /// The same place, with what is made of the value.
+    pub(crate) fn map<U>(self, make: impl FnOnce(T) -> U) -> Located<U> {
+        Located { at: self.at, path: self.path, value: make(self.value) }
+    }
+}
+
 impl<'n> Section<'n> {
     /// The mapping in `node`, or an error and an empty section, so that reading goes on with the defaults.
     pub(crate) fn open(node: &'n Node, path: &str, errors: &mut Gathered<'_>) -> Self {
@@ -57,6 +64,12 @@ impl<'n> Section<'n> {
 
     pub(crate) fn path_of(&self, field: &str) -> String {
         if self.path.is_empty() { field.to_owned() } else { format!("{}.{field}", self.path) }
+    }
+
+    /// Where a field's value stands, or the section if it does not have the field.
+    pub(crate) fn place(&self, name: &str) -> (Position, String) {
+        let field = self.fields.iter().find(|field| field.name == name);
+        (field.map_or(self.at, |field| field.node.at), self.path_of(name))
     }
 
     pub(crate) fn take(&mut self, name: &'static str) -> Option<&'n Node> {

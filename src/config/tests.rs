@@ -134,8 +134,6 @@ fn top_level() {
 
 #[test]
 fn what_this_release_does_not_have() {
-    check_with("election: Single", "7:1 election: not in this release; remove the field");
-    check_with("onLoss: Exit", "7:1 onLoss: not in this release");
     let kind = |lines: &str| GOOD.replace("  reconciler: {builtin: expiry}", lines);
     check(&kind("  reconciler: {compose: ''}"), "6:25 kinds[0].reconciler.compose: is empty");
     check(&kind("  reconciler: {builtin: expiry, compose: x}"), "6:42 kinds[0].reconciler.compose: a kind has one");
@@ -283,6 +281,119 @@ fn collisions() {
         &second("{apiVersion: example.com/v1, kind: WidGet, reconciler: {builtin: expiry}}"),
         "7:38 kinds[1].kind: the Lease `widget.example.com` is that of Widget.example.com",
     );
+}
+
+/// Kinds of the core group: `(kind, fields of its own)`.
+fn with_kinds(kinds: &[(&str, &str)], lines: &str) -> String {
+    let entry =
+        |(kind, fields): &(&str, &str)| format!("- {{apiVersion: v1, kind: {kind}, {fields}reconciler: {{builtin: expiry}}}}\n");
+    let kinds: String = kinds.iter().map(entry).collect();
+    format!("apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\n{lines}\nkinds:\n{kinds}")
+}
+
+fn leases_of(c: &Configuration) -> Vec<(&str, Option<&str>)> {
+    c.kinds.iter().map(|kind| (kind.lease_name.as_str(), kind.lease_group.as_deref())).collect()
+}
+
+#[test]
+fn kinds_of_a_group_share_its_lease() {
+    let kinds = [("A", "group: g, weight: 2, "), ("B", ""), ("C", "group: g, weight: 3, "), ("D", "group: h, ")];
+    let c = read(&with_kinds(&kinds, "")).unwrap();
+    assert_eq!(leases_of(&c), [("g", Some("g")), ("b", None), ("g", Some("g")), ("h", Some("h"))]);
+    let shards: Vec<Vec<_>> = c.shards().iter().map(|kinds| kinds.iter().map(|kind| kind.name()).collect()).collect();
+    assert_eq!(shards, [vec!["A", "C"], vec!["B"], vec!["D"]]);
+    assert_eq!((c.election, c.on_loss), (Election::PerKind, OnLoss::Reelect));
+    let named = [("A", "group: g, "), ("B", "group: g, lease: {name: payments}, ")];
+    let c = read(&with_kinds(&named, "")).unwrap();
+    assert_eq!(leases_of(&c), [("payments", Some("g")); 2], "one of them may say what the Lease is called");
+    let long = "x".repeat(64);
+    let c = read(&with_kinds(&[(&format!("A{}", "x".repeat(62)), "group: g, ")], "")).unwrap();
+    assert_eq!(leases_of(&c), [("g", Some("g"))]);
+    check(&with_kinds(&[("A", &format!("group: {long}, "))], ""), "5:38 kinds[0].group: `xxx");
+    check(&with_kinds(&[("A", "group: G, ")], ""), "5:38 kinds[0].group: `G` is no name of a group");
+    check(&with_kinds(&[("A", "group: [g], ")], ""), "5:38 kinds[0].group: expected text, found a list");
+}
+
+#[test]
+fn kinds_that_cannot_share_a_lease() {
+    let (first, other) = (("A", "group: g, standby: All, "), ("B", "group: g, "));
+    check(
+        &with_kinds(&[first, other], ""),
+        "6:3 kinds[1].standby: the kinds of the group `g` share one Lease and stand by together: Successor here, and All \
+         for A (kinds[0], line 5); write the same for each of them",
+    );
+    assert!(read(&with_kinds(&[first, other], "defaults: {standby: All}")).is_ok(), "a default says it as well");
+    check(
+        &with_kinds(&[("A", "group: g, lease: {name: x}, "), ("B", "group: g, lease: {name: y}, ")], ""),
+        "6:55 kinds[1].lease.name: the kinds of the group `g` share one Lease, and A (kinds[0], line 5) calls it `x`",
+    );
+    check(
+        &with_kinds(&[("A", "lease: {name: x}, "), ("B", "lease: {name: x}, ")], ""),
+        "6:45 kinds[1].lease.name: the Lease `x` is that of A (kinds[0], line 5) already, and kinds share a Lease only \
+         within a group; set another lease.name, or give both the same `group`",
+    );
+    check(
+        &with_kinds(&[("A", "group: g, "), ("B", "group: h, lease: {name: g}, ")], ""),
+        "6:55 kinds[1].lease.name: the Lease `g` is that of A (kinds[0], line 5) already",
+    );
+    check(
+        &with_kinds(&[("A", ""), ("B", "group: a, ")], ""),
+        "6:38 kinds[1].group: the Lease `a` is that of A (kinds[0], line 5) already",
+    );
+}
+
+#[test]
+fn one_lock_for_all_kinds() {
+    let kinds = [("A", "weight: 2, "), ("B", "")];
+    let c = read(&with_kinds(&kinds, "election: {mode: Single, lease: {name: my-operator}}")).unwrap();
+    assert_eq!(c.election, Election::Single { lease: "my-operator".to_owned() });
+    assert_eq!(leases_of(&c), [("my-operator", Some("my-operator")); 2]);
+    assert_eq!(c.shards().len(), 1);
+    let c = read(&with_kinds(&kinds, "election: {mode: Single}\ninstance: mine")).unwrap();
+    assert_eq!(leases_of(&c)[0].0, "mine", "the Lease is called like the instance");
+    assert_eq!(read(&with_kinds(&kinds, "election: {mode: PerKind}")).unwrap().election, Election::PerKind);
+
+    let election = |lines: &str, expected: &str| check(&with_kinds(&kinds, lines), expected);
+    election("election: Single", "3:11 election: expected a mapping of fields; write `election: {mode: Single}`");
+    election("election: {}", "3:11 election.mode: missing; write `mode: Single` or `mode: PerKind`");
+    election("election: []", "3:11 election: expected a mapping of fields, found a list");
+    election(
+        "election: {mode: single}",
+        "3:18 election.mode: expected one of PerKind, Single, found the text \"single\"; did you mean `Single`?",
+    );
+    election("election: {mode: Single, name: x}", "3:26 election.name: unknown field; known here: mode, lease");
+    election("election: {mode: Single, lease: {name: X}}", "3:40 election.lease.name: `X` is no Lease name");
+    election(
+        "election: {mode: Single}\ninstance: My_Instance",
+        "3:18 election.mode: the Lease of all kinds is called like the instance unless election.lease.name says otherwise, \
+         and `My_Instance` is no Lease name; set election.lease.name",
+    );
+    election(
+        "election: {mode: PerKind, lease: {name: x}}",
+        "3:34 election.lease: each kind has its own Lease if election.mode is PerKind; remove `lease` or write `mode: Single`",
+    );
+    let single = "election: {mode: Single, lease: {name: x}}";
+    check(
+        &with_kinds(&[("A", "group: g, ")], single),
+        "5:38 kinds[0].group: election.mode is Single, which makes one group of all kinds; remove `group`",
+    );
+    check(
+        &with_kinds(&[("A", "lease: {name: y}, ")], single),
+        "5:45 kinds[0].lease.name: election.mode is Single, and all kinds share the Lease `x`; remove `lease` here",
+    );
+    check(
+        &with_kinds(&[("A", ""), ("B", "standby: None, ")], single),
+        "6:40 kinds[1].standby: election.mode is Single, and all kinds share one Lease and stand by together: None here, \
+         and Successor for A (kinds[0], line 5)",
+    );
+    assert!(read(&with_kinds(&[(&format!("A{}", "x".repeat(62)), ""), ("B", "")], single)).is_ok());
+}
+
+#[test]
+fn what_follows_a_loss() {
+    assert_eq!(read(&format!("{GOOD}onLoss: Exit\n")).unwrap().on_loss, OnLoss::Exit);
+    assert_eq!(read(&format!("{GOOD}onLoss: Reelect\n")).unwrap().on_loss, OnLoss::Reelect);
+    check_with("onLoss: exit", "7:9 onLoss: expected one of Reelect, Exit, found the text \"exit\"; did you mean `Exit`?");
 }
 
 #[test]

@@ -76,6 +76,7 @@ impl Fake {
             version: "v1alpha1".to_owned(),
             kind: "Propagation".to_owned(),
             lease_name: "propagation.leasehold.dev".to_owned(),
+            lease_group: None,
             weight: 1,
             concurrency,
             resync: Duration::from_secs(600),

@@ -681,6 +681,7 @@ mod tests {
             version: "v1".to_owned(),
             kind: kind.to_owned(),
             lease_name: String::new(),
+            lease_group: None,
             weight: 1,
             concurrency: 1,
             resync: CONFIRM,

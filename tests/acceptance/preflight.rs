@@ -81,6 +81,7 @@ rules: [{{apiGroups: [observer.leasehold.dev], resources: [{plural}], verbs: [li
             version: "v1".to_owned(),
             kind: stage.kinds[0].clone(),
             lease_name: String::new(),
+            lease_group: None,
             weight: 1,
             concurrency: 1,
             resync: Duration::from_secs(600),
