@@ -15,6 +15,7 @@ use crate::{
     config::{Configuration, Kind},
     ops::{metrics::Metrics, status::Status},
     protocol::{
+        lease::WEIGHT_MOST,
         replica::Setup,
         roster::{Rules, ShardSpec},
     },
@@ -180,7 +181,8 @@ impl Leasehold {
         let identity = replica.new_identity();
         let namespace = self.config.lease_namespace.clone().unwrap_or_else(|| replica.pod_namespace.clone());
         let mut assignments = Vec::new();
-        for kind in &self.config.kinds {
+        // The kinds of a shard follow each other.
+        for kind in self.config.shards().concat() {
             let reconciler = self
                 .reconcilers
                 .get(&kind.reconciler)
@@ -217,12 +219,7 @@ impl Leasehold {
             status.identity.clone_from(&identity);
             status.unready = Some("the Lease watch has not listed yet".to_owned());
         });
-        let spec = |kind: &Kind| ShardSpec {
-            lease: kind.lease_name.clone(),
-            kind: kind.name(),
-            weight: kind.weight,
-            standby: kind.standby,
-        };
+        let specs = self.config.shards().iter().filter_map(|kinds| spec(kinds)).collect();
         let setup = Setup {
             identity: identity.clone(),
             pod: replica.pod_name,
@@ -239,7 +236,8 @@ impl Leasehold {
                 lease_duration: timings.lease_duration,
             },
             drain_timeout: self.config.drain_timeout,
-            specs: self.config.kinds.iter().map(spec).collect(),
+            on_loss: self.config.on_loss,
+            specs,
         };
         let scope = Scope::new(record::leases(client.clone(), &namespace), record::all_leases(client.clone()));
         let api = record::leases(lease_client, &namespace);
@@ -257,6 +255,18 @@ impl Leasehold {
         };
         Ok(Supervisor::new(surroundings, assignments).run(signals).await?)
     }
+}
+
+/// What a shard is to the core; its kinds agree on what is the Lease's.
+fn spec(kinds: &[&Kind]) -> Option<ShardSpec> {
+    let first = kinds.first()?;
+    let weights = kinds.iter().map(|kind| kind.weight);
+    Some(ShardSpec {
+        lease: first.lease_name.clone(),
+        kinds: kinds.iter().map(|kind| kind.name()).collect(),
+        weight: weights.fold(0, u32::saturating_add).min(WEIGHT_MOST),
+        standby: first.standby,
+    })
 }
 
 fn lock(instance: &str, uid: &str) -> Option<PodLock> {

@@ -26,7 +26,9 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
     match (options.output, load(&options.file)) {
         (Output::Text, Ok(loaded)) => {
             let kinds = loaded.config.kinds.len();
-            writeln!(io::stdout(), "{file}: ok, {kinds} kind{}", if kinds == 1 { "" } else { "s" })?;
+            let leases = loaded.config.shards().len();
+            let shared = if leases < kinds { format!(", {leases} Lease{}", plural(leases)) } else { String::new() };
+            writeln!(io::stdout(), "{file}: ok, {kinds} kind{}{shared}", plural(kinds))?;
             Ok(ExitCode::SUCCESS)
         }
         (Output::Text, Err(bad)) => Err(Failure::Usage(bad.to_string())),
@@ -42,4 +44,8 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
             Ok(ExitCode::from(2))
         }
     }
+}
+
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
 }

@@ -1,4 +1,5 @@
-//! `leasehold hand-over`: asks the holder of a kind to give it to another replica, and waits until that is done.
+//! `leasehold hand-over`: asks the holder of a kind to give it to another replica, and waits until that is done. The kinds
+//! of a group move together.
 
 use std::{
     io::{self, Write as _},
@@ -23,7 +24,7 @@ use leasehold::{
     },
     replica::{
         connections::WATCH_TIMEOUT,
-        record::{self, HAND_OVER_ANNOTATION, INSTANCE_LABEL, KIND_ANNOTATION, Lease},
+        record::{self, HAND_OVER_ANNOTATION, INSTANCE_LABEL, Lease},
     },
 };
 use serde_json::json;
@@ -33,7 +34,7 @@ use super::{Failure, Output, client};
 
 #[derive(Args)]
 pub(super) struct Options {
-    /// The kind: `Widget`, `Widget.example.com`, or the name of its Lease
+    /// The kind: `Widget`, `Widget.example.com`, or the name of its Lease; the kinds of a group move together
     kind: String,
     /// The replica that shall have it, by its Pod's name or its holder identity [default: where placement would put it]
     #[arg(long, value_name = "REPLICA")]
@@ -52,6 +53,15 @@ pub(super) struct Options {
     output: Output,
 }
 
+/// A Lease of kinds.
+struct Shard {
+    name: String,
+    /// The one that is meant, or the first.
+    kind: String,
+    kinds: Vec<String>,
+    holding: Holding,
+}
+
 /// The Leases of one installation.
 struct Installation {
     leases: Vec<Lease>,
@@ -68,7 +78,7 @@ async fn hand_over(options: &Options) -> Result<ExitCode, Failure> {
     let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let leases = record::leases(client(config).await?, &namespace);
     let installation = Installation::read(&leases, &namespace, options.instance.as_deref()).await?;
-    let (name, kind, holding) = installation.find(&options.kind, &namespace)?;
+    let Shard { name, kind, kinds, holding } = installation.find(&options.kind, &namespace)?;
     let Some(from) = holding.holder.clone() else {
         return Err(anyhow!(
             "no replica holds {kind} now, so none can hand it over; the first one that can run it takes it"
@@ -77,13 +87,17 @@ async fn hand_over(options: &Options) -> Result<ExitCode, Failure> {
     };
     let to = installation.choose(&name, &kind, &from, options.to.as_deref())?;
     if to == from {
-        return report(options.output, &kind, &name, &from, &to, None);
+        return report(options.output, &kind, &kinds, &name, (&from, &to), None);
+    }
+    let others: Vec<_> = kinds.iter().filter(|other| **other != kind).map(String::as_str).collect();
+    if !others.is_empty() {
+        options.output.say(&format!("{kind} shares the Lease {name} with {}: they move together", others.join(", ")))?;
     }
     options.output.say(&format!("{kind}: {from} is asked to hand over to {to}"))?;
     let began = now();
     ask(&leases, &name, Some(&to)).await.with_context(|| format!("failed to annotate the Lease {namespace}/{name}"))?;
     match timeout(Duration::from_secs(options.timeout), until_held(&leases, &name, &to, options.output)).await {
-        Ok(Ok(())) => report(options.output, &kind, &name, &from, &to, Some(began.elapsed())),
+        Ok(Ok(())) => report(options.output, &kind, &kinds, &name, (&from, &to), Some(began.elapsed())),
         Ok(Err(error)) => {
             take_back(&leases, &name).await;
             Err(error.into())
@@ -126,33 +140,46 @@ impl Installation {
         }
     }
 
-    fn shards(&self) -> impl Iterator<Item = (String, String, Holding)> {
+    fn shards(&self) -> impl Iterator<Item = Shard> {
         self.leases.iter().filter_map(|lease| {
             let name = lease.metadata.name.clone()?;
-            let kind = record::annotation(lease, KIND_ANNOTATION).unwrap_or(&name).to_owned();
-            Some((name, kind, record::record(lease)?.holding()?))
+            let mut kinds = record::kinds(lease);
+            if kinds.is_empty() {
+                kinds.push(name.clone());
+            }
+            let kind = kinds.first()?.clone();
+            Some(Shard { name, kind, kinds, holding: record::record(lease)?.holding()? })
         })
     }
 
-    /// The Lease that is meant, with its name and its kind's.
-    fn find(&self, wanted: &str, namespace: &str) -> Result<(String, String, Holding), Failure> {
-        let is_meant = |name: &str, kind: &str| {
-            [name, kind, kind.split('.').next().unwrap_or(kind)].iter().any(|it| it.eq_ignore_ascii_case(wanted))
+    /// The Lease that is meant, with the kind of it that is.
+    fn find(&self, wanted: &str, namespace: &str) -> Result<Shard, Failure> {
+        let is_kind = |kind: &str| {
+            [kind, kind.split('.').next().unwrap_or(kind)].iter().any(|it| it.eq_ignore_ascii_case(wanted))
         };
-        let mut found: Vec<_> = self.shards().filter(|(name, kind, _)| is_meant(name, kind)).collect();
-        let kinds = |found: &mut dyn Iterator<Item = (String, String, Holding)>| {
-            found.map(|(_, kind, _)| kind).collect::<Vec<_>>().join(", ")
+        let meant = |shard: Shard| {
+            let of_that_name = shard.name.eq_ignore_ascii_case(wanted);
+            let kinds = shard.kinds.iter().filter(|kind| is_kind(kind)).cloned().collect::<Vec<_>>();
+            let kinds = if kinds.is_empty() && of_that_name { vec![shard.kind.clone()] } else { kinds };
+            kinds.into_iter().map(move |kind| {
+                let (name, kinds, holding) = (shard.name.clone(), shard.kinds.clone(), shard.holding.clone());
+                Shard { name, kind, kinds, holding }
+            })
         };
+        let mut found: Vec<_> = self.shards().flat_map(meant).collect();
         match found.len() {
             1 => Ok(found.remove(0)),
-            0 => Err(Failure::Usage(format!(
-                "no kind {wanted} has a Lease in namespace {namespace}; there are {}",
-                kinds(&mut self.shards())
-            ))),
-            _ => Err(Failure::Usage(format!(
-                "{wanted} may mean {}; write it with its group",
-                kinds(&mut found.into_iter())
-            ))),
+            0 => {
+                let kinds: Vec<_> = self.shards().flat_map(|shard| shard.kinds).collect();
+                Err(Failure::Usage(format!(
+                    "no kind {wanted} has a Lease in namespace {namespace}; there are {}",
+                    kinds.join(", ")
+                )))
+            }
+            _ => {
+                let kinds: Vec<_> = found.into_iter().map(|shard| shard.kind).collect();
+                Err(Failure::Usage(format!("{wanted} may mean {}; write it with its group", kinds.join(", "))))
+            }
         }
     }
 
@@ -165,7 +192,7 @@ impl Installation {
             if able.is_empty() { "no other replica can".to_owned() } else { format!("{} can", able.join(", ")) }
         };
         let Some(to) = to else {
-            let holdings: Vec<_> = self.shards().map(|(name, _, holding)| (name, holding)).collect();
+            let holdings: Vec<_> = self.shards().map(|shard| (shard.name, shard.holding)).collect();
             return roster::elsewhere(lease, from, &self.members, &holdings)
                 .ok_or_else(|| anyhow!("no other replica can run {kind} now").into());
         };
@@ -227,15 +254,15 @@ async fn until_held(leases: &Api<Lease>, name: &str, to: &str, output: Output) -
 fn report(
     output: Output,
     kind: &str,
+    kinds: &[String],
     lease: &str,
-    from: &str,
-    to: &str,
+    (from, to): (&str, &str),
     took: Option<Duration>,
 ) -> Result<ExitCode, Failure> {
     match (output, took) {
         (Output::Json, took) => {
             let took = took.map_or(0, |took| took.as_millis());
-            let document = json!({"kind": kind, "lease": lease, "from": from, "to": to, "milliseconds": took});
+            let document = json!({"kind": kind, "kinds": kinds, "lease": lease, "from": from, "to": to, "milliseconds": took});
             writeln!(io::stdout(), "{document:#}")?;
         }
         (Output::Text, Some(took)) => writeln!(io::stdout(), "{kind}: led by {to} after {} ms", took.as_millis())?,

@@ -42,6 +42,8 @@ const QUEUED: usize = 4096;
 
 /// How long the end of the process waits for lines to be written. A reader that is alive takes all of them in less.
 const LAST_LINES: Duration = Duration::from_secs(1);
+/// The same for a process that a loss ends: it must be gone at once.
+const LAST_LINES_OF_A_LOSS: Duration = Duration::from_millis(20);
 /// Between two looks whether they are.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -205,6 +207,11 @@ impl Lines {
         // Nothing was logged before, so it is not set yet.
         let _ = tally.dropped.set(lines.error_counter());
         (Queue { lines, tally: Arc::clone(&tally) }, Self { tally, patience, worker: Some(worker) })
+    }
+
+    /// Waits until all are written, but hardly.
+    pub(super) fn end_at_once(mut self) {
+        self.patience = LAST_LINES_OF_A_LOSS;
     }
 
     /// Reads how many lines were dropped so far.

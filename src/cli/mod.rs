@@ -34,6 +34,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run one replica: elect, reconcile, serve health and metrics
+    #[command(after_help = EXIT_CODES)]
     Run(run::Options),
     /// Check a configuration and its compositions, offline, and show all of their errors
     Check(check::Options),
@@ -55,6 +56,17 @@ enum Command {
         shell: Shell,
     },
 }
+
+/// Exit code of a replica that has lost a term while the configuration says `onLoss: Exit`: `EX_TEMPFAIL` of sysexits.h, a
+/// failure that a restart mends. No other end of a process has it: not an error (1), a usage (2), a panic (101), a signal
+/// (128 and more).
+const DEPOSED: u8 = 75;
+
+const EXIT_CODES: &str = "Exit codes:
+  0   stopped cleanly: every Lease was handed over or released
+  1   an error, or a stop that was not clean
+  2   the command line or the configuration is wrong
+  75  a term was lost while the configuration says `onLoss: Exit`; restart it";
 
 /// How a command prints its outcome.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,6 +1,12 @@
 //! `leasehold run`: one replica, from its configuration to its last released Lease.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, thread, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::{self, ExitCode},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
@@ -12,7 +18,10 @@ use leasehold::{
         status::Status,
     },
     reconcile::watches::Watches,
-    replica::connections::{Bounds, Connections},
+    replica::{
+        connections::{Bounds, Connections},
+        supervisor::Stopped,
+    },
     shutdown_signals,
 };
 use tokio::{
@@ -23,7 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Failure,
+    DEPOSED, Failure,
     load::{Loaded, load},
     logging,
 };
@@ -75,14 +84,26 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
             outcome = replica(options, loaded, work.handle().clone(), status, metrics) => outcome,
             _ = &mut endpoints.ended => return Err(anyhow!("the HTTP server ended by itself")),
         };
-        endpoints.end().await;
+        if !outcome.as_ref().is_err_and(is_deposed) {
+            endpoints.end().await;
+        }
         outcome
     });
+    if outcome.as_ref().is_err_and(is_deposed) {
+        // Neither runtimes nor threads are waited for: the restart is the cleaning up. The log has said why.
+        lines.end_at_once();
+        process::exit(DEPOSED.into());
+    }
     // What still blocks a thread has outlived its term, or is a credentials plugin; the process waits for neither.
     work.shutdown_background();
     elections.shutdown_background();
     outcome?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The replica has lost a term, and `onLoss` is `Exit`.
+fn is_deposed(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(leasehold::Error::Stopped(Stopped::Lost { .. })))
 }
 
 /// The endpoints on a thread of their own: any Pod may ask, and no number of requests takes time from elections or terms.

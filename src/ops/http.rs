@@ -208,6 +208,8 @@ struct Report {
 #[serde(rename_all = "camelCase")]
 struct Shard {
     kind: String,
+    /// The kinds that it shares its Lease with are called so.
+    group: Option<String>,
     lease: String,
     state: ShardState,
     reason: Option<String>,
@@ -237,7 +239,7 @@ async fn shards(State(status): State<Status>) -> Json<Report> {
 fn report(status: &Status, now: Instant) -> Report {
     let replica = status.replica();
     let reason = status.ready().err();
-    let shards = status.shards().into_iter().map(|(lease, shard)| row(&replica.identity, lease, shard, now)).collect();
+    let shards = status.shards().into_iter().map(|shard| row(&replica.identity, shard, now)).collect();
     Report {
         identity: replica.identity,
         ready: reason.is_none(),
@@ -248,11 +250,12 @@ fn report(status: &Status, now: Instant) -> Report {
     }
 }
 
-fn row(identity: &str, lease: String, shard: ShardStatus, now: Instant) -> Shard {
+fn row(identity: &str, shard: ShardStatus, now: Instant) -> Shard {
     let held_here = shard.holder.as_deref().is_some_and(|holder| holder == identity);
     Shard {
         kind: shard.kind,
-        lease,
+        group: shard.group,
+        lease: shard.lease,
         state: shard.state,
         reason: shard.reason,
         trouble: shard.trouble,
@@ -302,9 +305,11 @@ mod tests {
 
         #[track_caller]
         fn lead(&self, now: Instant) {
-            self.status.update("widget.example.com", |shard| {
+            self.status.update("Widget.example.com", |shard| {
                 *shard = ShardStatus {
                     kind: "Widget.example.com".to_owned(),
+                    lease: "widget.example.com".to_owned(),
+                    group: Some("parts".to_owned()),
                     state: ShardState::Leading,
                     reason: None,
                     trouble: None,
@@ -363,8 +368,8 @@ mod tests {
     async fn shards_show_who_holds_what() {
         let replica = replica();
         replica.lead(now());
-        replica.status.update("gadget.example.com", |shard| {
-            shard.kind = "Gadget.example.com".to_owned();
+        replica.status.update("Gadget.example.com", |shard| {
+            shard.lease = "gadget.example.com".to_owned();
             shard.state = ShardState::Blocked;
             shard.reason = Some("no CRD".to_owned());
         });
@@ -380,13 +385,13 @@ mod tests {
                 "replicas": [{"identity": "a_1", "draining": false, "newest": true}],
                 "shards": [
                     {
-                        "kind": "Gadget.example.com", "lease": "gadget.example.com", "state": "Blocked",
+                        "kind": "Gadget.example.com", "group": null, "lease": "gadget.example.com", "state": "Blocked",
                         "reason": "no CRD", "trouble": null, "odd": [], "holder": null, "heldHere": false, "token": null,
                         "validForSeconds": null, "secondsSinceRenewal": null,
                         "target": null, "successor": null, "cache": null,
                     },
                     {
-                        "kind": "Widget.example.com", "lease": "widget.example.com", "state": "Leading",
+                        "kind": "Widget.example.com", "group": "parts", "lease": "widget.example.com", "state": "Leading",
                         "reason": null, "trouble": null, "odd": [], "holder": "a_1", "heldHere": true,
                         "token": "u/3",
                         "validForSeconds": 12.0, "secondsSinceRenewal": 2.0,

@@ -36,6 +36,15 @@ struct OfLease {
     lease: String,
 }
 
+/// Labels that say by which Lease a kind is led.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LedBy {
+    kind: String,
+    lease: String,
+    /// Empty for a kind that shares its Lease with none.
+    group: String,
+}
+
 /// Labels of the request counter.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfRequest {
@@ -59,6 +68,7 @@ struct Inner {
 type Reading = Box<dyn Fn() -> u64 + Send + Sync>;
 
 struct Series {
+    info: Family<LedBy, Gauge>,
     leading: Family<OfKind, Gauge>,
     up: Family<OfKind, Gauge>,
     transitions: Family<OfKind, Counter>,
@@ -94,6 +104,7 @@ fn drain_buckets() -> Histogram {
 impl Series {
     fn register(registry: &mut Registry) -> Self {
         let series = Self {
+            info: Family::default(),
             leading: Family::default(),
             up: Family::default(),
             transitions: Family::default(),
@@ -111,6 +122,7 @@ impl Series {
             requests: Family::default(),
         };
         let r = registry;
+        r.register("kind_info", "The Lease that a kind is led by, and the group that it shares that with; always 1", series.info.clone());
         r.register(
             "leading",
             "Whether this replica holds the kind's Lease and reconciles (0 or 1)",
@@ -215,6 +227,13 @@ impl Metrics {
     pub fn read_dropped_log_lines(&self, read: impl Fn() -> u64 + Send + Sync + 'static) {
         // An error means that it is set already.
         let _ = self.inner.dropped_log_lines.set(Box::new(read));
+    }
+
+    /// The kind is led by this Lease, which it shares with the kinds of this group.
+    pub fn belongs(&self, kind: &str, lease: &str, group: Option<&str>) {
+        let group = group.unwrap_or_default().to_owned();
+        let labels = LedBy { kind: kind.to_owned(), lease: lease.to_owned(), group };
+        self.inner.series.info.get_or_create(&labels).set(1);
     }
 
     /// Whether this replica leads the kind.
@@ -331,7 +350,7 @@ impl Collector for SinceRenewal {
             Some(&Unit::Seconds),
             MetricType::Gauge,
         )?;
-        for (_, shard) in self.status.shards() {
+        for shard in self.status.shards() {
             if let Some(renewed_at) = shard.renewed_at {
                 let age = now.saturating_duration_since(renewed_at).as_secs_f64();
                 ConstGauge::new(age).encode(family.encode_family(&of(&shard.kind))?)?;
@@ -404,6 +423,7 @@ mod tests {
         metrics.term_failed("W");
         metrics.handed_over("W");
         metrics.set_cached("W", true);
+        metrics.belongs("W", "w", Some("g"));
         metrics.set_deaf("W", true);
         metrics.missed("w");
         metrics.set_replicas(3);
@@ -423,6 +443,7 @@ mod tests {
             "leasehold_handovers_total{kind=\"W\"} 1",
             "leasehold_cached{kind=\"W\"} 1",
             "leasehold_deaf{kind=\"W\"} 1",
+            "leasehold_kind_info{kind=\"W\",lease=\"w\",group=\"g\"} 1",
             "leasehold_missed_takeovers_total{lease=\"w\"} 1",
             "leasehold_replicas 3",
             "leasehold_lease_requests_total{verb=\"update\",outcome=\"conflict\"} 1",
@@ -436,10 +457,7 @@ mod tests {
         let status = Status::default();
         let metrics = Metrics::new(["W".to_owned()], status.clone());
         let renewed_at = now();
-        status.update("w", |shard| {
-            shard.kind = "W".to_owned();
-            shard.renewed_at = Some(renewed_at);
-        });
+        status.update("W", |shard| shard.renewed_at = Some(renewed_at));
         tokio::time::advance(Duration::from_secs(7)).await;
         let page = metrics.encode().unwrap();
         assert!(page.contains("\nleasehold_since_renewal_seconds{kind=\"W\"} 7.0\n"), "{page}");

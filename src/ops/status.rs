@@ -26,11 +26,15 @@ pub enum ShardState {
     CoolingDown,
 }
 
-/// One shard as this replica sees it.
+/// One kind as this replica sees it; those of a group share a Lease.
 #[derive(Clone, Debug, Default)]
 pub struct ShardStatus {
     /// `<Kind>.<group>`, as in the log's `kind`.
     pub kind: String,
+    /// Name of its Lease.
+    pub lease: String,
+    /// The kinds that it shares that with are called so, if it does.
+    pub group: Option<String>,
     /// Where it stands.
     pub state: ShardState,
     /// Why it is not led here, if that needs saying.
@@ -101,9 +105,10 @@ pub struct Peer {
 const OUTLIVED: Duration = Duration::from_secs(5);
 
 impl Status {
-    /// Changes one shard's status, by Lease name.
-    pub fn update(&self, lease: &str, change: impl FnOnce(&mut ShardStatus)) {
-        change(&mut self.inner.shards.entry(lease.to_owned()).or_default());
+    /// Changes the status of one kind, `<Kind>.<group>`.
+    pub fn update(&self, kind: &str, change: impl FnOnce(&mut ShardStatus)) {
+        let new = || ShardStatus { kind: kind.to_owned(), ..ShardStatus::default() };
+        change(&mut self.inner.shards.entry(kind.to_owned()).or_insert_with(new));
     }
 
     /// Changes what is said of the replica as a whole.
@@ -111,10 +116,10 @@ impl Status {
         change(&mut self.inner.replica.write().unwrap_or_else(std::sync::PoisonError::into_inner));
     }
 
-    /// All shards with their Lease names, sorted by Lease name.
-    pub fn shards(&self) -> Vec<(String, ShardStatus)> {
-        let mut all: Vec<_> = self.inner.shards.iter().map(|e| (e.key().clone(), e.value().clone())).collect();
-        all.sort_by(|a, b| a.0.cmp(&b.0));
+    /// All kinds, sorted by Lease name.
+    pub fn shards(&self) -> Vec<ShardStatus> {
+        let mut all: Vec<_> = self.inner.shards.iter().map(|entry| entry.value().clone()).collect();
+        all.sort_by(|a, b| (&a.lease, &a.kind).cmp(&(&b.lease, &b.kind)));
         all
     }
 
@@ -129,14 +134,14 @@ impl Status {
         if self.replica().supervisor_stopped {
             broken.push("the supervisor has stopped".to_owned());
         }
-        for (lease, shard) in self.shards() {
+        for shard in self.shards() {
             if let (true, Some(valid_until)) = (shard.running, shard.valid_until)
                 && now > valid_until + OUTLIVED
             {
                 let past = now.duration_since(valid_until).as_secs();
                 broken.push(format!(
-                    "lease {lease}: the term of {} still runs {past} s after its validity ended",
-                    shard.kind
+                    "lease {}: the term of {} still runs {past} s after its validity ended",
+                    shard.lease, shard.kind
                 ));
             }
         }

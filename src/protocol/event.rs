@@ -13,6 +13,10 @@ use super::{
 /// Index of a shard, in the order in which the shards were given.
 pub type ShardIndex = usize;
 
+/// Index of a kind: the kinds of the first shard come first, then those of the next. Where each shard has one kind, it is
+/// the [`ShardIndex`].
+pub type KindIndex = usize;
+
 /// Counts the terms of one shard within a process, from 1.
 pub type TermNumber = u64;
 
@@ -61,18 +65,21 @@ pub enum Event {
     /// This became of a request.
     Answered(RequestId, Answer),
     /// The preflight has asked about a kind.
-    Judged(ShardIndex, Verdict),
-    /// The standby for this term has filled its cache.
+    Judged(KindIndex, Verdict),
+    /// The standby for this term has filled its caches, those of all of its kinds.
     StandbyPrepared(ShardIndex, TermNumber),
-    /// The standby for this term has ended by itself, for this reason.
-    StandbyEnded(ShardIndex, TermNumber, String),
-    /// The reconciler has said that it keeps no cache.
+    /// The standby for this term has ended by itself, with that of this kind, for this reason.
+    StandbyEnded(KindIndex, TermNumber, String),
+    /// The reconciler has said that it keeps no cache; those of all kinds have.
     StandbyDeclined(ShardIndex),
     /// The API server has refused a request of the kind's term or standby, in a way that a permission or a CRD explains.
-    Denied(ShardIndex),
-    /// What the term hears has changed.
-    Heard(ShardIndex, TermNumber, Hearing),
-    /// The term's task has ended, and its writes were given their time.
+    Denied(KindIndex),
+    /// What the term hears of a kind has changed.
+    Heard(KindIndex, TermNumber, Hearing),
+    /// The task of one kind of a group has ended in this term; of the whole term's end an event of its own tells.
+    TaskEnded(KindIndex, TermNumber, Outcome),
+    /// The term's task has ended, and its writes were given their time. That of a group has ended with the last of its
+    /// kinds.
     TermEnded {
         /// The shard.
         shard: ShardIndex,
@@ -204,7 +211,7 @@ pub enum Effect {
     /// Abort the task.
     Abort(ShardIndex, TermNumber),
     /// Have the preflight ask about the kind again.
-    Ask(ShardIndex),
+    Ask(KindIndex),
     /// Say this to people.
     Note(Notice),
     /// The replica has ended.
@@ -220,6 +227,13 @@ pub enum Ending {
     Unreleased(Vec<String>),
     /// The work of these shards had not ended.
     Undrained(Vec<String>),
+    /// A term that worked was lost, and the process is to end at once.
+    Lost {
+        /// Name of the Lease.
+        lease: String,
+        /// Why.
+        loss: Loss,
+    },
 }
 
 /// What has happened, for logs and metrics.
@@ -265,13 +279,13 @@ pub enum Notice {
     /// Another Lease that says the same kind is held: the kind is not led here.
     Rival(ShardIndex, Option<Rival>),
     /// What the API server says of a kind has changed.
-    Judged(ShardIndex, Verdict),
+    Judged(KindIndex, Verdict),
     /// A standby has filled its cache.
     Prepared(ShardIndex),
-    /// A term, or a standby, has failed.
-    Failed(ShardIndex, String),
-    /// A term hears again, or does not.
-    Heard(ShardIndex, Hearing),
+    /// A term, or a standby, has failed, and with which kind.
+    Failed(KindIndex, String),
+    /// A term hears of a kind again, or does not.
+    Heard(KindIndex, Hearing),
     /// The membership could not be written, and why; `None`: it could.
     Unpublished(Option<String>),
     /// The stop has begun.
@@ -324,6 +338,8 @@ pub enum Garbage {
 /// Another Lease of a kind of ours.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rival {
+    /// The kind.
+    pub kind: String,
     /// Its namespace.
     pub namespace: String,
     /// Its name.

@@ -12,8 +12,8 @@ use crate::config::LONGEST_LEASE;
 /// The most characters of a holder identity, or of another replica's name, that are kept.
 const NAME_MOST: usize = 512;
 
-/// The heaviest that a shard may be said to be: what a configuration may say at the most.
-pub const WEIGHT_MOST: u32 = 1000;
+/// The heaviest that a shard may be said to be: a thousand kinds of the greatest weight that a configuration may give.
+pub const WEIGHT_MOST: u32 = 1_000_000;
 
 /// Orders the terms of one Lease: later terms have a greater `transitions` as long as the uid stays the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -96,8 +96,8 @@ pub struct Record {
     pub wanted: Option<String>,
     /// Weight that its last holder gave it, 1 to [`WEIGHT_MOST`].
     pub weight: Option<u32>,
-    /// The kind that a shard's Lease is about, `<Kind>.<group>`.
-    pub kind: Option<String>,
+    /// The kinds that a shard's Lease is about, `<Kind>.<group>`; empty if it does not say.
+    pub kinds: Vec<String>,
     /// What a replica says of itself.
     pub profile: Option<Profile>,
     /// What was out of bounds and is bounded here, or could not be read: one sentence each.
@@ -186,7 +186,6 @@ impl Record {
             ("the annotation leasehold.dev/holder-pod", &mut self.holder_pod),
             ("the annotation leasehold.dev/successor", &mut self.successor),
             ("the annotation leasehold.dev/hand-over-to", &mut self.wanted),
-            ("the annotation leasehold.dev/kind", &mut self.kind),
         ];
         for (field, value) in names {
             if let Some(text) = value.as_mut().filter(|text| text.len() > NAME_MOST) {
@@ -194,6 +193,13 @@ impl Record {
                 let end = (0..=NAME_MOST).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
                 text.truncate(end);
             }
+        }
+        // A longer one is no kind, and could be none of ours.
+        let too_long = self.kinds.iter().filter(|kind| kind.len() > NAME_MOST).count();
+        if too_long > 0 {
+            let field = "the annotation leasehold.dev/kind";
+            self.odd.push(format!("{field} has {too_long} names of more than {NAME_MOST} bytes, which count for nothing"));
+            self.kinds.retain(|kind| kind.len() <= NAME_MOST);
         }
         if let Some(profile) = self.profile.take() {
             let (profile, odd) = profile.bounded();
@@ -275,6 +281,7 @@ mod tests {
             duration: Some(Duration::from_secs(u64::from(u32::MAX))),
             transitions: -3,
             weight: Some(u32::MAX),
+            kinds: vec!["y".repeat(9000), "Widget.example.com".to_owned()],
             profile: Some(Profile { capacity: u32::MAX, ..Profile::default() }),
             ..Record::default()
         };
@@ -282,7 +289,8 @@ mod tests {
         assert_eq!(bounded.duration, Some(LONGEST_LEASE));
         assert_eq!((bounded.transitions, bounded.weight), (0, Some(WEIGHT_MOST)));
         assert_eq!(bounded.holder.as_ref().map(String::len), Some(NAME_MOST));
-        assert_eq!(bounded.odd.len(), 5, "{:?}", bounded.odd);
+        assert_eq!(bounded.kinds, ["Widget.example.com"]);
+        assert_eq!(bounded.odd.len(), 6, "{:?}", bounded.odd);
         assert_eq!(bounded.clone().bounded().odd, bounded.odd, "what is bounded stays as it is");
     }
 

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     election::Election,
-    event::{Deaths, Effect, Event, Notice, RequestId, ShardIndex},
+    event::{Deaths, Effect, Event, KindIndex, Notice, RequestId, ShardIndex},
     membership::{Membership, Profile},
     moment::Moment,
     rivals::Rivals,
@@ -22,7 +22,7 @@ use super::{
     shard::Shard,
     slot::Slot,
 };
-use crate::config::Timings;
+use crate::config::{OnLoss, Timings};
 
 pub use super::shard::NOT_ASKED;
 
@@ -64,6 +64,8 @@ pub struct Setup {
     pub rules: Rules,
     /// How long a drain may take.
     pub drain_timeout: Duration,
+    /// What follows when a running term is lost.
+    pub on_loss: OnLoss,
     /// The shards, in the order of their indexes.
     pub specs: Vec<ShardSpec>,
 }
@@ -83,6 +85,8 @@ enum Subject {
 pub struct Replica {
     setup: Setup,
     shards: Vec<Shard>,
+    /// By kind: its shard.
+    shard_of: Vec<ShardIndex>,
     by_lease: BTreeMap<String, ShardIndex>,
     roster: Roster,
     rivals: Rivals,
@@ -123,11 +127,13 @@ impl Replica {
             ..Profile::default()
         };
         let timings = setup.timings;
-        let shard = |spec: &ShardSpec| {
-            Shard::new(spec.clone(), Election::new(setup.identity.clone(), timings), Slot::new(setup.drain_timeout))
-        };
-        let shards: Vec<_> = setup.specs.iter().map(shard).collect();
-        let of_kinds = setup.specs.iter().map(|spec| (spec.kind.as_str(), spec.lease.as_str()));
+        let (mut shards, mut shard_of) = (Vec::new(), Vec::new());
+        for (index, spec) in setup.specs.iter().enumerate() {
+            let election = Election::new(setup.identity.clone(), timings);
+            shards.push(Shard::new(spec.clone(), shard_of.len(), election, Slot::new(setup.drain_timeout)));
+            shard_of.extend(spec.kinds.iter().map(|_| index));
+        }
+        let of_kinds = setup.specs.iter().flat_map(|spec| spec.kinds.iter().map(|kind| (kind.as_str(), spec.lease.as_str())));
         let mut this = Self {
             by_lease: leases.into_iter().enumerate().map(|(index, lease)| (lease, index)).collect(),
             roster: Roster::new(setup.identity.clone(), me.clone(), setup.specs.clone(), setup.rules, now),
@@ -142,6 +148,7 @@ impl Replica {
                 now + timings.request_timeout,
             ),
             shards,
+            shard_of,
             requests: BTreeMap::new(),
             next_request: 0,
             blind: Some("the Lease watch has not listed yet".to_owned()),
@@ -170,9 +177,9 @@ impl Replica {
         match event {
             Event::Watched(watch) => self.on_watch(watch, now),
             Event::Answered(id, answer) => self.on_answer(id, answer, now),
-            Event::Judged(index, verdict) => self.on_verdict(index, verdict, now),
+            Event::Judged(kind, verdict) => self.on_verdict(kind, verdict, now),
             Event::StandbyPrepared(index, term) => self.on_standby_prepared(index, term),
-            Event::StandbyEnded(index, term, why) => self.on_standby_ended(index, term, why, now),
+            Event::StandbyEnded(kind, term, why) => self.on_standby_ended(kind, term, why, now),
             Event::StandbyDeclined(index) => {
                 if let Some(shard) = self.shards.get_mut(index) {
                     shard.keeps_cache = false;
@@ -180,8 +187,9 @@ impl Replica {
                     self.stale = true;
                 }
             }
-            Event::Denied(index) => self.effects.push(Effect::Ask(index)),
-            Event::Heard(index, term, hearing) => self.on_heard(index, term, hearing, now),
+            Event::Denied(kind) => self.effects.push(Effect::Ask(kind)),
+            Event::Heard(kind, term, hearing) => self.on_heard(kind, term, hearing, now),
+            Event::TaskEnded(kind, term, outcome) => self.on_task_ended(kind, term, outcome, now),
             Event::TermEnded { shard, term, outcome, unanswered } => {
                 self.on_term_ended(shard, term, outcome, unanswered, now);
             }
@@ -199,7 +207,12 @@ impl Replica {
             Event::Woken => {}
         }
         self.conclude(now);
-        std::mem::take(&mut self.effects)
+        let mut effects = std::mem::take(&mut self.effects);
+        // What was decided beside the end is not done any more.
+        if let Some(end) = effects.iter().position(|effect| matches!(effect, Effect::Exit(_))) {
+            effects.truncate(end + 1);
+        }
+        effects
     }
 
     /// [`Event::Woken`] is due then at the latest.
@@ -247,7 +260,7 @@ impl Replica {
             return Some(trouble.unwrap_or("the membership Lease is not written yet").to_owned());
         }
         // A rollout goes on when we are ready: by then we must be a replica that others can hand over to.
-        self.shards.iter().any(|shard| !shard.asked).then(|| NOT_ASKED.to_owned())
+        self.shards.iter().any(|shard| !shard.is_asked()).then(|| NOT_ASKED.to_owned())
     }
 
     /// It was told to stop.
@@ -260,12 +273,18 @@ impl Replica {
     /// Follows up until nothing new comes of it.
     fn conclude(&mut self, now: Moment) {
         for _ in 0..ROUNDS {
+            if self.ended {
+                return;
+            }
             self.review_rivals(now);
             self.describe_ourselves(now);
             self.advise(now);
             if !self.drive_all(now) && !self.stale {
                 break;
             }
+        }
+        if self.ended {
+            return;
         }
         if now >= self.collect_at {
             self.collect_at = now + self.setup.timings.lease_duration;
@@ -283,6 +302,16 @@ impl Replica {
 
     fn leases(&self, keep: impl Fn(&Shard) -> bool) -> Vec<String> {
         self.shards.iter().filter(|shard| keep(shard)).map(|shard| shard.spec.lease.clone()).collect()
+    }
+
+    /// The shard that a kind belongs to.
+    fn shard_of(&self, kind: KindIndex) -> Option<ShardIndex> {
+        self.shard_of.get(kind).copied()
+    }
+
+    /// Has the preflight ask about the kinds of a shard again.
+    fn ask_about(&mut self, index: ShardIndex) {
+        self.effects.extend(self.shards[index].kinds().map(Effect::Ask));
     }
 
     fn note(&mut self, notice: Notice) {

@@ -20,7 +20,8 @@ const RENEWALS: u32 = 2;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Held {
-    kind: String,
+    /// Those that it says, ours among them only.
+    kinds: Vec<String>,
     holder: String,
     pod: Option<String>,
     duration: Option<Duration>,
@@ -32,12 +33,14 @@ struct Held {
     renewals: u32,
 }
 
-/// The Leases of our kinds that are not ours to compete for, and are held.
+/// The held Leases that say kinds of ours: to each shard, all but its own are rivals. The Lease of one shard of ours may
+/// be one to another, as when the kinds of a group are given a Lease each and one of these keeps the group's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rivals {
-    /// Where our Leases are, and what they are called.
-    own: BTreeSet<(String, String)>,
-    kinds: BTreeSet<String>,
+    /// Where our Leases are.
+    namespace: String,
+    /// By kind of ours: the Lease that we lead it by.
+    own: BTreeMap<String, String>,
     /// Counts for records that publish no duration.
     lease_duration: Duration,
     held: BTreeMap<(String, String), Held>,
@@ -48,15 +51,15 @@ pub struct Rivals {
 }
 
 impl Rivals {
-    /// Of these shards, by kind and Lease, whose Leases are in this namespace.
+    /// Of these kinds, each with its Lease in this namespace.
     pub fn new<'a>(
         namespace: &str,
-        shards: impl Iterator<Item = (&'a str, &'a str)> + Clone,
+        kinds: impl Iterator<Item = (&'a str, &'a str)>,
         lease_duration: Duration,
     ) -> Self {
         Self {
-            own: shards.clone().map(|(_, lease)| (namespace.to_owned(), lease.to_owned())).collect(),
-            kinds: shards.map(|(kind, _)| kind.to_owned()).collect(),
+            namespace: namespace.to_owned(),
+            own: kinds.map(|(kind, lease)| (kind.to_owned(), lease.to_owned())).collect(),
             lease_duration,
             held: BTreeMap::new(),
             current: false,
@@ -78,11 +81,15 @@ impl Rivals {
         let number = record.version.number();
         self.seen = self.seen.max(number);
         let name = (record.namespace.clone(), record.name.clone());
-        if record.role != Role::Shard || self.own.contains(&name) {
+        if record.role != Role::Shard {
             return;
         }
-        let of_ours = record.kind.as_ref().filter(|kind| self.kinds.contains(*kind));
-        let (Some(kind), Some(holder)) = (of_ours, &record.holder) else {
+        let ours = |kind: &&String| match self.own.get(*kind) {
+            Some(lease) => (&self.namespace, lease) != (&name.0, &name.1),
+            None => false,
+        };
+        let kinds: Vec<_> = record.kinds.iter().filter(ours).cloned().collect();
+        let (false, Some(holder)) = (kinds.is_empty(), &record.holder) else {
             self.held.remove(&name);
             return;
         };
@@ -92,7 +99,7 @@ impl Rivals {
         }
         let same = known.filter(|known| known.holder == *holder && known.transitions == record.transitions);
         let held = Held {
-            kind: kind.clone(),
+            kinds,
             holder: holder.clone(),
             pod: record.holder_pod.clone(),
             duration: record.duration,
@@ -132,9 +139,9 @@ impl Rivals {
         self.current && version.is_some() && self.seen >= version
     }
 
-    /// A held Lease of this kind, if there is one, that keeps us from leading it. `term`: the resource version of the write
+    /// A held Lease of one of these kinds, all of one shard, that keeps us from leading them. `term`: the resource version of the write
     /// by which a term of ours that works has begun; a rival that began after it gives way itself, if it knows the rule.
-    pub fn of(&self, now: Moment, kind: &str, term: Option<Option<u64>>, deaths: &Deaths) -> Option<Rival> {
+    pub fn of(&self, now: Moment, kinds: &[String], term: Option<Option<u64>>, deaths: &Deaths) -> Option<Rival> {
         let holds = |held: &Held| {
             let expired = self.current && now >= held.expiry(self.lease_duration);
             !expired && !deaths.prove(&held.holder, held.pod.as_deref())
@@ -143,11 +150,10 @@ impl Rivals {
             None => true,
             Some(ours) => held.began.is_none() || held.began <= ours || held.renewals >= RENEWALS,
         };
-        let found = self.held.iter().find(|(_, held)| held.kind == kind && holds(held) && counts(held));
-        found.map(|((namespace, name), held)| Rival {
-            namespace: namespace.clone(),
-            name: name.clone(),
-            holder: held.holder.clone(),
+        let mut found = self.held.iter().filter(|(_, held)| holds(held) && counts(held));
+        found.find_map(|((namespace, name), held)| {
+            let kind = held.kinds.iter().find(|kind| kinds.contains(kind))?.clone();
+            Some(Rival { namespace: namespace.clone(), name: name.clone(), holder: held.holder.clone(), kind })
         })
     }
 
@@ -180,7 +186,7 @@ mod tests {
             role: Role::Shard,
             holder: holder.map(str::to_owned),
             duration: Some(Duration::from_secs(15)),
-            kind: Some("Widget.example.com".to_owned()),
+            kinds: vec!["Widget.example.com".to_owned()],
             ..Record::default()
         }
     }
@@ -193,7 +199,32 @@ mod tests {
     }
 
     fn of(rivals: &Rivals, now: u64, term: Option<u64>) -> bool {
-        rivals.of(at(now), "Widget.example.com", term.map(Some), &Deaths::default()).is_some()
+        rivals.of(at(now), &["Widget.example.com".to_owned()], term.map(Some), &Deaths::default()).is_some()
+    }
+
+    #[test]
+    fn a_lease_that_names_several_kinds_is_a_rival_to_each_that_has_another_one() {
+        // The kinds were one group, whose Lease one of them keeps.
+        let kinds = [("A", "a"), ("B", "b")];
+        let mut rivals = Rivals::new("ns", kinds.into_iter(), Duration::from_secs(15));
+        rivals.listed(at(0), &[], true);
+        let of = |rivals: &Rivals, kinds: &[&str]| {
+            let kinds: Vec<_> = kinds.iter().map(|kind| (*kind).to_owned()).collect();
+            rivals.of(at(0), &kinds, None, &Deaths::default()).map(|rival| (rival.name, rival.kind))
+        };
+        let kinds = vec!["C".to_owned(), "A".to_owned(), "B".to_owned()];
+        rivals.stored(at(0), &Record { kinds, ..record("ns", "a", 5, Some("x")) });
+        assert_eq!(of(&rivals, &["A"]), None, "it is the Lease that we compete for");
+        assert_eq!(of(&rivals, &["B"]), Some(("a".to_owned(), "B".to_owned())));
+        assert_eq!(of(&rivals, &["C"]), None, "that is no kind of ours");
+        rivals.stored(at(0), &Record { kinds: vec!["A".to_owned()], ..record("ns", "a", 6, Some("y")) });
+        assert_eq!(of(&rivals, &["A", "B"]), None, "its new holder leads one of them only");
+        // The kinds are one group now.
+        let kinds = [("A", "g"), ("B", "g")];
+        let mut rivals = Rivals::new("ns", kinds.into_iter(), Duration::from_secs(15));
+        rivals.listed(at(0), &[], true);
+        rivals.stored(at(0), &Record { kinds: vec!["B".to_owned()], ..record("ns", "b", 7, Some("x")) });
+        assert_eq!(of(&rivals, &["A", "B"]), Some(("b".to_owned(), "B".to_owned())));
     }
 
     #[test]

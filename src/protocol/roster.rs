@@ -30,9 +30,9 @@ pub use advice::elsewhere;
 pub struct ShardSpec {
     /// Name of the Lease.
     pub lease: String,
-    /// The kind, `<Kind>.<group>`.
-    pub kind: String,
-    /// Expected load.
+    /// The kinds that share it, `<Kind>.<group>`; at least one.
+    pub kinds: Vec<String>,
+    /// Expected load, of all of them.
     pub weight: u32,
     /// Who keeps a cache without leading.
     pub standby: StandbyMode,

@@ -1,10 +1,10 @@
 //! One shard on this replica: its election, its slot, and what stands between them.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use super::{
     election::{Election, Intent, Standing},
-    event::{Freed, Hearing, RequestId, Rival, TermNumber, Verdict},
+    event::{Freed, Hearing, KindIndex, RequestId, Rival, TermNumber, Verdict},
     lease::{Purpose, Record},
     moment::Moment,
     roster::{Advice, ShardSpec},
@@ -41,14 +41,58 @@ pub(super) struct Unconfirmed {
 pub(super) struct Standby {
     pub(super) term: TermNumber,
     pub(super) prepared: bool,
-    /// Its watch is up: a cache that hears nothing grows old.
-    pub(super) hears: bool,
+}
+
+/// One kind of a shard.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Member {
+    pub(super) kind: String,
+    pub(super) verdict: Verdict,
+    /// The preflight has said something of it.
+    pub(super) asked: bool,
+    /// The watch of its standby is up: a cache that hears nothing grows old.
+    pub(super) standby_hears: bool,
+    /// What is shown of what its term hears: between two watches there is a moment without one.
+    pub(super) hearing: Hearing,
+    /// Since when its term hears nothing, and why.
+    pub(super) deaf: Option<(Moment, String)>,
+}
+
+impl Member {
+    fn new(kind: String) -> Self {
+        Self {
+            kind,
+            verdict: Verdict::Unknown(NOT_ASKED.to_owned()),
+            asked: false,
+            standby_hears: true,
+            hearing: Hearing::Hears,
+            deaf: None,
+        }
+    }
+
+    /// `<Kind>.<group>`.
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    /// What the API server says of it.
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// What its running term hears of it.
+    pub fn hearing(&self) -> &Hearing {
+        &self.hearing
+    }
 }
 
 /// One shard as this replica has it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Shard {
     pub(super) spec: ShardSpec,
+    /// Index of its first kind; those of the others follow.
+    pub(super) first_kind: KindIndex,
+    pub(super) members: Vec<Member>,
     pub(super) election: Election,
     pub(super) slot: Slot,
     /// The Lease as the watch, and as our own requests, last showed it: what a write may rest on.
@@ -69,14 +113,9 @@ pub struct Shard {
     pub(super) advice: Advice,
     /// What the slot was told of it.
     pub(super) handover: Handover,
-    pub(super) verdict: Verdict,
-    /// The preflight has said something of it.
-    pub(super) asked: bool,
     pub(super) rival: Option<Rival>,
-    /// What is shown of that: between two watches there is a moment without one.
-    pub(super) hearing: Hearing,
-    /// Since when its term hears nothing, and why.
-    pub(super) deaf: Option<(Moment, String)>,
+    /// A kind of the running term has failed, and how: the term ends.
+    pub(super) broken: Option<String>,
     /// Terms in a row that ended deaf, and until when the next one had better be elsewhere.
     pub(super) deaf_terms: u32,
     pub(super) deaf_until: Moment,
@@ -90,8 +129,10 @@ pub struct Shard {
 }
 
 impl Shard {
-    pub(super) fn new(spec: ShardSpec, election: Election, slot: Slot) -> Self {
+    pub(super) fn new(spec: ShardSpec, first_kind: KindIndex, election: Election, slot: Slot) -> Self {
         Self {
+            members: spec.kinds.iter().cloned().map(Member::new).collect(),
+            first_kind,
             spec,
             election,
             slot,
@@ -107,11 +148,8 @@ impl Shard {
             keeps_cache: true,
             advice: Advice::default(),
             handover: Handover::Stay,
-            verdict: Verdict::Unknown(NOT_ASKED.to_owned()),
-            asked: false,
             rival: None,
-            hearing: Hearing::Hears,
-            deaf: None,
+            broken: None,
             deaf_terms: 0,
             deaf_until: Moment::default(),
             trouble: None,
@@ -126,9 +164,40 @@ impl Shard {
         &self.spec.lease
     }
 
-    /// Its kind, `<Kind>.<group>`.
-    pub fn kind(&self) -> &str {
-        &self.spec.kind
+    /// Its kinds, at least one.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The indexes of its kinds.
+    pub fn kinds(&self) -> Range<KindIndex> {
+        self.first_kind..self.first_kind + self.members.len()
+    }
+
+    /// The kind of this index, if it is one of its own.
+    pub(super) fn member(&mut self, kind: KindIndex) -> Option<&mut Member> {
+        self.members.get_mut(kind.checked_sub(self.first_kind)?)
+    }
+
+    /// Each of its kinds can be reconciled here. They share state in memory: without the objects of one of them that has
+    /// holes, and the others would write by it.
+    pub(super) fn is_served(&self) -> bool {
+        self.members.iter().all(|member| member.verdict == Verdict::Runnable)
+    }
+
+    /// The preflight has said something of each of its kinds.
+    pub(super) fn is_asked(&self) -> bool {
+        self.members.iter().all(|member| member.asked)
+    }
+
+    /// The watch of each standby is up.
+    pub(super) fn standby_hears(&self) -> bool {
+        self.members.iter().all(|member| member.standby_hears)
+    }
+
+    /// Since when its term hears nothing of one of its kinds.
+    fn deaf_since(&self) -> impl Iterator<Item = Moment> {
+        self.members.iter().filter_map(|member| member.deaf.as_ref()).map(|(since, _)| *since)
     }
 
     /// Where this replica stands in its election. The work of a term begins a moment later than its standing.
@@ -169,12 +238,17 @@ impl Shard {
     /// It had better be elsewhere: its term has heard nothing for long, or the last one had not. Where no other replica can
     /// run it, it is run here all the same.
     pub fn is_deaf(&self, now: Moment) -> bool {
-        now < self.deaf_until || self.deaf.as_ref().is_some_and(|(since, _)| now >= *since + DEAF)
+        now < self.deaf_until || self.term_is_deaf(now)
+    }
+
+    /// Its term has heard nothing of one of its kinds for long.
+    pub(super) fn term_is_deaf(&self, now: Moment) -> bool {
+        self.deaf_since().any(|since| now >= since + DEAF)
     }
 
     /// When that changes by itself.
     pub(super) fn deaf_change(&self, now: Moment) -> Moment {
-        let begins = self.deaf.iter().flat_map(|(since, _)| [*since + DEAF_SHOWN, *since + DEAF]);
+        let begins = self.deaf_since().flat_map(|since| [since + DEAF_SHOWN, since + DEAF]);
         begins.chain([self.deaf_until]).filter(|at| *at > now).min().unwrap_or(Moment::NEVER)
     }
 
@@ -189,19 +263,9 @@ impl Shard {
         &self.advice
     }
 
-    /// What the API server says of its kind.
-    pub fn verdict(&self) -> &Verdict {
-        &self.verdict
-    }
-
-    /// Another held Lease of its kind.
+    /// Another held Lease of one of its kinds.
     pub fn rival(&self) -> Option<&Rival> {
         self.rival.as_ref()
-    }
-
-    /// What its running term hears.
-    pub fn hearing(&self) -> &Hearing {
-        &self.hearing
     }
 
     /// The last request about its Lease failed, and how.

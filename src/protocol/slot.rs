@@ -41,6 +41,8 @@ pub enum Event {
     Handover(Handover),
     /// The standby's task has ended by itself.
     StandbyFailed,
+    /// A kind of the term has failed, and the others are to end.
+    Broken,
     /// The API server refuses to let us acquire the Lease.
     Refused,
     /// The kind can be reconciled here, or it cannot.
@@ -237,6 +239,7 @@ impl Slot {
                 self.cool_down(now);
                 None
             }
+            Event::Broken => self.drain(now, now + self.drain_timeout),
             Event::Refused => {
                 self.barred_until = now + pause(REFUSED, self.refusals, PAUSE_MOST);
                 self.refusals += 1;

@@ -74,6 +74,9 @@ pub struct Fence {
 #[derive(Clone)]
 pub struct Gate {
     state: Arc<State>,
+    /// What its clients hear: a fence of a group has a gate for each kind.
+    ears: Arc<Ears>,
+    on_refusal: Arc<dyn Fn() + Send + Sync>,
 }
 
 struct State {
@@ -88,8 +91,6 @@ struct State {
     idle: Notify,
     /// When a write last ended without an answer, in nanoseconds since the clock's origin; 0: never.
     unanswered: AtomicU64,
-    on_refusal: Box<dyn Fn() + Send + Sync>,
-    ears: Arc<Ears>,
 }
 
 impl Fence {
@@ -111,10 +112,16 @@ impl Fence {
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
             unanswered: AtomicU64::new(0),
-            on_refusal: Box::new(on_refusal),
-            ears: Arc::new(Ears::new(clock, resource)),
         };
-        Self { gate: Gate { state: Arc::new(state) } }
+        let ears = Arc::new(Ears::new(clock, resource));
+        Self { gate: Gate { state: Arc::new(state), ears, on_refusal: Arc::new(on_refusal) } }
+    }
+
+    /// Another gate of this fence, for another kind of the same term.
+    pub fn beside(&self, resource: Option<String>, on_refusal: impl Fn() + Send + Sync + 'static) -> Gate {
+        let state = Arc::clone(&self.gate.state);
+        let ears = Arc::new(Ears::new(state.clock, resource));
+        Gate { state, ears, on_refusal: Arc::new(on_refusal) }
     }
 
     /// Moves the end of the term's validity on. Has no effect once the fence is closed.
@@ -195,17 +202,17 @@ impl Gate {
 
     /// Says what the kind's resource is, where [`Fence::new`] could not. Has no effect if it is known already.
     pub fn set_resource(&self, resource: String) {
-        self.state.ears.set_resource(resource);
+        self.ears.set_resource(resource);
     }
 
     /// Whether the term, or the standby, hears of its kind's objects. Changes when that changes.
     pub fn hearing(&self) -> watch::Receiver<Hearing> {
-        self.state.ears.hearing()
+        self.ears.hearing()
     }
 
     /// What the API server has refused: each time a reason to ask again what is permitted and served.
     pub fn refusals(&self) -> watch::Receiver<Refusals> {
-        self.state.ears.refusals()
+        self.ears.refusals()
     }
 
     /// Resolves when nothing that is still sent or read can be of use to the term: at the end of validity, and for a
@@ -266,7 +273,7 @@ where
                     Ok(response) => Ok(gate.heard(target, response)),
                     Err(error) => {
                         let error = error.into();
-                        gate.state.ears.failed(target.as_ref(), &describe(error.as_ref()));
+                        gate.ears.failed(target.as_ref(), &describe(error.as_ref()));
                         Err(error)
                     }
                 }
@@ -276,7 +283,7 @@ where
         // Counted first, looked at second: a fence that closes in between finds the write, or the write finds it closed.
         let Some(left) = gate.time_left() else {
             write.answered();
-            (gate.state.on_refusal)();
+            (gate.on_refusal)();
             return Box::pin(async move { Err(gate.fenced().into()) });
         };
         let answer = self.inner.call(request);
@@ -305,7 +312,7 @@ where
 
 impl Gate {
     fn heard<R>(&self, target: Option<Target>, response: Response<R>) -> Response<Heard<R>> {
-        let listening = self.state.ears.answered(target, response.status());
+        let listening = self.ears.answered(target, response.status());
         response.map(|body| Heard::new(body, listening))
     }
 

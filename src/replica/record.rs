@@ -23,7 +23,7 @@ pub const SHARD: &str = "shard";
 pub const REPLICA: &str = "replica";
 /// Annotation with a sentence for people who read `kubectl describe lease`.
 pub const ABOUT_ANNOTATION: &str = "leasehold.dev/about";
-/// Annotation with the kind of a shard's Lease, `<Kind>.<group>`, which may be too long for a label.
+/// Annotation with the kinds of a shard's Lease, `<Kind>.<group>`, between commas if it has several.
 pub const KIND_ANNOTATION: &str = "leasehold.dev/kind";
 /// Annotation with the weight of a shard, for replicas that are not configured for it.
 pub const WEIGHT_ANNOTATION: &str = "leasehold.dev/weight";
@@ -37,6 +37,9 @@ pub const SUCCESSOR_ANNOTATION: &str = "leasehold.dev/successor";
 pub const HAND_OVER_ANNOTATION: &str = "leasehold.dev/hand-over-to";
 /// Annotation with a replica's [`Profile`](crate::protocol::membership::Profile) as JSON.
 pub const PROFILE_ANNOTATION: &str = "leasehold.dev/replica";
+
+/// The most kinds that the sentence for people names.
+const NAMED: usize = 8;
 
 /// A `coordination.k8s.io/v1` Lease.
 pub type Lease = Object<Spec, NotUsed>;
@@ -95,6 +98,24 @@ pub fn annotation<'a>(lease: &'a Lease, name: &str) -> Option<&'a str> {
     lease.metadata.annotations.as_ref()?.get(name).map(String::as_str).filter(|value| !value.is_empty())
 }
 
+/// The kinds that share the Lease of a shard, by its annotation.
+pub fn kinds(lease: &Lease) -> Vec<String> {
+    let kinds = annotation(lease, KIND_ANNOTATION).unwrap_or_default().split(',').map(str::trim);
+    kinds.filter(|kind| !kind.is_empty()).map(str::to_owned).collect()
+}
+
+/// Names of kinds in a sentence, the first of them if they are many.
+fn told(kinds: &[String]) -> String {
+    match kinds {
+        [kind] => kind.clone(),
+        [first @ .., last] if kinds.len() <= NAMED => format!("{} and {last}", first.join(", ")),
+        _ => {
+            let first = &kinds[..kinds.len().min(NAMED)];
+            format!("{} and {} more kinds", first.join(", "), kinds.len() - first.len())
+        }
+    }
+}
+
 /// Which stored object this is; `None` for one without uid or resourceVersion, which no API server stores.
 pub fn version(lease: &Lease) -> Option<Version> {
     let metadata = &lease.metadata;
@@ -144,7 +165,7 @@ pub fn record(lease: &Lease) -> Option<Record> {
         successor: text(SUCCESSOR_ANNOTATION),
         wanted: text(HAND_OVER_ANNOTATION),
         weight,
-        kind: text(KIND_ANNOTATION),
+        kinds: kinds(lease),
         profile,
         odd,
     };
@@ -177,12 +198,12 @@ pub fn sign(lease: &mut Lease, record: &Record, purpose: Purpose, now: MicroTime
             set(PROFILE_ANNOTATION, Some(serde_json::to_string(profile)?));
         }
         None => {
-            let kind = record.kind.as_deref().unwrap_or_default();
+            let kinds = told(&record.kinds);
             let about = format!(
-                "The holder of this Lease is the one replica of {instance} that reconciles {kind}; while the holder is empty, none does."
+                "The holder of this Lease is the one replica of {instance} that reconciles {kinds}; while the holder is empty, none does."
             );
             set(ABOUT_ANNOTATION, Some(about));
-            set(KIND_ANNOTATION, record.kind.clone());
+            set(KIND_ANNOTATION, (!record.kinds.is_empty()).then(|| record.kinds.join(",")));
             set(WEIGHT_ANNOTATION, record.weight.map(|weight| weight.to_string()));
             set(SUCCESSOR_ANNOTATION, record.successor.clone());
             set(HAND_OVER_ANNOTATION, record.wanted.clone());
@@ -240,7 +261,7 @@ mod tests {
             holder_pod: holder.map(|_| "uid-1".to_owned()),
             successor: successor.map(str::to_owned),
             weight: Some(3),
-            kind: Some("Widget.example.com".to_owned()),
+            kinds: vec!["Widget.example.com".to_owned()],
             ..Record::default()
         }
     }
@@ -292,6 +313,21 @@ mod tests {
         let record = record(&written).unwrap();
         let Record { namespace, name, version, .. } = record.clone();
         assert_eq!(record, Record { namespace, name, version, ..ours(Some("pod_1"), 5, None) });
+    }
+
+    #[test]
+    fn the_kinds_of_a_group_stand_in_one_annotation() {
+        let kinds = |kinds: &[&str]| kinds.iter().map(|kind| (*kind).to_owned()).collect::<Vec<_>>();
+        let group = Record { kinds: kinds(&["A.x", "B.x", "C"]), ..ours(Some("pod_1"), 5, None) };
+        let written = signed(&group, Purpose::Acquire);
+        assert_eq!(written["metadata"]["annotations"][KIND_ANNOTATION], json!("A.x,B.x,C"));
+        let about = written["metadata"]["annotations"][ABOUT_ANNOTATION].as_str().unwrap();
+        assert!(about.contains("reconciles A.x, B.x and C;"), "{about}");
+        assert_eq!(record(&serde_json::from_value(written).unwrap()).unwrap().kinds, group.kinds);
+        let by_hand = read(|lease| lease["metadata"]["annotations"][KIND_ANNOTATION] = json!(" A.x, ,B.x,"));
+        assert_eq!(by_hand.kinds, kinds(&["A.x", "B.x"]));
+        let many: Vec<_> = (0..1000).map(|kind| format!("K{kind}.x")).collect();
+        assert!(told(&many).ends_with("K7.x and 992 more kinds"), "{}", told(&many));
     }
 
     #[test]

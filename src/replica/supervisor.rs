@@ -36,7 +36,7 @@ use crate::{
     config::Kind,
     protocol::{
         election::Grant,
-        event::{Deaths, Effect, Ending, Event, Hearing, ShardIndex, TermNumber, Verdict, Watch},
+        event::{Deaths, Effect, Ending, Event, Hearing, KindIndex, Loss, ShardIndex, TermNumber, Verdict, Watch},
         lease::FencingToken,
         moment::Moment,
         replica::{Replica, Setup},
@@ -69,6 +69,15 @@ pub enum Stopped {
     /// Leases that are left to expire.
     #[error("stopped, but these Leases could not be released and are left to expire: {}", .0.join(", "))]
     Unreleased(Vec<String>),
+    /// A term that worked was lost and the configuration says `onLoss: Exit`: the process is to end at once. Every fence is
+    /// shut and every task aborted; one that blocks its thread runs on until the process ends.
+    #[error("the term on the Lease {lease} is lost, and onLoss is Exit: {}", why(.loss))]
+    Lost {
+        /// Name of the Lease.
+        lease: String,
+        /// Why the term was lost.
+        loss: Loss,
+    },
 }
 
 /// One kind and what reconciles it.
@@ -83,7 +92,7 @@ pub struct Assignment {
 
 /// What a supervisor needs from outside.
 pub struct Surroundings {
-    /// Who the replica is; one spec for each assignment, in the same order.
+    /// Who the replica is; one assignment for each kind of its specs, in the same order.
     pub setup: Setup,
     /// The process's clock.
     pub clock: Clock,
@@ -108,12 +117,12 @@ pub struct Surroundings {
 enum Wake {
     Event(Event),
     Shown(Shown),
-    Judged(ShardIndex, preflight::Verdict),
+    Judged(KindIndex, preflight::Verdict),
     Ended(Id, Outcome),
     /// What a term, or the standby for it, hears has changed.
-    Heard(ShardIndex, TermNumber, watch::Receiver<hearing::Hearing>),
+    Heard(KindIndex, TermNumber, watch::Receiver<hearing::Hearing>),
     /// The API server has refused a request of it.
-    Refused(ShardIndex, watch::Receiver<hearing::Refusals>),
+    Refused(KindIndex, watch::Receiver<hearing::Refusals>),
     /// A task that runs as long as the replica has ended.
     Died(&'static str),
     /// A fence that was listened to is gone.
@@ -122,37 +131,64 @@ enum Wake {
 
 /// What one shard has here: its fences and tasks.
 struct Seat {
+    /// One, or those of a group.
+    members: Vec<Member>,
+    /// Index of the first of them.
+    first: KindIndex,
+    fences: BTreeMap<TermNumber, SharedFence>,
+    standby: Option<StandbyTask>,
+    task: Option<TermTask>,
+}
+
+/// One kind of a shard.
+struct Member {
     kind: Arc<Kind>,
     reconciler: Arc<dyn Reconciler>,
     leadership: watch::Sender<Leadership>,
     /// Of the kind's objects, as the API server serves it.
     resource: Option<String>,
-    fences: BTreeMap<TermNumber, Fence>,
-    standby: Option<StandbyTask>,
-    task: Option<TermTask>,
 }
 
+/// A term's fence, with a gate for each member.
+struct SharedFence {
+    fence: Fence,
+    gates: Vec<Gate>,
+}
+
+/// The standbys of the members that have one.
 struct StandbyTask {
     term: TermNumber,
+    members: Vec<Option<StandbyMember>>,
+}
+
+struct StandbyMember {
     id: Id,
     abort: AbortHandle,
     client: Client,
     promotion: Promotion,
 }
 
+/// A term: a task for each member, so that one which blocks its thread does not stop the others.
 struct TermTask {
-    term: Term,
     gate: Gate,
     draining: CancellationToken,
-    abort: AbortHandle,
     drain_began: Option<Moment>,
+    members: Vec<TermMember>,
+    running: usize,
+    /// The worst that has become of a member.
+    outcome: Outcome,
+}
+
+struct TermMember {
+    term: Term,
+    abort: AbortHandle,
 }
 
 /// What a task of ours is for.
 #[derive(Clone, Copy)]
 enum Job {
-    Standby(ShardIndex, TermNumber),
-    Term(ShardIndex, TermNumber),
+    Standby(KindIndex, TermNumber),
+    Term(KindIndex, TermNumber),
 }
 
 /// The supervisor of one replica. Dropped, it shuts every fence and aborts every task.
@@ -165,6 +201,8 @@ pub struct Supervisor {
     work_on: Handle,
     telemetry: Telemetry,
     seats: Vec<Seat>,
+    /// By kind: its shard, and which of its members it is.
+    places: Vec<(ShardIndex, usize)>,
     shown: mpsc::UnboundedReceiver<Shown>,
     verdicts: mpsc::UnboundedReceiver<(usize, preflight::Verdict)>,
     ask: Ask,
@@ -207,15 +245,19 @@ impl Supervisor {
                 (never, watch::Sender::default().subscribe(), watch::Sender::default().subscribe())
             }
         };
-        let seat = |Assignment { kind, reconciler, leadership }| Seat {
+        let mut members = assignments.into_iter().map(|Assignment { kind, reconciler, leadership }| Member {
             kind,
             reconciler,
             leadership,
             resource: None,
-            fences: BTreeMap::new(),
-            standby: None,
-            task: None,
-        };
+        });
+        let (mut seats, mut places) = (Vec::new(), Vec::new());
+        for (shard, spec) in setup.specs.iter().enumerate() {
+            let members: Vec<_> = members.by_ref().take(spec.kinds.len()).collect();
+            let first = places.len();
+            places.extend((0..members.len()).map(|member| (shard, member)));
+            seats.push(Seat { members, first, fences: BTreeMap::new(), standby: None, task: None });
+        }
         let (core, first) = Replica::new(setup, clock.now());
         Self {
             core,
@@ -225,7 +267,8 @@ impl Supervisor {
             leases,
             work_on: work,
             telemetry,
-            seats: assignments.into_iter().map(seat).collect(),
+            seats,
+            places,
             shown,
             verdicts,
             ask,
@@ -257,6 +300,7 @@ impl Supervisor {
                     Ending::Clean => Ok(()),
                     Ending::Unreleased(leases) => Err(Stopped::Unreleased(leases)),
                     Ending::Undrained(leases) => Err(Stopped::Aborted(leases)),
+                    Ending::Lost { lease, loss } => Err(Stopped::Lost { lease, loss }),
                 };
             }
             let event = match self.next(&mut signals).await {
@@ -289,7 +333,7 @@ impl Supervisor {
                 Wake::Event(Event::Originated { revision, owner })
             }
             Ok(()) = self.expected.changed() => Wake::Event(Event::Expected(*self.expected.borrow_and_update())),
-            Some((shard, verdict)) = self.verdicts.recv() => Wake::Judged(shard, verdict),
+            Some((kind, verdict)) = self.verdicts.recv() => Wake::Judged(kind, verdict),
             Some(ended) = self.staff.join_next() => Wake::Died(ended.unwrap_or("a task that panicked")),
             () = clock.sleep_until(wake_at) => Wake::Event(Event::Woken),
         }
@@ -300,10 +344,10 @@ impl Supervisor {
         match wake {
             Wake::Event(event) => Some(event),
             Wake::Shown(shown) => self.watched(shown).map(Event::Watched),
-            Wake::Judged(shard, verdict) => {
+            Wake::Judged(kind, verdict) => {
                 let verdict = match verdict {
                     preflight::Verdict::Runnable(served) => {
-                        let Seat { kind, resource, .. } = &mut self.seats[shard];
+                        let Member { kind, resource, .. } = self.member_mut(kind);
                         let group = if kind.group.is_empty() { String::new() } else { format!("{}/", kind.group) };
                         *resource = Some(format!("{group}{}/{}", kind.version, served.plural));
                         Verdict::Runnable
@@ -311,21 +355,22 @@ impl Supervisor {
                     preflight::Verdict::Blocked(obstacle) => Verdict::Blocked(obstacle.to_string()),
                     preflight::Verdict::Unknown(why) => Verdict::Unknown(why.to_string()),
                 };
-                Some(Event::Judged(shard, verdict))
+                Some(Event::Judged(kind, verdict))
             }
             Wake::Ended(id, outcome) => self.on_task_ended(id, outcome),
-            Wake::Heard(shard, term, mut heard) => {
+            Wake::Heard(kind, term, mut heard) => {
                 let hearing = heard.borrow_and_update().clone();
-                self.listen(shard, term, heard);
+                self.listen(kind, term, heard);
                 let deaf = hearing.deaf_since.map(|_| hearing.problem.unwrap_or_default());
-                Some(Event::Heard(shard, term, deaf.map_or(Hearing::Hears, Hearing::Deaf)))
+                Some(Event::Heard(kind, term, deaf.map_or(Hearing::Hears, Hearing::Deaf)))
             }
-            Wake::Refused(shard, mut refused) => {
+            Wake::Refused(kind, mut refused) => {
                 let last = refused.borrow_and_update().last.clone();
-                self.listen_for_refusals(shard, refused);
+                self.listen_for_refusals(kind, refused);
                 let refusal = last?;
-                self.telemetry.refused(&self.seats[shard].kind, &refusal);
-                Some(Event::Denied(shard))
+                let (shard, member) = self.places[kind];
+                self.telemetry.refused(&self.seats[shard].members[member].kind, &refusal);
+                Some(Event::Denied(kind))
             }
             Wake::Died(_) | Wake::Nothing => None,
         }
@@ -358,7 +403,7 @@ impl Supervisor {
                     let answer = self.leases.send(request);
                     self.pending.push(Box::pin(async move { Wake::Event(Event::Answered(id, answer.await)) }));
                 }
-                Effect::Extend(shard, term, until) => self.fence(shard, term).extend(until),
+                Effect::Extend(shard, term, until) => self.fence(shard, term).fence.extend(until),
                 // Dropped, a fence is shut.
                 Effect::Shut(shard, term) => drop(self.seats[shard].fences.remove(&term)),
                 Effect::StandBy(shard, term) => self.stand_by(shard, term),
@@ -366,7 +411,7 @@ impl Supervisor {
                 Effect::Start { shard, grant, standby } => self.start(shard, &grant, standby == Some(true)),
                 Effect::Drain(shard, _) => self.drain(shard),
                 Effect::Abort(shard, _) => self.abort(shard),
-                Effect::Ask(shard) => self.ask.ask_again(shard),
+                Effect::Ask(kind) => self.ask.ask_again(kind),
                 Effect::Note(notice) => self.telemetry.note(&notice),
                 Effect::Exit(ending) => return Some(ending),
             }
@@ -374,11 +419,20 @@ impl Supervisor {
         None
     }
 
-    fn fence(&mut self, shard: ShardIndex, term: TermNumber) -> &Fence {
+    fn member_mut(&mut self, kind: KindIndex) -> &mut Member {
+        let (shard, member) = self.places[kind];
+        &mut self.seats[shard].members[member]
+    }
+
+    fn fence(&mut self, shard: ShardIndex, term: TermNumber) -> &SharedFence {
         let (clock, telemetry) = (self.clock, &self.telemetry);
-        let Seat { kind, resource, fences, .. } = &mut self.seats[shard];
+        let Seat { members, fences, .. } = &mut self.seats[shard];
         fences.entry(term).or_insert_with(|| {
-            Fence::new(kind.lease_name.clone(), resource.clone(), clock, telemetry.counts_fenced(kind))
+            let lease = members.first().map(|member| member.kind.lease_name.clone()).unwrap_or_default();
+            // What the fence refuses is counted at the gate of the kind that it is refused to.
+            let fence = Fence::new(lease, None, clock, || ());
+            let gate = |member: &Member| fence.beside(member.resource.clone(), telemetry.counts_fenced(&member.kind));
+            SharedFence { gates: members.iter().map(gate).collect(), fence }
         })
     }
 
@@ -388,69 +442,106 @@ impl Supervisor {
         self.connections.client_behind(gate)
     }
 
+    /// Those of a group stand by together: prepared when all are that keep a cache.
     fn stand_by(&mut self, shard: ShardIndex, term: TermNumber) {
-        let gate = self.fence(shard, term).gate();
-        let client = self.client(&gate);
-        let seat = &mut self.seats[shard];
-        let (standby, promotion) = Standby::new(Arc::clone(&seat.kind), client.clone());
-        let Some(filling) = seat.reconciler.stand_by(standby) else {
+        let gates = self.fence(shard, term).gates.clone();
+        let first = self.seats[shard].first;
+        let (mut members, mut prepared) = (Vec::new(), Vec::new());
+        for (member, gate) in gates.iter().enumerate() {
+            let client = self.client(gate);
+            let Member { kind, reconciler, .. } = &self.seats[shard].members[member];
+            let (standby, promotion) = Standby::new(Arc::clone(kind), client.clone());
+            let Some(filling) = reconciler.stand_by(standby) else {
+                members.push(None);
+                continue;
+            };
+            let kind = first + member;
+            let abort = self.work.spawn_on(filling, &self.work_on);
+            self.jobs.insert(abort.id(), Job::Standby(kind, term));
+            prepared.push(promotion.filled.clone());
+            members.push(Some(StandbyMember { id: abort.id(), abort, client, promotion }));
+            // Those of the term that follows are heard by the same receiver.
+            self.listen(kind, term, gate.hearing());
+            self.listen_for_refusals(kind, gate.refusals());
+        }
+        if prepared.is_empty() {
             self.pending.push(Box::pin(async move { Wake::Event(Event::StandbyDeclined(shard)) }));
             return;
-        };
-        let abort = self.work.spawn_on(filling, &self.work_on);
-        self.jobs.insert(abort.id(), Job::Standby(shard, term));
-        // Those of the term that follows are heard by the same receiver.
-        let (refusals, hearing) = (gate.refusals(), gate.hearing());
-        let prepared = promotion.filled.clone();
+        }
         self.pending.push(Box::pin(async move {
-            prepared.cancelled().await;
+            for filled in prepared {
+                filled.cancelled().await;
+            }
             Wake::Event(Event::StandbyPrepared(shard, term))
         }));
-        seat.standby = Some(StandbyTask { term, id: abort.id(), abort, client, promotion });
-        self.listen(shard, term, hearing);
-        self.listen_for_refusals(shard, refusals);
+        self.seats[shard].standby = Some(StandbyTask { term, members });
     }
 
     fn dismiss(&mut self, shard: ShardIndex) {
-        if let Some(standby) = self.seats[shard].standby.take() {
-            standby.abort.abort();
-            self.jobs.remove(&standby.id);
-            // What waits for it to be filled waits no longer.
-            standby.promotion.filled.cancel();
+        for standby in self.seats[shard].standby.take().into_iter().flat_map(|standby| standby.members).flatten() {
+            self.dismiss_one(standby);
         }
     }
 
+    fn dismiss_one(&mut self, standby: StandbyMember) {
+        standby.abort.abort();
+        self.jobs.remove(&standby.id);
+        // What waits for it to be filled waits no longer.
+        standby.promotion.filled.cancel();
+    }
+
     fn start(&mut self, shard: ShardIndex, grant: &Grant, warm: bool) {
-        let gate = self.fence(shard, grant.term).gate();
+        let gates = self.fence(shard, grant.term).gates.clone();
+        let gate = self.fence(shard, grant.term).fence.gate();
         let draining = CancellationToken::new();
-        let holder = self.core.setup().identity.clone();
-        let kind = Arc::clone(&self.seats[shard].kind);
-        self.telemetry.begins(&kind, &holder, &grant.token, warm);
-        self.lead(shard, Some(grant.token.clone()));
-        let begin =
-            |client| Term::new(Arc::clone(&kind), holder.clone(), grant.token.clone(), client, draining.clone());
         let standby = self.seats[shard].standby.take_if(|standby| standby.term == grant.term);
         self.dismiss(shard);
-        if let Some(standby) = standby {
-            standby.promotion.filled.cancel();
-            let term = begin(standby.client);
-            if standby.promotion.term.send(term.clone()).is_ok() {
-                self.jobs.insert(standby.id, Job::Term(shard, grant.term));
-                let task = TermTask { term, gate, draining: draining.clone(), abort: standby.abort, drain_began: None };
-                self.seats[shard].task = Some(task);
-                return;
-            }
-            // It has just ended by itself.
-            self.jobs.remove(&standby.id);
+        let mut standbys = standby.map(|standby| standby.members).unwrap_or_default().into_iter();
+        let mut members = Vec::new();
+        for (member, gate) in gates.iter().enumerate() {
+            let standby = standbys.next().flatten();
+            members.push(self.start_member((shard, member), grant, gate, standby, (&draining, warm)));
         }
-        self.listen(shard, grant.term, gate.hearing());
-        self.listen_for_refusals(shard, gate.refusals());
-        let term = begin(self.client(&gate));
-        let (reconciler, running) = (Arc::clone(&self.seats[shard].reconciler), term.clone());
+        self.lead(shard, Some(grant.token.clone()));
+        let running = members.len();
+        let outcome = Outcome::Finished;
+        self.seats[shard].task = Some(TermTask { gate, draining, drain_began: None, members, running, outcome });
+    }
+
+    fn start_member(
+        &mut self,
+        (shard, member): (ShardIndex, usize),
+        grant: &Grant,
+        gate: &Gate,
+        standby: Option<StandbyMember>,
+        (draining, warm): (&CancellationToken, bool),
+    ) -> TermMember {
+        let holder = self.core.setup().identity.clone();
+        let kind_index = self.seats[shard].first + member;
+        let kind = Arc::clone(&self.seats[shard].members[member].kind);
+        self.telemetry.begins(&kind, &holder, &grant.token, warm);
+        let begin = |client| Term::new(kind, holder, grant.token.clone(), client, draining.clone());
+        let job = Job::Term(kind_index, grant.term);
+        let term = match standby {
+            Some(standby) => {
+                standby.promotion.filled.cancel();
+                let term = begin(standby.client);
+                if standby.promotion.term.send(term.clone()).is_ok() {
+                    self.jobs.insert(standby.id, job);
+                    return TermMember { term, abort: standby.abort };
+                }
+                // It has just ended by itself.
+                self.jobs.remove(&standby.id);
+                term
+            }
+            None => begin(self.client(gate)),
+        };
+        self.listen(kind_index, grant.term, gate.hearing());
+        self.listen_for_refusals(kind_index, gate.refusals());
+        let (reconciler, running) = (Arc::clone(&self.seats[shard].members[member].reconciler), term.clone());
         let abort = self.work.spawn_on(async move { reconciler.run(running).await }, &self.work_on);
-        self.jobs.insert(abort.id(), Job::Term(shard, grant.term));
-        let task = TermTask { term, gate, draining: draining.clone(), abort, drain_began: None };
-        self.seats[shard].task = Some(task);
+        self.jobs.insert(abort.id(), job);
+        TermMember { term, abort }
     }
 
     fn drain(&mut self, shard: ShardIndex) {
@@ -460,7 +551,9 @@ impl Supervisor {
         if let Some(task) = &mut seat.task {
             task.drain_began = Some(now);
             let handover = self.core.shards()[shard].handover();
-            self.telemetry.drains(&seat.kind, task.term.token(), handover);
+            for member in &task.members {
+                self.telemetry.drains(member.term.kind(), member.term.token(), handover);
+            }
             task.draining.cancel();
         }
     }
@@ -469,55 +562,70 @@ impl Supervisor {
         self.lead(shard, None);
         let seat = &self.seats[shard];
         if let Some(task) = &seat.task {
-            self.telemetry.aborts(&seat.kind, task.term.token());
             task.draining.cancel();
-            task.abort.abort();
+            for member in &task.members {
+                self.telemetry.aborts(member.term.kind(), member.term.token());
+                member.abort.abort();
+            }
         }
     }
 
-    /// The task has ended: nothing may be written any more, and what was sent gets a moment to be answered.
     fn on_task_ended(&mut self, id: Id, outcome: Outcome) -> Option<Event> {
-        let (shard, term) = match self.jobs.remove(&id)? {
-            Job::Standby(shard, term) => {
-                self.dismiss(shard);
+        let (kind, term) = match self.jobs.remove(&id)? {
+            Job::Standby(kind, term) => {
+                self.dismiss(self.places[kind].0);
                 let why = match outcome {
                     Outcome::Failed(why) => format!("filling the cache failed: {why}"),
                     Outcome::Panicked(why) => format!("filling the cache panicked: {why}"),
                     Outcome::Finished | Outcome::Aborted => "the reconciler ended while it stood by".to_owned(),
                 };
-                return Some(Event::StandbyEnded(shard, term, why));
+                return Some(Event::StandbyEnded(kind, term, why));
             }
-            Job::Term(shard, term) => (shard, term),
+            Job::Term(kind, term) => (kind, term),
         };
-        let task = self.seats[shard].task.take()?;
+        let (shard, member) = self.places[kind];
+        let now = self.clock.now();
+        let task = self.seats[shard].task.as_mut()?;
+        let drained = task.drain_began.map(|began| now.since(began));
+        let ended = &task.members.get(member)?.term;
+        self.telemetry.work_ended(ended.kind(), ended.token(), drained);
+        let of_group = task.members.len() > 1;
+        task.running = task.running.saturating_sub(1);
+        task.outcome = worse(&task.outcome, &outcome);
+        if task.running == 0 {
+            self.on_term_ended(shard, term);
+        }
+        of_group.then_some(Event::TaskEnded(kind, term, outcome))
+    }
+
+    /// The last task has ended: nothing may be written any more, and what was sent gets a moment to be answered.
+    fn on_term_ended(&mut self, shard: ShardIndex, term: TermNumber) {
+        let Some(TermTask { gate, members, outcome, .. }) = self.seats[shard].task.take() else { return };
         self.lead(shard, None);
-        task.gate.close();
-        let drained = task.drain_began.map(|began| self.clock.now().since(began));
-        self.telemetry.work_ended(&self.seats[shard].kind, task.term.token(), drained);
-        let leftovers = task.term.leftovers();
+        gate.close();
+        let leftovers: Vec<_> = members.iter().flat_map(|member| member.term.leftovers()).collect();
         self.work_on.spawn_blocking(move || drop(leftovers));
         let within = self.core.setup().timings.lease_duration;
         self.pending.push(Box::pin(async move {
-            task.gate.quiesce(QUIESCE).await;
-            let unanswered = task.gate.may_still_land(within);
+            gate.quiesce(QUIESCE).await;
+            let unanswered = gate.may_still_land(within);
             Wake::Event(Event::TermEnded { shard, term, outcome, unanswered })
         }));
-        None
     }
 
-    fn listen(&mut self, shard: ShardIndex, term: TermNumber, mut heard: watch::Receiver<hearing::Hearing>) {
+    fn listen(&mut self, kind: KindIndex, term: TermNumber, mut heard: watch::Receiver<hearing::Hearing>) {
         self.pending.push(Box::pin(async move {
             match heard.changed().await {
-                Ok(()) => Wake::Heard(shard, term, heard),
+                Ok(()) => Wake::Heard(kind, term, heard),
                 Err(_gone) => Wake::Nothing,
             }
         }));
     }
 
-    fn listen_for_refusals(&mut self, shard: ShardIndex, mut refused: watch::Receiver<hearing::Refusals>) {
+    fn listen_for_refusals(&mut self, kind: KindIndex, mut refused: watch::Receiver<hearing::Refusals>) {
         self.pending.push(Box::pin(async move {
             match refused.changed().await {
-                Ok(()) => Wake::Refused(shard, refused),
+                Ok(()) => Wake::Refused(kind, refused),
                 Err(_gone) => Wake::Nothing,
             }
         }));
@@ -526,8 +634,9 @@ impl Supervisor {
     /// For other tasks of the process.
     fn lead(&self, shard: ShardIndex, token: Option<FencingToken>) {
         let leadership = Leadership { token };
-        let sender = &self.seats[shard].leadership;
-        sender.send_if_modified(|old| std::mem::replace(old, leadership.clone()) != leadership);
+        for Member { leadership: sender, .. } in &self.seats[shard].members {
+            sender.send_if_modified(|old| std::mem::replace(old, leadership.clone()) != leadership);
+        }
     }
 
     /// Brings what people see up to date, from time to time.
@@ -559,6 +668,26 @@ fn ended(joined: Result<(Id, Result<(), BoxError>), JoinError>) -> Wake {
                 error.try_into_panic().map_or_else(|error| error.to_string(), |payload| panic_text(payload.as_ref()));
             Wake::Ended(id, Outcome::Panicked(panic))
         }
+    }
+}
+
+/// What becomes of a group is the worst of what becomes of its members: it fails with the first that does.
+fn worse(known: &Outcome, new: &Outcome) -> Outcome {
+    let failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed(_) | Outcome::Panicked(_));
+    match (known, new) {
+        (known, _) if failed(known) => known.clone(),
+        (Outcome::Aborted, new) if !failed(new) => Outcome::Aborted,
+        (_, new) => new.clone(),
+    }
+}
+
+/// Why a term was lost, in words.
+pub(super) fn why(loss: &Loss) -> String {
+    match loss {
+        Loss::Deadline => "no renewal succeeded by the renew deadline".to_owned(),
+        Loss::Expired => "no renewal succeeded before its validity was over".to_owned(),
+        Loss::Taken(holder) => format!("{holder} holds the Lease now"),
+        Loss::Gone => "the Lease is gone, or its holder was cleared".to_owned(),
     }
 }
 

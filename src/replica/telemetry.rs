@@ -1,10 +1,14 @@
 //! What people see of a replica: log lines, metrics, and the status behind `/shards`. It is told, and tells the loop nothing.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use tracing::{debug, error, info, warn};
 
-use super::{clock::Clock, hearing::Refusal, supervisor::Stopped};
+use super::{
+    clock::Clock,
+    hearing::Refusal,
+    supervisor::{Stopped, why},
+};
 use crate::{
     config::Kind,
     ops::{
@@ -13,11 +17,11 @@ use crate::{
     },
     protocol::{
         election::{Grant, Standing},
-        event::{Freed, Garbage, Hearing, Loss, Notice, Rival, ShardIndex, Verdict},
+        event::{Freed, Garbage, Hearing, KindIndex, Notice, Rival, ShardIndex, Verdict},
         lease::FencingToken,
         moment::Moment,
         replica::Replica,
-        shard::Shard,
+        shard::{Member, Shard},
         slot::{Handover, State},
     },
 };
@@ -25,7 +29,10 @@ use crate::{
 /// Logs, metrics and status of one replica.
 pub struct Telemetry {
     identity: String,
+    /// Those of a shard follow each other.
     kinds: Vec<Arc<Kind>>,
+    /// By shard: its kinds.
+    shards: Vec<Range<KindIndex>>,
     status: Status,
     metrics: Metrics,
 }
@@ -34,9 +41,18 @@ impl Telemetry {
     /// Of the replica with this holder identity; its kinds in the order of its shards.
     pub fn new(identity: String, kinds: Vec<Arc<Kind>>, status: Status, metrics: Metrics) -> Self {
         for kind in &kinds {
-            status.update(&kind.lease_name, |shard| shard.kind = kind.name());
+            status.update(&kind.name(), |shard| {
+                shard.lease.clone_from(&kind.lease_name);
+                shard.group.clone_from(&kind.lease_group);
+            });
+            metrics.belongs(&kind.name(), &kind.lease_name, kind.lease_group.as_deref());
         }
-        Self { identity, kinds, status, metrics }
+        let (mut shards, mut first) = (Vec::new(), 0);
+        for shared in kinds.chunk_by(|one, next| one.lease_name == next.lease_name) {
+            shards.push(first..first + shared.len());
+            first += shared.len();
+        }
+        Self { identity, kinds, shards, status, metrics }
     }
 
     /// What a fence calls for each write that it refuses.
@@ -57,21 +73,19 @@ impl Telemetry {
                 let (from, how) = (from.as_deref().unwrap_or_default(), why_free(*how));
                 let milliseconds = free_for.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
                 info!(kind, lease, holder = self.identity, from, how, free_for_ms = milliseconds, "Lease acquired");
-                self.metrics.transition(&kind);
-                if let Some(time) = free_for {
-                    self.metrics.without_owner(&kind, *time);
+                for kind in self.kinds_of(*shard) {
+                    self.metrics.transition(&kind.name());
+                    if let Some(time) = free_for {
+                        self.metrics.without_owner(&kind.name(), *time);
+                    }
                 }
             }
-            Notice::Renewed(shard, latency) => self.metrics.renewed(&self.names(*shard).0, *latency),
+            Notice::Renewed(shard, latency) => {
+                self.kinds_of(*shard).iter().for_each(|kind| self.metrics.renewed(&kind.name(), *latency));
+            }
             Notice::Lost(shard, loss) => {
                 let (kind, lease) = self.names(*shard);
-                let why = match loss {
-                    Loss::Deadline => "no renewal succeeded by the renew deadline".to_owned(),
-                    Loss::Expired => "no renewal succeeded before its validity was over".to_owned(),
-                    Loss::Taken(holder) => format!("{holder} holds the Lease now"),
-                    Loss::Gone => "the Lease is gone, or its holder was cleared".to_owned(),
-                };
-                warn!(kind, lease, holder = self.identity, "the term is lost: {why}");
+                warn!(kind, lease, holder = self.identity, "the term is lost: {}", why(loss));
             }
             Notice::Trouble(shard, trouble) => {
                 let (kind, lease) = self.names(*shard);
@@ -109,8 +123,8 @@ impl Telemetry {
                 let (kind, lease) = self.names(*shard);
                 info!(kind, lease, "no other Lease of the kind is held any more");
             }
-            Notice::Judged(shard, verdict) => {
-                let (kind, lease) = self.names(*shard);
+            Notice::Judged(kind, verdict) => {
+                let (kind, lease) = self.name(*kind);
                 self.metrics.blocked(&kind, *verdict != Verdict::Runnable);
                 match verdict {
                     Verdict::Runnable => info!(kind, lease, "can be led here"),
@@ -121,13 +135,13 @@ impl Telemetry {
                 let (kind, lease) = self.names(*shard);
                 info!(kind, lease, "standing by: the cache is filled");
             }
-            Notice::Failed(shard, why) => {
-                let (kind, lease) = self.names(*shard);
+            Notice::Failed(kind, why) => {
+                let (kind, lease) = self.name(*kind);
                 error!(kind, lease, "{why}");
                 self.metrics.term_failed(&kind);
             }
-            Notice::Heard(shard, hearing) => {
-                let (kind, lease) = self.names(*shard);
+            Notice::Heard(kind, hearing) => {
+                let (kind, lease) = self.name(*kind);
                 self.metrics.set_deaf(&kind, *hearing != Hearing::Hears);
                 match hearing {
                     Hearing::Hears => info!(kind, lease, "the objects of the kind are watched again"),
@@ -187,7 +201,7 @@ impl Telemetry {
 
     /// The loop has ended.
     pub fn ended(&self, error: Option<&Stopped>) {
-        if let Some(error @ Stopped::Unasked(_)) = error {
+        if let Some(error @ (Stopped::Unasked(_) | Stopped::Lost { .. })) = error {
             error!("{error}");
         }
         self.status.update_replica(|replica| replica.supervisor_stopped = error.is_some());
@@ -204,8 +218,9 @@ impl Telemetry {
             replica.unready = unready;
             replica.peers = peers;
         });
-        for (kind, shard) in self.kinds.iter().zip(core.shards()) {
-            let (state, reason) = state(shard, now);
+        let members = core.shards().iter().flat_map(|shard| shard.members().iter().map(move |member| (shard, member)));
+        for (kind, (shard, member)) in self.kinds.iter().zip(members) {
+            let (state, reason) = state(shard, member, now);
             let leading = matches!(state, ShardState::Leading | ShardState::Deaf);
             self.metrics.set_leading(&kind.name(), leading);
             self.metrics.set_cached(&kind.name(), shard.cache() == Some(true));
@@ -214,7 +229,7 @@ impl Telemetry {
                 Standing::Leading(grant) | Standing::Losing(grant) => Some(grant),
                 Standing::Standby => None,
             };
-            self.status.update(&kind.lease_name, |status| {
+            self.status.update(&kind.name(), |status| {
                 let instant = |moment: Moment| clock.instant(moment);
                 let running = shard.term().is_some();
                 status.state = state;
@@ -237,8 +252,25 @@ impl Telemetry {
         }
     }
 
+    /// What a kind and its Lease are called.
+    fn name(&self, kind: KindIndex) -> (String, &str) {
+        self.kinds.get(kind).map_or_else(Default::default, |kind| (kind.name(), kind.lease_name.as_str()))
+    }
+
+    fn kinds_of(&self, shard: ShardIndex) -> &[Arc<Kind>] {
+        self.shards.get(shard).and_then(|kinds| self.kinds.get(kinds.clone())).unwrap_or_default()
+    }
+
+    /// What a shard and its Lease are called: by its kind, or by its group and how many kinds that has.
     fn names(&self, shard: ShardIndex) -> (String, &str) {
-        self.kinds.get(shard).map_or_else(Default::default, |kind| (kind.name(), kind.lease_name.as_str()))
+        match self.kinds_of(shard) {
+            [] => Default::default(),
+            [kind] => (kind.name(), &kind.lease_name),
+            [first, ..] => {
+                let group = first.lease_group.as_deref().unwrap_or(&first.lease_name);
+                (format!("{group} ({} kinds)", self.kinds_of(shard).len()), &first.lease_name)
+            }
+        }
     }
 }
 
@@ -250,8 +282,15 @@ fn peer(peer: &crate::protocol::roster::Peer) -> status::Peer {
     status::Peer { identity: peer.identity.clone(), draining: peer.draining, newest: peer.newest }
 }
 
-fn state(shard: &Shard, now: Moment) -> (ShardState, Option<String>) {
-    match (shard.state(), shard.hearing(), shard.rival(), shard.verdict()) {
+fn state(shard: &Shard, member: &Member, now: Moment) -> (ShardState, Option<String>) {
+    let served = |it: &Member| *it.verdict() == Verdict::Runnable;
+    // What is wrong with the kind itself comes first, and else what is wrong with one that it shares its term with.
+    let verdict = match shard.members().iter().find(|other| served(member) && !served(other)).map(|it| (it, it.verdict())) {
+        Some((other, Verdict::Blocked(why))) => &Verdict::Blocked(beside(other, why)),
+        Some((other, Verdict::Unknown(why))) => &Verdict::Unknown(beside(other, why)),
+        _ => member.verdict(),
+    };
+    match (shard.state(), member.hearing(), shard.rival(), verdict) {
         (State::Running, Hearing::Deaf(why), ..) => (ShardState::Deaf, Some(why.clone())),
         (State::Running, Hearing::Hears, ..) => (ShardState::Leading, None),
         (State::Draining | State::Aborting, ..) => (ShardState::Draining, None),
@@ -269,10 +308,15 @@ fn state(shard: &Shard, now: Moment) -> (ShardState, Option<String>) {
     }
 }
 
+/// Why a kind is not led though nothing is wrong with itself.
+fn beside(other: &Member, why: &str) -> String {
+    format!("{} shares its Lease and cannot be led: {why}", other.kind())
+}
+
 fn of_rival(rival: &Rival) -> String {
     format!(
-        "{} holds another Lease of the kind, {}/{}: give the kind one Lease in all configurations, or wait until that one is released",
-        rival.holder, rival.namespace, rival.name
+        "{} holds another Lease of {}, {}/{}: give the kind one Lease in all configurations, or wait until that one is released",
+        rival.holder, rival.kind, rival.namespace, rival.name
     )
 }
 

@@ -22,7 +22,7 @@ impl Replica {
         for shard in &self.shards {
             let lease = &shard.spec.lease;
             // A process that is restarted is to get its kinds back before any other, and could run them before.
-            let hopeful = !shard.asked && self.roster.comes_back(lease);
+            let hopeful = !shard.is_asked() && self.roster.comes_back(lease);
             // While we stop we say so by our activity; a term that runs is no sign of being unable.
             if !stopping && !hopeful && (!shard.slot.can_run(now) || shard.is_deaf(now)) {
                 unable.insert(lease);
@@ -30,7 +30,7 @@ impl Replica {
             if shard.slot.failing_until(now).is_some() {
                 failing.insert(lease);
             }
-            let filled = shard.standby.as_ref().is_some_and(|standby| standby.prepared && standby.hears);
+            let filled = shard.standby.as_ref().is_some_and(|standby| standby.prepared) && shard.standby_hears();
             // A reconciler that cannot stand by has nothing to fill.
             let ready = filled || (shard.slot.can_stand_by(now) && !shard.keeps_cache);
             if let (Some(token), true) = (&shard.advice.named, ready) {

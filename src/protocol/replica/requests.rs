@@ -108,7 +108,7 @@ impl Replica {
         };
         self.rivals.listed(now, &records, false);
         let shard = &mut self.shards[index];
-        let rival = self.rivals.of(now, &shard.spec.kind, None, &self.deaths);
+        let rival = self.rivals.of(now, &shard.spec.kinds, None, &self.deaths);
         if rival.is_none() {
             shard.won_at = shard.unconfirmed.take().and_then(|unconfirmed| unconfirmed.version);
         } else if let Some(unconfirmed) = &mut shard.unconfirmed {
@@ -156,7 +156,7 @@ impl Replica {
                 successor: proposal.successor.clone(),
                 wanted,
                 weight: Some(shard.spec.weight),
-                kind: Some(shard.spec.kind.clone()),
+                kinds: shard.spec.kinds.clone(),
                 profile: None,
                 odd: Vec::new(),
             };

@@ -1,9 +1,10 @@
 //! One shard at a time: its election is driven, its slot told where that stands, and its work started and ended.
 
 use super::{DEAF_PAUSE, DEAF_PAUSE_MOST, ROUNDS, Replica, Subject};
+use crate::config::OnLoss;
 use crate::protocol::{
     election::{Standing, Step},
-    event::{Deaths, Effect, Hearing, Notice, Request, ShardIndex, TermNumber, Verdict},
+    event::{Deaths, Effect, Ending, Hearing, KindIndex, Loss, Notice, Request, ShardIndex, TermNumber, Verdict},
     moment::Moment,
     roster,
     shard::{DEAF_SHOWN, Standby},
@@ -22,44 +23,69 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_standby_ended(&mut self, index: ShardIndex, term: TermNumber, why: String, now: Moment) {
+    pub(super) fn on_standby_ended(&mut self, kind: KindIndex, term: TermNumber, why: String, now: Moment) {
+        let Some(index) = self.shard_of(kind) else { return };
         if self.shards[index].standby.take_if(|standby| standby.term == term).is_some() {
             self.stale = true;
-            self.fail(index, why);
+            self.fail(index, kind, why);
             // It may have failed for want of a CRD or a permission.
-            self.effects.push(Effect::Ask(index));
+            self.effects.push(Effect::Ask(kind));
             self.tell(index, slot::Event::StandbyFailed, now);
         }
     }
 
-    pub(super) fn on_heard(&mut self, index: ShardIndex, term: TermNumber, hearing: Hearing, now: Moment) {
+    pub(super) fn on_heard(&mut self, kind: KindIndex, term: TermNumber, hearing: Hearing, now: Moment) {
+        let Some(index) = self.shard_of(kind) else { return };
         let shard = &mut self.shards[index];
-        if let Some(standby) = shard.standby.as_mut().filter(|standby| standby.term == term) {
-            standby.hears = hearing == Hearing::Hears;
-            return;
+        let stands_by = shard.standby.as_ref().is_some_and(|standby| standby.term == term);
+        let works = shard.task == Some(term);
+        shard.stale |= works && !stands_by;
+        let Some(member) = shard.member(kind) else { return };
+        if stands_by {
+            member.standby_hears = hearing == Hearing::Hears;
+        } else if works {
+            member.deaf = match hearing {
+                Hearing::Hears => None,
+                Hearing::Deaf(why) => Some((member.deaf.take().map_or(now, |(since, _)| since), why)),
+            };
         }
-        if shard.task != Some(term) {
-            return;
-        }
-        shard.stale = true;
-        shard.deaf = match hearing {
-            Hearing::Hears => None,
-            Hearing::Deaf(why) => Some((shard.deaf.take().map_or(now, |(since, _)| since), why)),
-        };
     }
 
     /// Shows what the term hears.
     fn show_hearing(&mut self, index: ShardIndex, now: Moment) {
         let shard = &mut self.shards[index];
-        let hearing = match &shard.deaf {
-            None => Hearing::Hears,
-            Some((since, _)) if now < *since + DEAF_SHOWN => return,
-            Some((_, why)) => Hearing::Deaf(why.clone()),
-        };
-        if hearing != shard.hearing {
-            shard.hearing = hearing.clone();
-            self.note(Notice::Heard(index, hearing));
+        for (kind, member) in shard.kinds().zip(&mut shard.members) {
+            let hearing = match &member.deaf {
+                None => Hearing::Hears,
+                Some((since, _)) if now < *since + DEAF_SHOWN => continue,
+                Some((_, why)) => Hearing::Deaf(why.clone()),
+            };
+            if hearing != member.hearing {
+                member.hearing = hearing.clone();
+                self.effects.push(Effect::Note(Notice::Heard(kind, hearing)));
+            }
         }
+    }
+
+    /// The kinds of a group share state: when one fails, the others finish what runs, and the term ends.
+    pub(super) fn on_task_ended(&mut self, kind: KindIndex, term: TermNumber, outcome: Outcome, now: Moment) {
+        let Some(index) = self.shard_of(kind) else { return };
+        let shard = &mut self.shards[index];
+        if shard.task != Some(term) {
+            return;
+        }
+        let asked = shard.slot.state() != State::Running;
+        let Some(member) = shard.member(kind) else { return };
+        let name = &member.kind;
+        let why = match outcome {
+            Outcome::Failed(why) => format!("the reconciler of {name} failed: {why}"),
+            Outcome::Panicked(why) => format!("the reconciler of {name} panicked: {why}"),
+            Outcome::Finished if !asked => format!("the reconciler of {name} ended although its term went on"),
+            Outcome::Finished | Outcome::Aborted => return,
+        };
+        shard.broken.get_or_insert_with(|| why.clone());
+        self.fail(index, kind, why);
+        self.tell(index, slot::Event::Broken, now);
     }
 
     pub(super) fn on_term_ended(
@@ -76,15 +102,19 @@ impl Replica {
         }
         let asked = shard.slot.state() != State::Running;
         shard.task = None;
-        if shard.is_deaf(now) && shard.deaf.is_some() {
+        if shard.term_is_deaf(now) {
             shard.deaf_until = now + slot::pause(DEAF_PAUSE, shard.deaf_terms, DEAF_PAUSE_MOST);
             shard.deaf_terms += 1;
         } else {
             shard.deaf_terms = 0;
         }
-        shard.deaf = None;
+        shard.members.iter_mut().for_each(|member| member.deaf = None);
+        // That a kind of a group has failed was said when it did.
+        let broken = shard.broken.take();
+        let first = shard.first_kind;
         self.show_hearing(index, now);
         let failure = match &outcome {
+            _ if broken.is_some() => None,
             Outcome::Failed(why) => Some(format!("the reconciler failed: {why}")),
             Outcome::Panicked(why) => Some(format!("the reconciler panicked: {why}")),
             Outcome::Finished if !asked => Some("the reconciler ended although its term went on".to_owned()),
@@ -93,36 +123,39 @@ impl Replica {
         self.shut(index, term);
         match failure {
             Some(why) => {
-                self.fail(index, why);
-                self.effects.push(Effect::Ask(index));
+                self.fail(index, first, why);
+                self.ask_about(index);
             }
+            None if broken.is_some() => self.ask_about(index),
             None => self.shards[index].failure = None,
         }
+        let outcome = broken.map_or(outcome, Outcome::Failed);
         self.tell(index, slot::Event::Ended { term, outcome, unanswered }, now);
     }
 
-    pub(super) fn fail(&mut self, index: ShardIndex, why: String) {
+    pub(super) fn fail(&mut self, index: ShardIndex, kind: KindIndex, why: String) {
         self.shards[index].failure = Some(why.clone());
-        self.note(Notice::Failed(index, why));
+        self.note(Notice::Failed(kind, why));
     }
 
-    pub(super) fn on_verdict(&mut self, index: ShardIndex, verdict: Verdict, now: Moment) {
-        let Some(shard) = self.shards.get_mut(index) else { return };
-        if matches!(verdict, Verdict::Unknown(_)) && !matches!(shard.verdict, Verdict::Unknown(_)) {
+    pub(super) fn on_verdict(&mut self, kind: KindIndex, verdict: Verdict, now: Moment) {
+        let Some(index) = self.shard_of(kind) else { return };
+        let Some(member) = self.shards[index].member(kind) else { return };
+        if matches!(verdict, Verdict::Unknown(_)) && !matches!(member.verdict, Verdict::Unknown(_)) {
             // What was known stays true until the API server says otherwise.
             return;
         }
-        shard.asked = true;
-        if verdict != shard.verdict {
-            shard.verdict = verdict.clone();
-            self.note(Notice::Judged(index, verdict));
+        member.asked = true;
+        if verdict != member.verdict {
+            member.verdict = verdict.clone();
+            self.note(Notice::Judged(kind, verdict));
         }
         self.judge(index, now);
     }
 
     pub(super) fn judge(&mut self, index: ShardIndex, now: Moment) {
         let shard = &self.shards[index];
-        let runnable = shard.verdict == Verdict::Runnable && shard.rival.is_none();
+        let runnable = shard.is_served() && shard.rival.is_none();
         self.tell(index, slot::Event::Runnable(runnable), now);
     }
 
@@ -142,8 +175,8 @@ impl Replica {
             (Some(Command::Start(grant)), _) => {
                 let standby = shard.standby.take_if(|standby| standby.term == grant.term);
                 shard.task = Some(grant.term);
-                if standby.as_ref().is_some_and(|standby| !standby.hears) {
-                    shard.deaf = Some((now, "its standby had no watch when the term began".to_owned()));
+                for member in shard.members.iter_mut().filter(|member| standby.is_some() && !member.standby_hears) {
+                    member.deaf = Some((now, "its standby had no watch when the term began".to_owned()));
                 }
                 let standby = standby.map(|standby| standby.prepared);
                 self.dismiss(index);
@@ -247,6 +280,9 @@ impl Replica {
             self.shut(index, term);
         }
         self.note_loss(index);
+        if matches!(standing, Standing::Losing(_)) {
+            self.exit_on_loss(index, &Loss::Deadline);
+        }
         let Some(grant) = grant else {
             self.shards[index].unconfirmed = None;
             return self.tell(index, slot::Event::Standing(Standing::Standby), now);
@@ -270,8 +306,28 @@ impl Replica {
         let shard = &mut self.shards[index];
         let working = shard.task.is_some();
         if let Some(loss) = shard.election.take_loss().filter(|_| working) {
-            self.note(Notice::Lost(index, loss));
+            self.note(Notice::Lost(index, loss.clone()));
+            self.exit_on_loss(index, &loss);
         }
+    }
+
+    /// Where a restart is the cleaning up, the process ends as soon as a term that works is lost: every fence is shut, and
+    /// nothing else is done. A process that stops already goes on with that.
+    fn exit_on_loss(&mut self, index: ShardIndex, loss: &Loss) {
+        let shard = &self.shards[index];
+        if self.setup.on_loss == OnLoss::Reelect || self.is_stopping() || self.ended || shard.task.is_none() {
+            return;
+        }
+        let ending = Ending::Lost { lease: shard.spec.lease.clone(), loss: loss.clone() };
+        // What was decided for other shards a moment ago is not begun any more.
+        self.effects.retain(|effect| matches!(effect, Effect::Shut(..) | Effect::Note(_)));
+        for index in 0..self.shards.len() {
+            if let Some((term, _)) = self.shards[index].fence {
+                self.shut(index, term);
+            }
+        }
+        self.ended = true;
+        self.effects.push(Effect::Exit(ending));
     }
 
     /// Whether the term may work: no other Lease of its kind was held when it was won.
@@ -311,7 +367,8 @@ impl Replica {
         match &shard.standby {
             Some(standby) if !of_use(standby) => self.dismiss(index),
             None if advised == roster::Cache::Kept && next == shard.election.next_term() && next > shard.shut => {
-                shard.standby = Some(Standby { term: next, prepared: false, hears: true });
+                shard.members.iter_mut().for_each(|member| member.standby_hears = true);
+                shard.standby = Some(Standby { term: next, prepared: false });
                 self.effects.push(Effect::StandBy(index, next));
             }
             _ => {}

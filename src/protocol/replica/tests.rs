@@ -13,6 +13,7 @@ use crate::{
 const SECOND: Duration = Duration::from_secs(1);
 const LEASE: &str = "widget.example.com";
 const KIND: &str = "Widget.example.com";
+const OTHER: &str = "Gadget.example.com";
 const ME: &str = "me_1";
 
 /// One replica with one kind, and the hands of the test as its server.
@@ -28,8 +29,13 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        let spec =
-            ShardSpec { lease: LEASE.to_owned(), kind: KIND.to_owned(), weight: 1, standby: StandbyMode::Successor };
+        Self::of(&[KIND], OnLoss::Reelect)
+    }
+
+    /// With these kinds, which share the Lease.
+    fn of(kinds: &[&str], on_loss: OnLoss) -> Self {
+        let kinds = kinds.iter().map(|kind| (*kind).to_owned()).collect();
+        let spec = ShardSpec { lease: LEASE.to_owned(), kinds, weight: 1, standby: StandbyMode::Successor };
         let setup = Setup {
             identity: ME.to_owned(),
             pod: "me".to_owned(),
@@ -51,6 +57,7 @@ impl Stage {
                 lease_duration: 15 * SECOND,
             },
             drain_timeout: 5 * SECOND,
+            on_loss,
             specs: vec![spec],
         };
         let now = Moment::after_origin(1000 * SECOND);
@@ -70,12 +77,32 @@ impl Stage {
 
     /// One that leads since now.
     fn leading() -> Self {
-        let mut stage = Self::seeing(Vec::new());
+        Self::seeing(Vec::new()).lead()
+    }
+
+    /// One that leads two kinds in one group, and ends or does not when it loses its Lease.
+    fn leading_a_group(on_loss: OnLoss) -> Self {
+        let mut stage = Self::of(&[KIND, OTHER], on_loss);
+        stage.on(Event::Watched(Watch::Listed(Vec::new())));
+        (0..2).for_each(|kind| stage.on(Event::Judged(kind, Verdict::Runnable)));
+        stage.lead()
+    }
+
+    fn lead(mut self) -> Self {
+        let stage = &mut self;
         let stored = stage.store();
         stage.on(Event::Watched(Watch::Stored(stored)));
         assert_eq!(stage.replica.shards()[0].state(), State::Running);
         stage.done.clear();
-        stage
+        self
+    }
+
+    fn fails(&mut self, kind: KindIndex, why: &str) {
+        self.on(Event::TaskEnded(kind, 1, Outcome::Failed(why.to_owned())));
+    }
+
+    fn state(&self) -> State {
+        self.replica.shards()[0].state()
     }
 
     fn on(&mut self, event: Event) {
@@ -162,7 +189,7 @@ fn shard(name: &str, version: u64, holder: Option<&str>) -> Record {
         role: Role::Shard,
         holder: holder.map(str::to_owned),
         duration: Some(15 * SECOND),
-        kind: Some(KIND.to_owned()),
+        kinds: vec![KIND.to_owned()],
         ..Record::default()
     }
 }
@@ -173,7 +200,7 @@ fn member(name: &str, version: u64, change: impl FnOnce(&mut Profile)) -> Record
     change(&mut profile);
     Record {
         role: Role::Replica,
-        kind: None,
+        kinds: Vec::new(),
         profile: Some(profile),
         ..shard(&format!("member-{name}"), version, Some(&format!("{name}_1")))
     }
@@ -216,7 +243,12 @@ fn a_watch_that_lags_delays_a_term_by_half_a_second() {
 fn a_kind_is_not_led_while_another_lease_of_it_is_held() {
     let mut stage = Stage::seeing(vec![shard("old", 5, Some("other_1"))]);
     assert_eq!(stage.written(), None);
-    let rival = Rival { namespace: "ns".to_owned(), name: "old".to_owned(), holder: "other_1".to_owned() };
+    let rival = Rival {
+        kind: KIND.to_owned(),
+        namespace: "ns".to_owned(),
+        name: "old".to_owned(),
+        holder: "other_1".to_owned(),
+    };
     assert!(stage.notes().contains(&&Notice::Rival(0, Some(rival))));
     assert!(stage.replica.profile().unable.contains(LEASE), "no replica hands it to us");
     stage.on(Event::Watched(Watch::Stored(shard("old", 6, None))));
@@ -308,6 +340,120 @@ fn a_lost_term_is_shut_before_it_is_aborted() {
     let order: Vec<_> = stage.done.iter().filter(|it| matches!(it, Effect::Shut(..) | Effect::Abort(..))).collect();
     assert_eq!(order, [&Effect::Shut(0, 1), &Effect::Abort(0, 1)]);
     assert!(stage.notes().contains(&&Notice::Lost(0, Loss::Taken("other_1".to_owned()))));
+}
+
+fn taken() -> Record {
+    Record { transitions: 1, ..shard(LEASE, 50, Some("other_1")) }
+}
+
+#[test]
+fn a_group_leads_when_each_of_its_kinds_can_be_reconciled() {
+    let mut stage = Stage::of(&[KIND, OTHER], OnLoss::Reelect);
+    stage.on(Event::Watched(Watch::Listed(Vec::new())));
+    stage.on(Event::Judged(0, Verdict::Runnable));
+    assert!(!stage.replica.is_ready(), "nothing was said of the other kind");
+    stage.on(Event::Judged(1, Verdict::Blocked("no CRD".to_owned())));
+    assert_eq!(stage.written(), None);
+    assert!(stage.replica.profile().unable.contains(LEASE));
+    stage.on(Event::Judged(1, Verdict::Runnable));
+    let (_, record, _) = stage.written().unwrap();
+    assert_eq!(record.kinds, [KIND, OTHER], "the Lease names both: they are the rivals of others");
+}
+
+#[test]
+fn a_kind_that_can_no_longer_be_reconciled_drains_its_group() {
+    let mut stage = Stage::leading_a_group(OnLoss::Reelect);
+    stage.on(Event::Judged(1, Verdict::Blocked("no CRD".to_owned())));
+    assert_eq!(stage.state(), State::Draining);
+    assert_eq!(stage.notes(), [&Notice::Judged(1, Verdict::Blocked("no CRD".to_owned()))]);
+}
+
+#[test]
+fn when_a_kind_of_a_group_fails_the_others_drain_and_the_group_cools_down() {
+    let mut stage = Stage::leading_a_group(OnLoss::Reelect);
+    stage.fails(1, "it broke");
+    assert_eq!(stage.state(), State::Draining);
+    assert!(stage.done.contains(&Effect::Drain(0, 1)));
+    stage.on(Event::TaskEnded(0, 1, Outcome::Finished));
+    stage.on(Event::TermEnded { shard: 0, term: 1, outcome: Outcome::Finished, unanswered: false });
+    assert_eq!(stage.state(), State::Idle);
+    let why = format!("the reconciler of {OTHER} failed: it broke");
+    assert_eq!(stage.replica.shards()[0].failure(), Some(why.as_str()));
+    let failed: Vec<_> = stage.notes().into_iter().filter(|it| matches!(it, Notice::Failed(..))).collect();
+    assert_eq!(failed, [&Notice::Failed(1, why)], "said once, of the kind that failed");
+    assert!(stage.replica.shards()[0].cooling_until(stage.now).is_some());
+    assert!((0..2).all(|kind| stage.done.contains(&Effect::Ask(kind))), "it may want a CRD or a permission");
+}
+
+#[test]
+fn a_kind_of_a_group_that_ends_unasked_has_failed_and_one_that_was_asked_has_not() {
+    let mut stage = Stage::leading_a_group(OnLoss::Reelect);
+    stage.on(Event::TaskEnded(0, 1, Outcome::Finished));
+    assert_eq!(stage.state(), State::Draining);
+    assert!(stage.replica.shards()[0].failure().is_some_and(|why| why.contains("ended although its term went on")));
+    let mut stage = Stage::leading_a_group(OnLoss::Reelect);
+    stage.on(Event::Signalled);
+    stage.on(Event::TaskEnded(0, 1, Outcome::Finished));
+    stage.on(Event::TaskEnded(1, 1, Outcome::Finished));
+    stage.on(Event::TermEnded { shard: 0, term: 1, outcome: Outcome::Finished, unanswered: false });
+    assert_eq!(stage.replica.shards()[0].failure(), None);
+}
+
+#[test]
+fn others_of_a_group_that_do_not_drain_in_time_are_aborted() {
+    let mut stage = Stage::leading_a_group(OnLoss::Reelect);
+    stage.fails(0, "it broke");
+    stage.pass(4 * SECOND);
+    assert_eq!(stage.state(), State::Draining);
+    stage.pass(2 * SECOND);
+    assert_eq!(stage.state(), State::Aborting);
+}
+
+#[test]
+fn a_group_is_deaf_when_one_of_its_kinds_is() {
+    let mut stage = Stage::leading_a_group(OnLoss::Reelect);
+    stage.on(Event::Heard(1, 1, Hearing::Deaf("the watch broke".to_owned())));
+    stage.on(Event::Heard(0, 1, Hearing::Hears));
+    stage.pass(11 * SECOND);
+    assert!(stage.replica.profile().unable.contains(LEASE), "{:?}", stage.replica.profile());
+    let heard: Vec<_> = stage.notes().into_iter().filter(|it| matches!(it, Notice::Heard(..))).collect();
+    assert_eq!(heard, [&Notice::Heard(1, Hearing::Deaf("the watch broke".to_owned()))]);
+}
+
+#[test]
+fn a_process_that_is_to_end_at_a_loss_shuts_its_fences_and_does_nothing_else() {
+    let lost = |stage: &Stage| stage.done.iter().find(|it| matches!(it, Effect::Exit(_))).cloned();
+    let ends = |mut stage: Stage, loss: Loss| {
+        let order: Vec<_> = stage.done.drain(..).filter(|it| !matches!(it, Effect::Note(_))).collect();
+        let ending = Ending::Lost { lease: LEASE.to_owned(), loss };
+        assert_eq!(order, [Effect::Shut(0, 1), Effect::Exit(ending)]);
+        assert!(stage.sent.iter().all(|(_, request)| !matches!(request, Request::Delete { .. })), "{:?}", stage.sent);
+        let effects = stage.replica.on(Event::Woken, stage.now + SECOND);
+        assert_eq!(effects, [], "it has ended");
+    };
+    let mut stage = Stage::leading_a_group(OnLoss::Exit);
+    stage.on(Event::Watched(Watch::Stored(taken())));
+    ends(stage, Loss::Taken("other_1".to_owned()));
+
+    let mut stage = Stage::leading_a_group(OnLoss::Exit);
+    stage.on(Event::Watched(Watch::Deleted(shard(LEASE, 50, Some(ME)))));
+    ends(stage, Loss::Gone);
+
+    let mut stage = Stage::leading_a_group(OnLoss::Exit);
+    stage.now = stage.now + 10 * SECOND;
+    stage.sent.clear();
+    let effects = stage.replica.on(Event::Woken, stage.now);
+    stage.take(effects);
+    ends(stage, Loss::Deadline);
+
+    // A planned handover and a stop are no loss; nor is one that a term which does not work has.
+    let mut stage = Stage::leading_a_group(OnLoss::Exit);
+    stage.on(Event::Signalled);
+    stage.on(Event::Watched(Watch::Stored(taken())));
+    assert_eq!(lost(&stage), None);
+    let mut stage = Stage::leading_a_group(OnLoss::Reelect);
+    stage.on(Event::Watched(Watch::Stored(taken())));
+    assert_eq!(lost(&stage), None);
 }
 
 #[test]

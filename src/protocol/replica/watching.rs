@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Replica;
 use crate::protocol::{
-    event::{Effect, Garbage, Notice, Watch},
+    event::{Garbage, Notice, Watch},
     lease::{Member, Record, Role},
     moment::Moment,
     shard::Shard,
@@ -62,8 +62,10 @@ impl Replica {
             member.profile.unable.contains(lease) && before.can_run(lease)
         };
         let doubted: Vec<_> = self.shards.iter().filter(newly_unable).map(|shard| shard.spec.lease.clone()).collect();
-        for index in doubted.iter().filter_map(|lease| self.by_lease.get(lease)) {
-            self.effects.push(Effect::Ask(*index));
+        for lease in doubted {
+            if let Some(index) = self.by_lease.get(&lease) {
+                self.ask_about(*index);
+            }
         }
     }
 
@@ -134,7 +136,7 @@ impl Replica {
         for index in 0..self.shards.len() {
             let shard = &self.shards[index];
             let term = shard.task.map(|_| shard.won_at);
-            let rival = self.rivals.of(now, &shard.spec.kind, term, &self.deaths);
+            let rival = self.rivals.of(now, &shard.spec.kinds, term, &self.deaths);
             if rival != shard.rival {
                 self.shards[index].rival.clone_from(&rival);
                 self.note(Notice::Rival(index, rival));
