@@ -91,7 +91,9 @@ async fn hand_over(options: &Options) -> Result<ExitCode, Failure> {
     }
     let others: Vec<_> = kinds.iter().filter(|other| **other != kind).map(String::as_str).collect();
     if !others.is_empty() {
-        options.output.say(&format!("{kind} shares the Lease {name} with {}: they move together", others.join(", ")))?;
+        options
+            .output
+            .say(&format!("{kind} shares the Lease {name} with {}: they move together", others.join(", ")))?;
     }
     options.output.say(&format!("{kind}: {from} is asked to hand over to {to}"))?;
     let began = now();
@@ -262,7 +264,8 @@ fn report(
     match (output, took) {
         (Output::Json, took) => {
             let took = took.map_or(0, |took| took.as_millis());
-            let document = json!({"kind": kind, "kinds": kinds, "lease": lease, "from": from, "to": to, "milliseconds": took});
+            let document =
+                json!({"kind": kind, "kinds": kinds, "lease": lease, "from": from, "to": to, "milliseconds": took});
             writeln!(io::stdout(), "{document:#}")?;
         }
         (Output::Text, Some(took)) => writeln!(io::stdout(), "{kind}: led by {to} after {} ms", took.as_millis())?,

@@ -1,12 +1,6 @@
 //! Which kinds share one Lease: those of a group, or all of them if the election is `Single`.
 
-use super::{
-    Election, Kind, StandbyMode,
-    errors::Gathered,
-    raw::Position,
-    read::STANDBYS,
-    section::Located,
-};
+use super::{Election, Kind, StandbyMode, errors::Gathered, raw::Position, read::STANDBYS, section::Located};
 
 /// A Lease bears the names of its kinds in an annotation, and the API server takes 256 KiB of all annotations.
 const NAMES_MOST: usize = 128 * 1024;
@@ -68,7 +62,8 @@ pub(super) fn share(entries: &mut [Entry], election: &Election, errors: &mut Gat
 
 fn not_beside_single(entry: &Entry, lease: &str, errors: &mut Gathered<'_>) {
     if let Some(group) = &entry.group {
-        let message = "election.mode is Single, which makes one group of all kinds; remove `group` or write `mode: PerKind`";
+        let message =
+            "election.mode is Single, which makes one group of all kinds; remove `group` or write `mode: PerKind`";
         errors.add(group.at, &group.path, message);
     }
     if let Some(own) = &entry.lease {
@@ -93,7 +88,8 @@ fn agree(entries: &[Entry], members: &[usize], who: &str, errors: &mut Gathered<
             errors.add(entry.standby_at.0, &entry.standby_at.1, message);
         }
     }
-    let mut named = members.iter().map(|member| &entries[*member]).filter_map(|entry| Some((entry, entry.lease.as_ref()?)));
+    let mut named =
+        members.iter().map(|member| &entries[*member]).filter_map(|entry| Some((entry, entry.lease.as_ref()?)));
     if let Some((first, lease)) = named.next() {
         for (_, other) in named.filter(|(_, other)| other.value != lease.value) {
             let message = format!(

@@ -157,7 +157,8 @@ fn election(top: &mut Section<'_>, instance: &str, errors: &mut Gathered<'_>) ->
             Election::Single { lease }
         }
         Some(Mode::PerKind) if names_one => {
-            let message = "each kind has its own Lease if election.mode is PerKind; remove `lease` or write `mode: Single`";
+            let message =
+                "each kind has its own Lease if election.mode is PerKind; remove `lease` or write `mode: Single`";
             errors.add(lease_at.0, &lease_at.1, message);
             Election::PerKind
         }

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::read::{CAPACITIES, CONCURRENCIES, LABEL_MAX, MODES, ON_LOSSES, REBALANCES, STANDBYS, SUBDOMAIN_MAX, WEIGHTS};
+use super::read::{
+    CAPACITIES, CONCURRENCIES, LABEL_MAX, MODES, ON_LOSSES, REBALANCES, STANDBYS, SUBDOMAIN_MAX, WEIGHTS,
+};
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 

@@ -285,8 +285,9 @@ fn collisions() {
 
 /// Kinds of the core group: `(kind, fields of its own)`.
 fn with_kinds(kinds: &[(&str, &str)], lines: &str) -> String {
-    let entry =
-        |(kind, fields): &(&str, &str)| format!("- {{apiVersion: v1, kind: {kind}, {fields}reconciler: {{builtin: expiry}}}}\n");
+    let entry = |(kind, fields): &(&str, &str)| {
+        format!("- {{apiVersion: v1, kind: {kind}, {fields}reconciler: {{builtin: expiry}}}}\n")
+    };
     let kinds: String = kinds.iter().map(entry).collect();
     format!("apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\n{lines}\nkinds:\n{kinds}")
 }
@@ -309,9 +310,9 @@ fn kinds_of_a_group_share_its_lease() {
     let long = "x".repeat(64);
     let c = read(&with_kinds(&[(&format!("A{}", "x".repeat(62)), "group: g, ")], "")).unwrap();
     assert_eq!(leases_of(&c), [("g", Some("g"))]);
-    check(&with_kinds(&[("A", &format!("group: {long}, "))], ""), "5:38 kinds[0].group: `xxx");
-    check(&with_kinds(&[("A", "group: G, ")], ""), "5:38 kinds[0].group: `G` is no name of a group");
-    check(&with_kinds(&[("A", "group: [g], ")], ""), "5:38 kinds[0].group: expected text, found a list");
+    check(&with_kinds(&[("A", &format!("group: {long}, "))], ""), "5:36 kinds[0].group: `xxx");
+    check(&with_kinds(&[("A", "group: G, ")], ""), "5:36 kinds[0].group: `G` is no name of a group");
+    check(&with_kinds(&[("A", "group: [g], ")], ""), "5:36 kinds[0].group: expected text, found a list");
 }
 
 #[test]
@@ -325,20 +326,20 @@ fn kinds_that_cannot_share_a_lease() {
     assert!(read(&with_kinds(&[first, other], "defaults: {standby: All}")).is_ok(), "a default says it as well");
     check(
         &with_kinds(&[("A", "group: g, lease: {name: x}, "), ("B", "group: g, lease: {name: y}, ")], ""),
-        "6:55 kinds[1].lease.name: the kinds of the group `g` share one Lease, and A (kinds[0], line 5) calls it `x`",
+        "6:53 kinds[1].lease.name: the kinds of the group `g` share one Lease, and A (kinds[0], line 5) calls it `x`",
     );
     check(
         &with_kinds(&[("A", "lease: {name: x}, "), ("B", "lease: {name: x}, ")], ""),
-        "6:45 kinds[1].lease.name: the Lease `x` is that of A (kinds[0], line 5) already, and kinds share a Lease only \
+        "6:43 kinds[1].lease.name: the Lease `x` is that of A (kinds[0], line 5) already, and kinds share a Lease only \
          within a group; set another lease.name, or give both the same `group`",
     );
     check(
         &with_kinds(&[("A", "group: g, "), ("B", "group: h, lease: {name: g}, ")], ""),
-        "6:55 kinds[1].lease.name: the Lease `g` is that of A (kinds[0], line 5) already",
+        "6:53 kinds[1].lease.name: the Lease `g` is that of A (kinds[0], line 5) already",
     );
     check(
         &with_kinds(&[("A", ""), ("B", "group: a, ")], ""),
-        "6:38 kinds[1].group: the Lease `a` is that of A (kinds[0], line 5) already",
+        "6:36 kinds[1].group: the Lease `a` is that of A (kinds[0], line 5) already",
     );
 }
 
@@ -375,15 +376,15 @@ fn one_lock_for_all_kinds() {
     let single = "election: {mode: Single, lease: {name: x}}";
     check(
         &with_kinds(&[("A", "group: g, ")], single),
-        "5:38 kinds[0].group: election.mode is Single, which makes one group of all kinds; remove `group`",
+        "5:36 kinds[0].group: election.mode is Single, which makes one group of all kinds; remove `group`",
     );
     check(
         &with_kinds(&[("A", "lease: {name: y}, ")], single),
-        "5:45 kinds[0].lease.name: election.mode is Single, and all kinds share the Lease `x`; remove `lease` here",
+        "5:43 kinds[0].lease.name: election.mode is Single, and all kinds share the Lease `x`; remove `lease` here",
     );
     check(
         &with_kinds(&[("A", ""), ("B", "standby: None, ")], single),
-        "6:40 kinds[1].standby: election.mode is Single, and all kinds share one Lease and stand by together: None here, \
+        "6:38 kinds[1].standby: election.mode is Single, and all kinds share one Lease and stand by together: None here, \
          and Successor for A (kinds[0], line 5)",
     );
     assert!(read(&with_kinds(&[(&format!("A{}", "x".repeat(62)), ""), ("B", "")], single)).is_ok());
@@ -393,7 +394,10 @@ fn one_lock_for_all_kinds() {
 fn what_follows_a_loss() {
     assert_eq!(read(&format!("{GOOD}onLoss: Exit\n")).unwrap().on_loss, OnLoss::Exit);
     assert_eq!(read(&format!("{GOOD}onLoss: Reelect\n")).unwrap().on_loss, OnLoss::Reelect);
-    check_with("onLoss: exit", "7:9 onLoss: expected one of Reelect, Exit, found the text \"exit\"; did you mean `Exit`?");
+    check_with(
+        "onLoss: exit",
+        "7:9 onLoss: expected one of Reelect, Exit, found the text \"exit\"; did you mean `Exit`?",
+    );
 }
 
 #[test]

@@ -122,7 +122,11 @@ impl Series {
             requests: Family::default(),
         };
         let r = registry;
-        r.register("kind_info", "The Lease that a kind is led by, and the group that it shares that with; always 1", series.info.clone());
+        r.register(
+            "kind_info",
+            "The Lease that a kind is led by, and the group that it shares that with; always 1",
+            series.info.clone(),
+        );
         r.register(
             "leading",
             "Whether this replica holds the kind's Lease and reconciles (0 or 1)",

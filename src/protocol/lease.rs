@@ -198,7 +198,8 @@ impl Record {
         let too_long = self.kinds.iter().filter(|kind| kind.len() > NAME_MOST).count();
         if too_long > 0 {
             let field = "the annotation leasehold.dev/kind";
-            self.odd.push(format!("{field} has {too_long} names of more than {NAME_MOST} bytes, which count for nothing"));
+            self.odd
+                .push(format!("{field} has {too_long} names of more than {NAME_MOST} bytes, which count for nothing"));
             self.kinds.retain(|kind| kind.len() <= NAME_MOST);
         }
         if let Some(profile) = self.profile.take() {

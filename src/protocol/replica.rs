@@ -133,7 +133,8 @@ impl Replica {
             shards.push(Shard::new(spec.clone(), shard_of.len(), election, Slot::new(setup.drain_timeout)));
             shard_of.extend(spec.kinds.iter().map(|_| index));
         }
-        let of_kinds = setup.specs.iter().flat_map(|spec| spec.kinds.iter().map(|kind| (kind.as_str(), spec.lease.as_str())));
+        let of_kinds =
+            setup.specs.iter().flat_map(|spec| spec.kinds.iter().map(|kind| (kind.as_str(), spec.lease.as_str())));
         let mut this = Self {
             by_lease: leases.into_iter().enumerate().map(|(index, lease)| (lease, index)).collect(),
             roster: Roster::new(setup.identity.clone(), me.clone(), setup.specs.clone(), setup.rules, now),

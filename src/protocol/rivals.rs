@@ -52,11 +52,7 @@ pub struct Rivals {
 
 impl Rivals {
     /// Of these kinds, each with its Lease in this namespace.
-    pub fn new<'a>(
-        namespace: &str,
-        kinds: impl Iterator<Item = (&'a str, &'a str)>,
-        lease_duration: Duration,
-    ) -> Self {
+    pub fn new<'a>(namespace: &str, kinds: impl Iterator<Item = (&'a str, &'a str)>, lease_duration: Duration) -> Self {
         Self {
             namespace: namespace.to_owned(),
             own: kinds.map(|(kind, lease)| (kind.to_owned(), lease.to_owned())).collect(),

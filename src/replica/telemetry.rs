@@ -285,11 +285,12 @@ fn peer(peer: &crate::protocol::roster::Peer) -> status::Peer {
 fn state(shard: &Shard, member: &Member, now: Moment) -> (ShardState, Option<String>) {
     let served = |it: &Member| *it.verdict() == Verdict::Runnable;
     // What is wrong with the kind itself comes first, and else what is wrong with one that it shares its term with.
-    let verdict = match shard.members().iter().find(|other| served(member) && !served(other)).map(|it| (it, it.verdict())) {
-        Some((other, Verdict::Blocked(why))) => &Verdict::Blocked(beside(other, why)),
-        Some((other, Verdict::Unknown(why))) => &Verdict::Unknown(beside(other, why)),
-        _ => member.verdict(),
-    };
+    let verdict =
+        match shard.members().iter().find(|other| served(member) && !served(other)).map(|it| (it, it.verdict())) {
+            Some((other, Verdict::Blocked(why))) => &Verdict::Blocked(beside(other, why)),
+            Some((other, Verdict::Unknown(why))) => &Verdict::Unknown(beside(other, why)),
+            _ => member.verdict(),
+        };
     match (shard.state(), member.hearing(), shard.rival(), verdict) {
         (State::Running, Hearing::Deaf(why), ..) => (ShardState::Deaf, Some(why.clone())),
         (State::Running, Hearing::Hears, ..) => (ShardState::Leading, None),

@@ -75,7 +75,8 @@ fn leased(event: &AuditEvent, kind: &str) -> Option<Stored> {
     let object = event.response_object.as_ref()?;
     let text = |path: &str| object.pointer(path).and_then(Value::as_str);
     let name = text("/metadata/name")?;
-    let is_of_kind = text("/metadata/annotations/leasehold.dev~1kind").is_some_and(|of| of == name_of(kind));
+    let is_of_kind =
+        text("/metadata/annotations/leasehold.dev~1kind").is_some_and(|of| of.split(',').any(|of| of == name_of(kind)));
     // A Lease that no replica has held yet bears no annotation.
     if name != lease_of(kind) && !is_of_kind {
         return None;

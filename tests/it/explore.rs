@@ -15,7 +15,7 @@ use std::{
 };
 
 use leasehold::{
-    config::{Rebalance, StandbyMode, Timings},
+    config::{OnLoss, Rebalance, StandbyMode, Timings},
     protocol::{
         event::{Answer, Effect, Event, Request, RequestId, TermNumber, Verdict, Watch},
         lease::{Record, Role},
@@ -120,10 +120,11 @@ fn setup(host: usize, lives: u8) -> Setup {
             grace: Duration::from_millis(500),
             lease_duration: TIMINGS.lease_duration,
         },
+        on_loss: OnLoss::Reelect,
         drain_timeout: Duration::from_secs(1),
         specs: vec![ShardSpec {
             lease: "a.example.com".to_owned(),
-            kind: "A.example.com".to_owned(),
+            kinds: vec!["A.example.com".to_owned()],
             weight: 1,
             standby: StandbyMode::None,
         }],

@@ -61,6 +61,10 @@ scenarios! {
     a_rollout_whose_new_pods_crash_moves_nothing: "rollout_crashes", rollouts::rollout_crashes, 20;
     a_rollout_that_renames_a_lease_never_has_two_leaders: "rollout_renames", rollouts::rollout_renames, 40;
     replicas_that_disagree_on_the_lock_of_a_kind_never_both_lead_it: "two_names", rollouts::two_names, 60;
+    a_rollout_that_regroups_kinds_never_has_two_leaders: "rollout_regroups", rollouts::rollout_regroups, 60;
+    a_rollout_to_one_lock_for_all_and_back_never_has_two_leaders: "rollout_to_single", rollouts::rollout_to_single_and_back, 30;
+    replicas_that_disagree_on_groups_never_both_lead_a_kind: "two_groupings", rollouts::two_groupings, 60;
+    a_group_starts_and_stops_as_one: "group", rollouts::group_leaves_and_joins, 40;
     a_rollout_that_changes_timings_moves_every_kind_exactly_once: "rollout_retimes", rollouts::rollout_retimes, 20;
     a_rollout_may_add_and_remove_kinds: "rollout_changes_kinds", rollouts::rollout_changes_kinds, 20;
     the_lease_of_a_removed_kind_is_collected_when_no_replica_needs_it: "removed", rollouts::removed, 10;

@@ -28,6 +28,7 @@ use leasehold::{
         metrics::Metrics,
         status::Status,
     },
+    replica::supervisor::Stopped,
     shutdown_signals,
 };
 use serde_json::json;
@@ -52,6 +53,12 @@ fn main() -> Result<(), BoxError> {
     let result = elections.block_on(run(work.handle().clone()));
     // A blocked thread never ends: that is what some of the orders are for.
     work.shutdown_background();
+    if let Err(error) = &result
+        && let Some(leasehold::Error::Stopped(Stopped::Lost { .. })) = error.downcast_ref()
+    {
+        // As the binary does: nothing is waited for.
+        std::process::exit(75);
+    }
     result
 }
 

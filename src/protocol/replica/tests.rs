@@ -437,6 +437,8 @@ fn a_process_that_is_to_end_at_a_loss_shuts_its_fences_and_does_nothing_else() {
 
     let mut stage = Stage::leading_a_group(OnLoss::Exit);
     stage.on(Event::Watched(Watch::Deleted(shard(LEASE, 50, Some(ME)))));
+    assert_eq!(lost(&stage), None, "a read proves that it is gone");
+    stage.answer(|request| matches!(request, Request::Get { .. }), Answer::Found(None));
     ends(stage, Loss::Gone);
 
     let mut stage = Stage::leading_a_group(OnLoss::Exit);

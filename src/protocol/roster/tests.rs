@@ -50,7 +50,9 @@ fn dead(name: &str) -> Deaths {
 }
 
 fn specs(standby: StandbyMode) -> Vec<ShardSpec> {
-    LEASES.map(|lease| ShardSpec { lease: lease.to_owned(), kinds: vec![lease.to_uppercase()], weight: 1, standby }).into()
+    LEASES
+        .map(|lease| ShardSpec { lease: lease.to_owned(), kinds: vec![lease.to_uppercase()], weight: 1, standby })
+        .into()
 }
 
 /// What "me" sees at second 0: these others, and each Lease with its holder.

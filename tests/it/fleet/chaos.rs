@@ -1,7 +1,9 @@
 //! Everything at once.
 
+use leasehold::config::OnLoss;
+
 use super::{
-    faults::{ALL, DUEL},
+    faults::{ALL, DUEL, regroup},
     host::{LEASE, SETTLE, Template},
     scenarios::{bound, some},
     world::World,
@@ -15,6 +17,12 @@ pub(super) fn chaos(world: &mut World) {
         for kind in &mut template.kinds {
             kind.weight = world.rng.u32(1..=4);
         }
+    }
+    if world.flip(100) {
+        regroup(&mut template, &mut world.rng);
+    }
+    if world.flip(50) {
+        template.on_loss = OnLoss::Exit;
     }
     for _ in 0..replicas {
         let wait = world.rng.u64(0..5_000) * MILLI;
@@ -40,6 +48,13 @@ pub(super) fn chaos(world: &mut World) {
 pub(super) fn duel(world: &mut World) {
     let replicas = world.rng.usize(2..=4);
     let mut template = Template::new(1);
+    if world.flip(60) {
+        template = Template::new(2);
+        template.group(0..2, "group");
+    }
+    if world.flip(50) {
+        template.on_loss = OnLoss::Exit;
+    }
     template.pod_lock = !world.flip(40);
     world.witnessed = world.flip(128);
     for _ in 0..replicas {

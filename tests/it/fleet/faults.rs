@@ -256,12 +256,15 @@ impl World {
         }
     }
 
-    /// All replicas keep this kind's record on the same Lease.
+    /// All replicas keep this kind's record, and those of all that it shares a Lease with anywhere, on the same Lease.
     fn has_one_lease(&self, kind: &str) -> bool {
-        let mut leases =
-            self.alive().into_iter().filter_map(|host| self.hosts[host].template.kind(kind)).map(|kind| &kind.lease);
-        let first = leases.next();
-        leases.all(|lease| Some(lease) == first)
+        let templates: Vec<_> = self.alive().into_iter().map(|host| &self.hosts[host].template).collect();
+        let mut kinds = templates.iter().flat_map(|template| template.group_of(kind)).map(|kind| &kind.name);
+        kinds.all(|kind| {
+            let mut leases = templates.iter().filter_map(|template| template.kind(kind)).map(|kind| &kind.lease);
+            let first = leases.next();
+            leases.all(|lease| Some(lease) == first)
+        })
     }
 
     /// Each replica knows of the term that the Lease is in. What a hand takes from the record is lost
@@ -310,8 +313,8 @@ impl World {
             9 => record.transitions = i32::MAX - 1,
             10 => record.role = Role::None,
             11 => {
-                (record.successor, record.weight, record.kind, record.holder_pod, record.instance) =
-                    (None, None, None, None, None)
+                (record.successor, record.weight, record.holder_pod, record.instance) = (None, None, None, None);
+                record.kinds.clear();
             }
             12 => (record.successor, record.weight) = (Some("x".repeat(2_000)), Some(4_000_000_000)),
             _ => record.transitions = -5,
@@ -392,15 +395,39 @@ pub(super) fn changed(rng: &mut Rng, mut template: Template) -> Template {
             template.kinds.remove(rng.usize(0..template.kinds.len()));
         }
         4 => template.declines = !template.declines,
+        5 | 6 => regroup(&mut template, rng),
         _ => {}
     }
+    template.in_order();
     template
 }
 
-/// One kind's record is kept on another Lease.
+/// Other kinds share Leases than before: all of them, some, or none.
+pub(super) fn regroup(template: &mut Template, rng: &mut Rng) {
+    template.ungroup();
+    let kinds = template.kinds.len();
+    match rng.u8(0..4) {
+        0 => template.group(0..kinds, "single"),
+        // The group keeps the Lease of one of its kinds.
+        1 => {
+            let lease = template.kinds[rng.usize(0..kinds)].lease.clone();
+            let first = rng.usize(0..kinds);
+            let taken = template.kinds.iter().position(|kind| kind.lease == lease).unwrap_or(0);
+            template.group(first.min(taken)..first.max(taken) + 1, &lease);
+        }
+        2 => {
+            let first = rng.usize(0..kinds);
+            template.group(first..kinds, "group");
+        }
+        _ => {}
+    }
+}
+
+/// One kind's record is kept on another Lease; if it was of a group, it leaves that.
 pub(super) fn rename(template: &mut Template, rng: &mut Rng) {
     let kind = rng.usize(0..template.kinds.len());
     template.kinds[kind].lease.insert_str(0, "new-");
+    template.in_order();
 }
 
 /// Leases last longer, or as long as before.

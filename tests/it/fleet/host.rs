@@ -6,9 +6,9 @@ use std::{
 };
 
 use leasehold::{
-    config::{Rebalance, StandbyMode, Timings},
+    config::{OnLoss, Rebalance, StandbyMode, Timings},
     protocol::{
-        event::{Effect, Event, RequestId, ShardIndex, TermNumber},
+        event::{Effect, Event, KindIndex, RequestId, ShardIndex, TermNumber},
         moment::Moment,
         replica::{Replica, Setup},
         roster::{Rules, ShardSpec},
@@ -27,7 +27,7 @@ pub(super) const RELEASED: Duration = Duration::from_secs(1);
 pub(super) const NAMESPACE: &str = "leases";
 pub(super) const INSTANCE: &str = "sim";
 
-/// A configured kind.
+/// A configured kind; those of one Lease are a group, and follow each other in a template.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Kind {
     pub(super) name: String,
@@ -59,6 +59,7 @@ pub(super) struct Template {
     /// No reconciler can stand by.
     pub(super) declines: bool,
     pub(super) timings: Timings,
+    pub(super) on_loss: OnLoss,
 }
 
 impl Template {
@@ -79,7 +80,36 @@ impl Template {
                 retry_period: Duration::from_secs(2),
                 request_timeout: Duration::from_secs(2),
             },
+            on_loss: OnLoss::Reelect,
         }
+    }
+
+    /// The kinds of each shard.
+    pub(super) fn shards(&self) -> impl Iterator<Item = &[Kind]> {
+        self.kinds.chunk_by(|one, next| one.lease == next.lease)
+    }
+
+    /// Those that share a Lease with this kind, itself among them.
+    pub(super) fn group_of(&self, kind: &str) -> &[Kind] {
+        self.shards().find(|kinds| kinds.iter().any(|it| it.name == kind)).unwrap_or_default()
+    }
+
+    /// Each kind has a Lease of its own.
+    pub(super) fn ungroup(&mut self) {
+        self.kinds.iter_mut().for_each(|kind| kind.lease = kind.name.to_lowercase());
+        self.kinds.sort();
+    }
+
+    /// These kinds share this Lease.
+    pub(super) fn group(&mut self, kinds: std::ops::Range<usize>, lease: &str) {
+        self.kinds[kinds].iter_mut().for_each(|kind| kind.lease = lease.to_owned());
+        self.in_order();
+    }
+
+    /// Has the kinds of each Lease follow each other.
+    pub(super) fn in_order(&mut self) {
+        let leases: Vec<_> = self.kinds.iter().map(|kind| kind.lease.clone()).collect();
+        self.kinds.sort_by_key(|kind| leases.iter().position(|lease| *lease == kind.lease));
     }
 
     /// The same again, rolled out later.
@@ -94,10 +124,10 @@ impl Template {
     }
 
     pub(super) fn setup(&self, identity: String, pod: &str) -> Setup {
-        let spec = |kind: &Kind| ShardSpec {
-            lease: kind.lease.clone(),
-            kind: kind.name.clone(),
-            weight: kind.weight,
+        let spec = |kinds: &[Kind]| ShardSpec {
+            lease: kinds[0].lease.clone(),
+            kinds: kinds.iter().map(|kind| kind.name.clone()).collect(),
+            weight: kinds.iter().map(|kind| kind.weight).sum(),
             standby: self.standby,
         };
         Setup {
@@ -116,7 +146,8 @@ impl Template {
                 lease_duration: self.timings.lease_duration,
             },
             drain_timeout: Duration::from_secs(5),
-            specs: self.kinds.iter().map(spec).collect(),
+            on_loss: self.on_loss,
+            specs: self.shards().map(spec).collect(),
         }
     }
 }
@@ -208,15 +239,29 @@ impl Host {
     }
 
     pub(super) fn shard_of(&self, kind: &str) -> Option<ShardIndex> {
-        self.template.kinds.iter().position(|it| it.name == kind)
+        self.template.shards().position(|kinds| kinds.iter().any(|it| it.name == kind))
     }
 
-    pub(super) fn kind_of(&self, shard: ShardIndex) -> &str {
-        &self.template.kinds[shard].name
+    pub(super) fn kinds_of(&self, shard: ShardIndex) -> &[Kind] {
+        self.template.shards().nth(shard).unwrap()
+    }
+
+    /// The last kind of a shard: what it is that its term does not hear of, and what fails.
+    pub(super) fn last_kind_of(&self, shard: ShardIndex) -> KindIndex {
+        self.template.shards().take(shard + 1).map(<[Kind]>::len).sum::<usize>() - 1
+    }
+
+    /// One of its kinds cannot be reconciled here.
+    pub(super) fn is_blocked(&self, shard: ShardIndex) -> bool {
+        self.kinds_of(shard).iter().any(|kind| self.blocked.contains(&kind.name))
+    }
+
+    pub(super) fn is_failing(&self, shard: ShardIndex) -> bool {
+        self.kinds_of(shard).iter().any(|kind| self.failing.contains(&kind.name))
     }
 
     pub(super) fn lease_of(&self, shard: ShardIndex) -> &str {
-        &self.template.kinds[shard].lease
+        &self.kinds_of(shard)[0].lease
     }
 
     pub(super) fn is_active(&self) -> bool {

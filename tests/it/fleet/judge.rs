@@ -16,7 +16,7 @@ use leasehold::{
 };
 
 use super::{
-    host::{SETTLE, Template},
+    host::{Host, SETTLE, Template},
     server::Commit,
     world::{Began, World},
 };
@@ -68,35 +68,36 @@ impl World {
     /// Never may two replicas write for one kind, and never longer than the Lease is theirs.
     pub(super) fn check_fence(&mut self, host: usize, shard: ShardIndex, until: Moment) {
         let it = &self.hosts[host];
-        let (kind, lease) = (it.kind_of(shard), it.lease_of(shard));
+        let (kinds, lease) = (it.kinds_of(shard), it.lease_of(shard));
         let sent = self.judge.entries.get(lease).and_then(|entry| entry.sent.get(&host));
         let most = sent.map(|sent| *sent + it.template.timings.lease_duration);
         self.demand(most.is_some_and(|most| until <= most), || {
-            format!("{} may write for {kind} until {until:?}, and its Lease until {most:?}", it.identity)
+            format!("{} may write by {lease} until {until:?}, and its Lease until {most:?}", it.identity)
         });
-        if !it.may_write(kind, self.time.now) {
-            return;
+        for kind in kinds.iter().map(|kind| &kind.name).filter(|kind| it.may_write(kind, self.time.now)) {
+            let other =
+                (0..self.hosts.len()).find(|&other| other != host && self.hosts[other].may_write(kind, self.time.now));
+            self.demand(other.is_none(), || {
+                format!("{} and {} may both write for {kind}", it.identity, self.name(other.unwrap_or_default()))
+            });
+            let stranger = self.strangers.iter().find(|it| it.lease == *lease && it.works(self.time.now));
+            self.demand(stranger.is_none(), || format!("{} may write for {kind} beside a stranger", it.identity));
         }
-        let other =
-            (0..self.hosts.len()).find(|&other| other != host && self.hosts[other].may_write(kind, self.time.now));
-        self.demand(other.is_none(), || {
-            format!("{} and {} may both write for {kind}", it.identity, self.name(other.unwrap_or_default()))
-        });
-        let stranger = self.strangers.iter().find(|it| it.lease == *lease && it.works(self.time.now));
-        self.demand(stranger.is_none(), || format!("{} may write for {kind} beside a stranger", it.identity));
     }
 
     pub(super) fn check_start(&mut self, host: usize, shard: ShardIndex, term: TermNumber, standby: Option<bool>) {
         let it = &self.hosts[host];
-        let (kind, identity) = (it.kind_of(shard).to_owned(), self.name(host));
-        self.demand(!it.blocked.contains(&kind), || format!("{identity} cannot run {kind} and does"));
+        let (kind, identity) = (it.lease_of(shard), self.name(host));
+        self.demand(!it.is_blocked(shard), || format!("{identity} cannot run {kind} and does"));
         self.demand(!it.tasks.contains_key(&shard), || format!("{kind} begins at {identity} while its last term runs"));
         self.demand(it.fences.contains_key(&(shard, term)), || format!("{kind} begins at {identity} before its fence"));
         // One that was dropped meanwhile, by an error of its own, is as good as none.
         let filled = it.standbys.get(&shard).filter(|(number, _)| *number == term).is_some_and(|(_, filled)| *filled);
         let claims = standby == Some(true) && !it.template.declines && !filled;
         self.demand(!claims, || format!("{kind} begins at {identity} on a cache that is not filled"));
-        self.term_begins(host, &kind, standby);
+        for kind in self.hosts[host].kinds_of(shard).to_vec() {
+            self.term_begins(host, &kind.name, standby);
+        }
     }
 
     fn term_begins(&mut self, host: usize, kind: &str, standby: Option<bool>) {
@@ -143,7 +144,9 @@ impl World {
 
     /// A term has begun since at a replica that counts its kind for another weight than the one before it did.
     fn reweighed(&self, since: Global) -> bool {
-        let weight = |host: usize, kind: &str| self.hosts[host].template.kind(kind).map(|kind| kind.weight);
+        let weight = |host: usize, kind: &str| {
+            self.hosts[host].template.group_of(kind).iter().map(|kind| kind.weight).sum::<u32>()
+        };
         self.terms.iter().enumerate().filter(|(_, term)| term.at >= since).any(|(index, term)| {
             let before = self.terms[..index].iter().rev().find(|other| other.kind == term.kind);
             before.is_some_and(|before| weight(before.host, &term.kind) != weight(term.host, &term.kind))
@@ -197,12 +200,12 @@ impl World {
     /// Never released before its work has ended.
     fn check_release(&mut self, host: usize, after: &Record) {
         let it = &self.hosts[host];
-        let shard = it.template.kinds.iter().position(|kind| kind.lease == after.name);
+        let shard = it.template.shards().position(|kinds| kinds[0].lease == after.name);
         let Some(shard) = shard.filter(|_| it.alive) else { return };
         self.demand(!it.tasks.contains_key(&shard), || format!("{} was released under running work", after.name));
         let writes = it.unanswered.get(&shard).is_some_and(|until| self.local(host) < *until);
         self.demand(!writes, || format!("{} was released before its last write was over", after.name));
-        self.demand(!it.may_write(it.kind_of(shard), self.time.now), || {
+        self.demand(!it.may_write(&it.kinds_of(shard)[0].name, self.time.now), || {
             format!("{} was released by one that may write", after.name)
         });
     }
@@ -249,7 +252,7 @@ impl World {
             let hears = it.tasks.get(shard).is_none_or(|task| task.hears);
             given && renewed && hears && it.replica.shards()[*shard].can_run(now)
         };
-        let given: Vec<_> = (0..it.template.kinds.len()).filter(gives).map(|shard| it.lease_of(shard)).collect();
+        let given: Vec<_> = (0..it.template.shards().count()).filter(gives).map(|shard| it.lease_of(shard)).collect();
         self.demand(given.len() <= 1, || format!("{} gives away {given:?} at once", it.identity));
     }
 
@@ -336,7 +339,8 @@ impl World {
         let active = self.active();
         let can = |host: usize, kind: &str| {
             let it = &self.hosts[host];
-            it.template.kind(kind).is_some() && !it.blocked.contains(kind) && !it.failing.contains(kind)
+            let runs = |it: &Host, kind: &str| !it.blocked.contains(kind) && !it.failing.contains(kind);
+            it.template.kind(kind).is_some() && it.template.group_of(kind).iter().all(|kind| runs(it, &kind.name))
         };
         if self.cools_for() > 0 {
             return Some("a kind is kept away from a replica".to_owned());
@@ -347,7 +351,7 @@ impl World {
             newest.get(&template.owner.as_ref()).is_some_and(|name| *name == template.name)
         };
         let capacity = |host: usize| u64::from(self.hosts[host].template.capacity);
-        let mut loads = BTreeMap::<usize, u64>::new();
+        let (mut loads, mut counted) = (BTreeMap::<usize, u64>::new(), BTreeSet::new());
         let mut led = Vec::new();
         let kinds: BTreeSet<_> =
             active.iter().flat_map(|&host| &self.hosts[host].template.kinds).map(|kind| &kind.name).collect();
@@ -367,7 +371,16 @@ impl World {
             }
             let planned = self.hosts[leader].template.kind(kind).unwrap();
             let stored = self.server.leases.get(&planned.lease);
-            let weight = u64::from(stored.and_then(|record| record.weight).unwrap_or(planned.weight));
+            let group = self.hosts[leader].template.group_of(kind);
+            let elsewhere = group.iter().find(|other| self.leader(&other.name) != Some(leader));
+            if let Some(other) = elsewhere {
+                return Some(format!("{kind} is led without {} of its group", other.name));
+            }
+            if !counted.insert(&planned.lease) {
+                continue;
+            }
+            let of_group = group.iter().map(|kind| kind.weight).sum();
+            let weight = u64::from(stored.and_then(|record| record.weight).unwrap_or(of_group));
             *loads.entry(leader).or_default() += weight;
             led.push((kind, weight, leader, stored.and_then(|record| record.wanted.clone())));
         }
@@ -413,8 +426,8 @@ impl World {
     /// How many each active replica leads.
     pub(super) fn spread(&self) -> Vec<usize> {
         let leads = |host: usize| {
-            let kinds = self.hosts[host].template.kinds.iter();
-            kinds.filter(|kind| self.leader(&kind.name) == Some(host)).count()
+            let shards = self.hosts[host].template.shards();
+            shards.filter(|kinds| self.leader(&kinds[0].name) == Some(host)).count()
         };
         self.active().into_iter().map(leads).collect()
     }
@@ -464,7 +477,7 @@ impl World {
             (&two[0].kinds, two[0].revision, &two[0].owner) == (&two[1].kinds, two[1].revision, &two[1].owner)
         });
         let plain = |template: &&Template| {
-            let light = template.kinds.iter().all(|kind| kind.weight == 1);
+            let light = template.shards().all(|kinds| kinds.iter().map(|kind| kind.weight).sum::<u32>() == 1);
             light && template.capacity == 1 && template.rebalance == Rebalance::Automatic
         };
         let sound =

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    faults::{rename, retime},
+    faults::{regroup, rename, retime},
     host::{Kind, LEASE, Template},
     scenarios::{all_kinds, begin, bound, moved_once, some},
     world::World,
@@ -130,6 +130,76 @@ pub(super) fn rollout_renames(world: &mut World) {
     // What new replicas cannot take stays with the old ones, from one that stops to the next.
     let often = terms.iter().find(|(_, hosts)| hosts.len() > replicas + 1);
     world.demand(often.is_none(), || format!("{often:?} has moved too often"));
+}
+
+/// The new template has other kinds share Leases: all of them where each had its own, or the other way round, or some.
+pub(super) fn rollout_regroups(world: &mut World) {
+    let (mut template, replicas) = some(world, 1..=5);
+    regroup(&mut template, &mut world.rng);
+    begin(world, &template, replicas);
+    let mut next = template.next(2);
+    regroup(&mut next, &mut world.rng);
+    let since = world.now();
+    roll(world, &next, replicas);
+    world.comes_to_rest(LEASE + bound(2 * template.kinds.len()));
+    let terms = world.terms_since(since);
+    let often = terms.iter().find(|(_, hosts)| hosts.len() > replicas + 2);
+    world.demand(often.is_none(), || format!("{often:?} has moved too often"));
+}
+
+/// A lock for each kind, then one for all, then one for each again.
+pub(super) fn rollout_to_single_and_back(world: &mut World) {
+    let (template, replicas) = some(world, 1..=4);
+    begin(world, &template, replicas);
+    let mut single = template.next(2);
+    single.group(0..template.kinds.len(), "single");
+    roll(world, &single, replicas);
+    world.comes_to_rest(LEASE + bound(2 * template.kinds.len()));
+    let leaders: BTreeSet<_> = template.kinds.iter().map(|kind| world.leader(&kind.name)).collect();
+    world.demand(leaders.len() == 1, || format!("all kinds have one leader, and not {leaders:?}"));
+    let back = Template { kinds: template.kinds.clone(), ..single.next(3) };
+    roll(world, &back, replicas);
+    world.comes_to_rest(LEASE + bound(2 * template.kinds.len()));
+}
+
+/// A group of kinds beside others: it starts, moves and stops as one.
+pub(super) fn group_leaves_and_joins(world: &mut World) {
+    let (mut template, replicas) = some(world, 2..=4);
+    template.kinds = (0..world.rng.usize(3..=8)).map(Kind::new).collect();
+    template.group(0..2, "group");
+    begin(world, &template, replicas);
+    let since = world.now();
+    let group: Vec<_> = template.group_of("A.example.com").iter().map(|kind| kind.name.clone()).collect();
+    let leader = world.leader(&group[0]).unwrap();
+    match world.rng.u8(0..3) {
+        0 => world.terminate(leader),
+        1 => world.restart(leader, 0),
+        _ => world.crash(leader),
+    }
+    world.comes_to_rest(LEASE + bound(2 * template.kinds.len()));
+    let terms = world.terms_since(since);
+    let (first, second) = (terms.get(&group[0]), terms.get(&group[1]));
+    world.demand(first == second && first.is_some(), || format!("{group:?} do not start together: {terms:?}"));
+}
+
+/// Replicas that disagree on who shares a Lease start at once: one for all kinds, and one for each.
+pub(super) fn two_groupings(world: &mut World) {
+    let (template, _) = some(world, 1..=1);
+    let mut other = template.next(2);
+    // The one Lease for all is new, or that of one of the kinds.
+    let lease = if world.flip(128) { "single".to_owned() } else { template.kinds[0].lease.clone() };
+    other.group(0..template.kinds.len(), &lease);
+    let replicas = world.rng.usize(1..=2);
+    for template in [&template, &other] {
+        for _ in 0..replicas {
+            let wait = world.rng.u64(0..60) * MILLI;
+            world.join_later(template, wait);
+        }
+    }
+    world.run_for(2 * LEASE);
+    let old: Vec<_> = world.active().into_iter().filter(|&it| world.hosts[it].template.name == template.name).collect();
+    old.into_iter().for_each(|host| world.terminate(host));
+    world.comes_to_rest(2 * LEASE + bound(2 * template.kinds.len()));
 }
 
 /// Replicas that disagree on the lock of every kind start at once: each wins its own, and one of the two gives way.

@@ -9,8 +9,8 @@ use std::{
 use fastrand::Rng;
 use leasehold::protocol::{
     event::{
-        Answer, Deaths, Effect, Ending, Event, Freed, Hearing, Notice, Request, RequestId, ShardIndex, TermNumber,
-        Verdict,
+        Answer, Deaths, Effect, Ending, Event, Freed, Hearing, KindIndex, Notice, Request, RequestId, ShardIndex,
+        TermNumber, Verdict,
     },
     moment::Moment,
     replica::Replica,
@@ -315,8 +315,8 @@ impl World {
                 continue;
             }
             let Some(event) = it.inbox.pop_front() else { return };
-            if let Event::Judged(shard, verdict) = &event {
-                let kind = it.template.kinds[*shard].name.clone();
+            if let Event::Judged(kind, verdict) = &event {
+                let kind = it.template.kinds[*kind].name.clone();
                 match verdict {
                     Verdict::Runnable => it.blocked.remove(&kind),
                     Verdict::Blocked(_) => it.blocked.insert(kind),
@@ -419,17 +419,17 @@ impl World {
                 let took = if blocks { self.rng.u64(0..60_000) } else { self.rng.u64(0..10) };
                 self.asked_to_end(host, shard, term, took * MILLI, Outcome::Aborted);
             }
-            Effect::Ask(shard) => self.ask_preflight(host, shard),
+            Effect::Ask(kind) => self.ask_preflight(host, kind),
             Effect::Note(notice) => self.take_note(host, &notice),
             Effect::Exit(ending) => self.exit(host, &ending),
         }
     }
 
-    fn ask_preflight(&mut self, host: usize, shard: ShardIndex) {
-        let is_blocked = self.hosts[host].blocked.contains(self.hosts[host].kind_of(shard));
+    fn ask_preflight(&mut self, host: usize, kind: KindIndex) {
+        let is_blocked = self.hosts[host].blocked.contains(&self.hosts[host].template.kinds[kind].name);
         let verdict = if is_blocked { Verdict::Blocked("its CRD is missing".to_owned()) } else { Verdict::Runnable };
         let wait = self.rng.u64(5..500) * MILLI;
-        self.at(self.time.now + wait, What::Happens(host, Event::Judged(shard, verdict)));
+        self.at(self.time.now + wait, What::Happens(host, Event::Judged(kind, verdict)));
     }
 
     fn take_note(&mut self, host: usize, notice: &Notice) {
@@ -468,7 +468,14 @@ impl World {
             Ending::Clean => "stopped clean",
             Ending::Unreleased(_) => "stopped unreleased",
             Ending::Undrained(_) => "stopped undrained",
+            Ending::Lost { .. } => "ended at a loss",
         });
+        if matches!(ending, Ending::Lost { .. }) {
+            let open = !self.hosts[host].fences.is_empty();
+            self.demand(!open, || format!("{} ends at a loss with a fence that is not shut", self.name(host)));
+            let wait = self.rng.u64(100..1_000) * MILLI;
+            return self.restart(host, wait);
+        }
         self.dies(host, false);
     }
 
@@ -500,7 +507,8 @@ impl World {
         if error {
             it.standbys.remove(&shard);
             self.count("standby failed");
-            self.deliver(host, Event::StandbyEnded(shard, term, "it happens".to_owned()));
+            let kind = self.hosts[host].last_kind_of(shard);
+            self.deliver(host, Event::StandbyEnded(kind, term, "it happens".to_owned()));
         } else {
             standby.1 = true;
             self.deliver(host, Event::StandbyPrepared(shard, term));
@@ -514,7 +522,7 @@ impl World {
         }
         it.tasks.insert(shard, Task { term, hears: true, works: true });
         self.deafen_later(host, shard, term);
-        let fails = self.hosts[host].failing.contains(self.hosts[host].kind_of(shard));
+        let fails = self.hosts[host].is_failing(shard);
         if fails || (self.trouble.tasks && self.flip(15)) {
             let took = self.rng.u64(0..3_000) * MILLI;
             self.fail_task(host, shard, term, took);
@@ -548,10 +556,16 @@ impl World {
             let at = it.paused_until;
             return self.at(at, What::TaskEnds { host, shard, term, outcome, unanswered });
         }
-        let fails = it.failing.contains(it.kind_of(shard));
+        let fails = it.is_failing(shard);
         if matches!(outcome, Outcome::Failed(_)) && !fails && !self.trouble.tasks {
             // What was to go wrong does not, once the faults have stopped.
             return;
+        }
+        if matches!(outcome, Outcome::Failed(_)) && it.kinds_of(shard).len() > 1 {
+            // One kind has failed; the others work on until they are told to end.
+            let kind = it.last_kind_of(shard);
+            self.count("kind of a group failed");
+            return self.deliver(host, Event::TaskEnded(kind, term, outcome));
         }
         it.tasks.remove(&shard);
         if unanswered && let Some(until) = it.fences.get(&(shard, term)) {
@@ -574,7 +588,8 @@ impl World {
         // It is given up, and evened out, later.
         [0, 10, 15].into_iter().for_each(|wait| self.changed(self.time.now + wait * SECOND));
         let hearing = if hears { Hearing::Hears } else { Hearing::Deaf("its watch has failed".to_owned()) };
-        self.deliver(host, Event::Heard(shard, term, hearing));
+        let kind = self.hosts[host].last_kind_of(shard);
+        self.deliver(host, Event::Heard(kind, term, hearing));
     }
 
     fn deafen_later(&mut self, host: usize, shard: ShardIndex, term: TermNumber) {
@@ -625,14 +640,14 @@ impl World {
         let wait = self.rng.u64(10..400) * MILLI;
         let Template { revision, owner, .. } = template.clone();
         self.at(now + wait, What::Happens(host, Event::Originated { revision, owner }));
-        for shard in 0..template.kinds.len() {
+        for kind in 0..template.kinds.len() {
             let mut wait = self.rng.u64(20..500) * MILLI;
             if self.trouble.requests && self.flip(20) {
                 let unknown = Verdict::Unknown("no answer".to_owned());
-                self.at(now + wait, What::Happens(host, Event::Judged(shard, unknown)));
+                self.at(now + wait, What::Happens(host, Event::Judged(kind, unknown)));
                 wait += SECOND;
             }
-            self.at(now + wait, What::Happens(host, Event::Judged(shard, Verdict::Runnable)));
+            self.at(now + wait, What::Happens(host, Event::Judged(kind, Verdict::Runnable)));
         }
         if self.witnessed {
             self.at(now + 100 * MILLI, What::HearsOfDeaths(host));
@@ -755,11 +770,11 @@ impl World {
         self.silence(host, until, notices);
     }
 
-    pub(super) fn judge(&mut self, host: usize, shard: ShardIndex, verdict: Verdict) {
-        let kind = self.hosts[host].kind_of(shard).to_owned();
-        self.note(format_args!("{kind} at {}: {verdict:?}", self.name(host)));
+    pub(super) fn judge(&mut self, host: usize, kind: KindIndex, verdict: Verdict) {
+        let name = self.hosts[host].template.kinds[kind].name.clone();
+        self.note(format_args!("{name} at {}: {verdict:?}", self.name(host)));
         self.changed(self.time.now);
-        self.deliver(host, Event::Judged(shard, verdict));
+        self.deliver(host, Event::Judged(kind, verdict));
     }
 
     /// The running term of a kind ends by itself if it fails where it runs.
@@ -818,9 +833,9 @@ impl World {
             standbys.into_iter().for_each(|(shard, term)| self.task_hears(host, shard, term, true));
             // A watch may be dead without having been noticed.
             self.fail_watch(host);
-            for shard in 0..self.hosts[host].template.kinds.len() {
-                if self.hosts[host].blocked.contains(self.hosts[host].kind_of(shard)) {
-                    self.judge(host, shard, Verdict::Runnable);
+            for kind in 0..self.hosts[host].template.kinds.len() {
+                if self.hosts[host].blocked.contains(&self.hosts[host].template.kinds[kind].name) {
+                    self.judge(host, kind, Verdict::Runnable);
                 }
             }
         }
