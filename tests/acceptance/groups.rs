@@ -194,9 +194,13 @@ async fn a_group_counts_with_all_of_its_weight_moves_as_one_and_fails_as_one() -
         let again = || async { anyhow::Ok(terms(stage, &group[1])?.len()) };
         eventually("both begin another one", PATIENCE, again, |now| *now > ended[1]).await?;
         led_together(stage, group, |_| true).await?;
-        let after: Result<Vec<_>> = plain.iter().map(|kind| terms(stage, kind)).collect();
-        let after = after?;
-        ensure(before == after, || format!("the other kinds had no part in it: {before:?} {after:?}"))
+        // Where the group goes the others make room, and come back; they have no other part in it.
+        for (kind, before) in plain.iter().zip(before) {
+            let moves = terms(stage, kind)?.len() - before.len();
+            tell(&format!("{kind}, which is of no group, moved {moves} times"));
+            ensure(moves <= 2, || format!("{kind} moved {moves} times"))?;
+        }
+        Ok(())
     })
     .await;
     Ok(())
