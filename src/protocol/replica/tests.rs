@@ -438,7 +438,8 @@ fn a_process_that_is_to_end_at_a_loss_shuts_its_fences_and_does_nothing_else() {
     let mut stage = Stage::leading_a_group(OnLoss::Exit);
     stage.on(Event::Watched(Watch::Deleted(shard(LEASE, 50, Some(ME)))));
     assert_eq!(lost(&stage), None, "a read proves that it is gone");
-    stage.answer(|request| matches!(request, Request::Get { .. }), Answer::Found(None));
+    let reads = |request: &Request| matches!(request, Request::Get { lease } if lease == LEASE);
+    stage.answer(reads, Answer::Found(None));
     ends(stage, Loss::Gone);
 
     let mut stage = Stage::leading_a_group(OnLoss::Exit);
