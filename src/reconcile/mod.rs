@@ -12,6 +12,7 @@ pub mod controller;
 pub mod events;
 pub mod finalizer;
 pub mod name;
+pub mod observe;
 mod queue;
 pub mod seen;
 pub mod status;

@@ -25,7 +25,9 @@ use super::{
     connections::Connections,
     fence::{Fence, Gate},
     hearing,
+    leadership::{Leaderships, Of},
     leases::Leases,
+    observe::{self, Observation},
     preflight::{self, Ask, Preflight},
     proof::{self, Witness},
     record,
@@ -37,7 +39,6 @@ use crate::{
     protocol::{
         election::Grant,
         event::{Deaths, Effect, Ending, Event, Hearing, ShardIndex, TermNumber, Verdict, Watch},
-        lease::FencingToken,
         moment::Moment,
         replica::{Replica, Setup},
         slot::Outcome,
@@ -49,13 +50,6 @@ const QUIESCE: Duration = Duration::from_secs(1);
 
 /// What is shown to people is at most this old: at a thousand kinds it is not brought up to date for every event.
 const SHOWN_EVERY: Duration = Duration::from_millis(50);
-
-/// Whether this replica leads a kind, for other tasks of the process.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Leadership {
-    /// Token of the running term; `None` while this replica does not lead the kind, or drains.
-    pub token: Option<FencingToken>,
-}
 
 /// Why a replica ended with an error.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +71,6 @@ pub struct Assignment {
     pub kind: Arc<Kind>,
     /// Its reconciler.
     pub reconciler: Arc<dyn Reconciler>,
-    /// Where its leadership is published.
-    pub leadership: watch::Sender<Leadership>,
 }
 
 /// What a supervisor needs from outside.
@@ -101,6 +93,8 @@ pub struct Surroundings {
     pub work: Handle,
     /// Logs, metrics and status.
     pub telemetry: Telemetry,
+    /// Where it is published what this replica leads.
+    pub leaderships: Leaderships,
 }
 
 /// Something that wakes the loop.
@@ -124,7 +118,8 @@ enum Wake {
 struct Seat {
     kind: Arc<Kind>,
     reconciler: Arc<dyn Reconciler>,
-    leadership: watch::Sender<Leadership>,
+    /// The kinds that are led by this shard's term.
+    kinds: Vec<String>,
     /// Of the kind's objects, as the API server serves it.
     resource: Option<String>,
     fences: BTreeMap<TermNumber, Fence>,
@@ -165,6 +160,8 @@ pub struct Supervisor {
     work_on: Handle,
     telemetry: Telemetry,
     seats: Vec<Seat>,
+    // After the fences of the seats.
+    leaderships: Leaderships,
     shown: mpsc::UnboundedReceiver<Shown>,
     verdicts: mpsc::UnboundedReceiver<(usize, preflight::Verdict)>,
     ask: Ask,
@@ -175,6 +172,8 @@ pub struct Supervisor {
     staff: JoinSet<&'static str>,
     /// Terms and standbys.
     work: JoinSet<Result<(), BoxError>>,
+    /// Observers: they run as long as the replica, and end by themselves only with what they begin again.
+    observers: JoinSet<()>,
     jobs: HashMap<Id, Job>,
     pending: FuturesUnordered<BoxFuture<'static, Wake>>,
     show_at: Moment,
@@ -183,7 +182,8 @@ pub struct Supervisor {
 impl Supervisor {
     /// Spawns the Lease watch, the preflight, the Pod watch and the renewal of credentials.
     pub fn new(surroundings: Surroundings, assignments: Vec<Assignment>) -> Self {
-        let Surroundings { setup, clock, connections, leases, board, witness, client, work, telemetry } = surroundings;
+        let Surroundings { setup, clock, connections, leases, board, witness, client, work, telemetry, leaderships } =
+            surroundings;
         let (board, shown) = board;
         let (verdict, verdicts) = mpsc::unbounded_channel();
         let mut staff = JoinSet::new();
@@ -207,17 +207,17 @@ impl Supervisor {
                 (never, watch::Sender::default().subscribe(), watch::Sender::default().subscribe())
             }
         };
-        let seat = |Assignment { kind, reconciler, leadership }| Seat {
+        let seat = |Assignment { kind, reconciler }| Seat {
+            kinds: vec![kind.name()],
             kind,
             reconciler,
-            leadership,
             resource: None,
             fences: BTreeMap::new(),
             standby: None,
             task: None,
         };
         let (core, first) = Replica::new(setup, clock.now());
-        Self {
+        let mut this = Self {
             core,
             first,
             clock,
@@ -226,6 +226,7 @@ impl Supervisor {
             work_on: work,
             telemetry,
             seats: assignments.into_iter().map(seat).collect(),
+            leaderships,
             shown,
             verdicts,
             ask,
@@ -234,9 +235,31 @@ impl Supervisor {
             expected,
             staff,
             work: JoinSet::new(),
+            observers: JoinSet::new(),
             jobs: HashMap::new(),
             pending: FuturesUnordered::new(),
             show_at: Moment::default(),
+        };
+        this.observe();
+        this
+    }
+
+    /// Begins every observer. None of them is asked about by what leads.
+    fn observe(&mut self) {
+        for Seat { kind, reconciler, .. } in &self.seats {
+            let refusals = self.telemetry.counts_fenced(kind, self.clock);
+            let fence = Fence::new(kind.lease_name.clone(), None, self.clock, refusals);
+            let Some(signal) = self.leaderships.subscribe(Of::Kind(&kind.name())) else { continue };
+            let (connections, gate, work_on) = (self.connections.clone(), fence.gate(), self.work_on.clone());
+            let observation = Observation::new(Arc::clone(kind), signal, move || {
+                let _entered = work_on.enter();
+                connections.client_behind(&gate)
+            });
+            if let Some(observing) = reconciler.observe(observation.clone()) {
+                let (clock, telemetry) = (self.clock, self.telemetry.clone());
+                let kept = observe::keep(Arc::clone(reconciler), observation, observing, fence, clock, telemetry);
+                self.observers.spawn_on(kept, &self.work_on);
+            }
         }
     }
 
@@ -359,8 +382,7 @@ impl Supervisor {
                     self.pending.push(Box::pin(async move { Wake::Event(Event::Answered(id, answer.await)) }));
                 }
                 Effect::Extend(shard, term, until) => self.fence(shard, term).extend(until),
-                // Dropped, a fence is shut.
-                Effect::Shut(shard, term) => drop(self.seats[shard].fences.remove(&term)),
+                Effect::Shut(shard, term) => self.shut(shard, term),
                 Effect::StandBy(shard, term) => self.stand_by(shard, term),
                 Effect::Dismiss(shard, _) => self.dismiss(shard),
                 Effect::Start { shard, grant, standby } => self.start(shard, &grant, standby == Some(true)),
@@ -378,8 +400,18 @@ impl Supervisor {
         let (clock, telemetry) = (self.clock, &self.telemetry);
         let Seat { kind, resource, fences, .. } = &mut self.seats[shard];
         fences.entry(term).or_insert_with(|| {
-            Fence::new(kind.lease_name.clone(), resource.clone(), clock, telemetry.counts_fenced(kind))
+            Fence::new(kind.lease_name.clone(), resource.clone(), clock, telemetry.counts_fenced(kind, clock))
         })
+    }
+
+    /// Dropped, a fence is shut. The signal goes first: no task sees its write refused and is told that this replica leads.
+    fn shut(&mut self, shard: ShardIndex, term: TermNumber) {
+        if let Some(fence) = self.seats[shard].fences.remove(&term) {
+            if self.seats[shard].task.as_ref().is_some_and(|task| task.gate.is(&fence.gate())) {
+                self.follow(shard);
+            }
+            drop(fence);
+        }
     }
 
     /// The client's own tasks belong to the runtime that the work runs on.
@@ -426,7 +458,6 @@ impl Supervisor {
         let holder = self.core.setup().identity.clone();
         let kind = Arc::clone(&self.seats[shard].kind);
         self.telemetry.begins(&kind, &holder, &grant.token, warm);
-        self.lead(shard, Some(grant.token.clone()));
         let begin =
             |client| Term::new(Arc::clone(&kind), holder.clone(), grant.token.clone(), client, draining.clone());
         let standby = self.seats[shard].standby.take_if(|standby| standby.term == grant.term);
@@ -434,6 +465,7 @@ impl Supervisor {
         if let Some(standby) = standby {
             standby.promotion.filled.cancel();
             let term = begin(standby.client);
+            self.lead(shard, &term, &gate);
             if standby.promotion.term.send(term.clone()).is_ok() {
                 self.jobs.insert(standby.id, Job::Term(shard, grant.term));
                 let task = TermTask { term, gate, draining: draining.clone(), abort: standby.abort, drain_began: None };
@@ -446,6 +478,7 @@ impl Supervisor {
         self.listen(shard, grant.term, gate.hearing());
         self.listen_for_refusals(shard, gate.refusals());
         let term = begin(self.client(&gate));
+        self.lead(shard, &term, &gate);
         let (reconciler, running) = (Arc::clone(&self.seats[shard].reconciler), term.clone());
         let abort = self.work.spawn_on(async move { reconciler.run(running).await }, &self.work_on);
         self.jobs.insert(abort.id(), Job::Term(shard, grant.term));
@@ -455,7 +488,7 @@ impl Supervisor {
 
     fn drain(&mut self, shard: ShardIndex) {
         let now = self.clock.now();
-        self.lead(shard, None);
+        self.follow(shard);
         let seat = &mut self.seats[shard];
         if let Some(task) = &mut seat.task {
             task.drain_began = Some(now);
@@ -466,7 +499,7 @@ impl Supervisor {
     }
 
     fn abort(&mut self, shard: ShardIndex) {
-        self.lead(shard, None);
+        self.follow(shard);
         let seat = &self.seats[shard];
         if let Some(task) = &seat.task {
             self.telemetry.aborts(&seat.kind, task.term.token());
@@ -490,7 +523,7 @@ impl Supervisor {
             Job::Term(shard, term) => (shard, term),
         };
         let task = self.seats[shard].task.take()?;
-        self.lead(shard, None);
+        self.follow(shard);
         task.gate.close();
         let drained = task.drain_began.map(|began| self.clock.now().since(began));
         self.telemetry.work_ended(&self.seats[shard].kind, task.term.token(), drained);
@@ -523,11 +556,13 @@ impl Supervisor {
         }));
     }
 
-    /// For other tasks of the process.
-    fn lead(&self, shard: ShardIndex, token: Option<FencingToken>) {
-        let leadership = Leadership { token };
-        let sender = &self.seats[shard].leadership;
-        sender.send_if_modified(|old| std::mem::replace(old, leadership.clone()) != leadership);
+    /// Other tasks of the process are told that this replica leads, or does not.
+    fn lead(&self, shard: ShardIndex, term: &Term, gate: &Gate) {
+        self.leaderships.set(&self.seats[shard].kinds, Some((term, gate)));
+    }
+
+    fn follow(&self, shard: ShardIndex) {
+        self.leaderships.set(&self.seats[shard].kinds, None);
     }
 
     /// Brings what people see up to date, from time to time.
