@@ -15,7 +15,9 @@ pub mod name;
 pub mod observe;
 mod queue;
 pub mod seen;
+mod states;
 pub mod status;
+pub mod status_writer;
 pub mod watches;
 
 #[cfg(test)]
