@@ -29,7 +29,7 @@ pub enum Observed<K> {
 }
 
 /// The objects of a kind as this replica sees them, for an implementation of
-/// [`Reconciler::observe`](crate::replica::term::Reconciler::observe). Clones are handles on the same.
+/// [`Reconciler::observe`]. Clones are handles on the same.
 ///
 /// ```
 /// use futures::{StreamExt, future::BoxFuture};
