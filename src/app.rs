@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures::Stream;
-use tokio::{runtime::Handle, sync::watch};
+use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -23,10 +23,11 @@ use crate::{
         board::{Board, Scope},
         clock::Clock,
         connections::{Bounds, Connections},
+        leadership::{Leaderships, Of, Signal},
         leases::Leases,
         proof::{self, PodLock, Witness},
         record,
-        supervisor::{Assignment, Leadership, Stopped, Supervisor, Surroundings},
+        supervisor::{Assignment, Stopped, Supervisor, Surroundings},
         telemetry::Telemetry,
         term::Reconciler,
     },
@@ -94,7 +95,7 @@ pub enum Error {
 pub struct Leasehold {
     config: Configuration,
     reconcilers: HashMap<String, Arc<dyn Reconciler>>,
-    leaderships: HashMap<String, watch::Sender<Leadership>>,
+    leaderships: Leaderships,
     status: Status,
     metrics: Metrics,
     work: Option<Handle>,
@@ -103,7 +104,7 @@ pub struct Leasehold {
 impl Leasehold {
     /// A replica of this installation, without reconcilers yet.
     pub fn new(config: Configuration) -> Self {
-        let leaderships = config.kinds.iter().map(|kind| (kind.name(), watch::Sender::default())).collect();
+        let leaderships = Leaderships::new(config.kinds.iter().map(|kind| (kind.name(), kind.lease_group.clone())));
         Self {
             config,
             reconcilers: HashMap::new(),
@@ -143,9 +144,10 @@ impl Leasehold {
         self
     }
 
-    /// Whether this replica leads the kind `<Kind>.<group>`, from now on; `None` if it is not configured.
-    pub fn leadership(&self, kind: &str) -> Option<watch::Receiver<Leadership>> {
-        self.leaderships.get(kind).map(watch::Sender::subscribe)
+    /// The leader signal of a kind (`"<Kind>.<group>"`), a group or the whole process ([`Of`]), for other tasks of the
+    /// process; `None` if that is not configured. To be asked for before [`run`](Self::run), which takes this value.
+    pub fn leadership<'a>(&self, of: impl Into<Of<'a>>) -> Option<Signal> {
+        self.leaderships.subscribe(of.into())
     }
 
     /// Takes part in the elections of all configured kinds until the first item of `signals`, then drains and releases;
@@ -173,7 +175,7 @@ impl Leasehold {
     /// # Errors
     /// As [`run`](Self::run).
     pub async fn run_over(
-        mut self,
+        self,
         connections: Connections,
         replica: Replica,
         signals: impl Stream<Item = ()> + Send,
@@ -187,11 +189,7 @@ impl Leasehold {
                 .reconcilers
                 .get(&kind.reconciler)
                 .ok_or_else(|| Error::UnknownReconciler { kind: kind.name(), reconciler: kind.reconciler.clone() })?;
-            assignments.push(Assignment {
-                kind: Arc::new(kind.clone()),
-                reconciler: Arc::clone(reconciler),
-                leadership: self.leaderships.remove(&kind.name()).unwrap_or_default(),
-            });
+            assignments.push(Assignment { kind: Arc::new(kind.clone()), reconciler: Arc::clone(reconciler) });
         }
         let timings = self.config.timings;
         let (lease_client, client) = (connections.client(), connections.client());
@@ -252,6 +250,7 @@ impl Leasehold {
             client,
             work: self.work.unwrap_or_else(Handle::current),
             telemetry: Telemetry::new(identity, kinds, self.status, self.metrics),
+            leaderships: self.leaderships,
         };
         Ok(Supervisor::new(surroundings, assignments).run(signals).await?)
     }

@@ -35,14 +35,23 @@
 //! });
 //!
 //! // For other tasks that only need to know.
-//! let mut leadership = app.leadership("ConfigMap").expect("configured");
-//! println!("leading: {}", leadership.borrow_and_update().token.is_some());
+//! let leadership = app.leadership("ConfigMap").expect("configured");
+//! println!("leading: {}", leadership.is_leading());
 //!
 //! let replica = Replica { pod_name: "me".to_owned(), pod_namespace: "default".to_owned(), ..Replica::default() };
 //! app.run(kube::Config::infer().await?, replica, shutdown_signals()?).await?;
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Beside the term there are three ways to take part, each with a program in `examples/`:
+//!
+//! - [`Leasehold::leadership`] is the leader [`Signal`] of a kind, a group or the process, for tasks that work or wait while
+//!   this replica leads; [`replica::leadership`] says in which order it, the fence and the release come.
+//! - [`Reconciler::observe`] runs on every replica, leading or not, and reads: [`reconcile::observe::Observer`] has the
+//!   objects of the kind and each change of them.
+//! - [`StatusWriter`](reconcile::status_writer::StatusWriter) takes statuses from any task of any replica; the leader
+//!   writes the newest of each object.
 
 pub mod app;
 pub mod config;
@@ -55,6 +64,7 @@ pub mod replica;
 pub use app::{Error, Leasehold, Replica, shutdown_signals};
 pub use config::Configuration;
 pub use replica::{
-    supervisor::Leadership,
+    leadership::{Leadership, Of, Signal},
+    observe::Observation,
     term::{Access, BoxError, FencingToken, Reconciler, Standby, Term},
 };

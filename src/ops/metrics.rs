@@ -77,6 +77,8 @@ struct Series {
     drain: Family<OfKind, Histogram>,
     aborted: Family<OfKind, Counter>,
     fenced: Family<OfKind, Counter>,
+    standby_writes: Family<OfKind, Counter>,
+    observer_failures: Family<OfKind, Counter>,
     failed: Family<OfKind, Counter>,
     handovers: Family<OfKind, Counter>,
     cached: Family<OfKind, Gauge>,
@@ -113,6 +115,8 @@ impl Series {
             drain: Family::new_with_constructor(drain_buckets),
             aborted: Family::default(),
             fenced: Family::default(),
+            standby_writes: Family::default(),
+            observer_failures: Family::default(),
             failed: Family::default(),
             handovers: Family::default(),
             cached: Family::default(),
@@ -162,6 +166,16 @@ impl Series {
             series.aborted.clone(),
         );
         r.register("fenced_writes", "Writes refused because their term was no longer valid", series.fenced.clone());
+        r.register(
+            "standby_writes",
+            "Writes refused because what wrote only stands by for the kind, or observes it",
+            series.standby_writes.clone(),
+        );
+        r.register(
+            "observer_failures",
+            "Observers of the kind that ended by themselves, failed or panicked",
+            series.observer_failures.clone(),
+        );
         r.register("failed_terms", "Terms whose reconciler returned early, failed or panicked", series.failed.clone());
         r.register("handovers", "Terms that drained for a named successor", series.handovers.clone());
         r.register(
@@ -191,7 +205,15 @@ impl Series {
         drop(self.deaf.get_or_create(labels));
         // Nothing blocks a kind until something is seen to.
         self.up.get_or_create(labels).set(1);
-        for family in [&self.transitions, &self.aborted, &self.fenced, &self.failed, &self.handovers] {
+        for family in [
+            &self.transitions,
+            &self.aborted,
+            &self.fenced,
+            &self.standby_writes,
+            &self.observer_failures,
+            &self.failed,
+            &self.handovers,
+        ] {
             drop(family.get_or_create(labels));
         }
         for family in [&self.renewal, &self.without_owner, &self.drain] {
@@ -273,6 +295,16 @@ impl Metrics {
     /// The fence refused a write.
     pub fn fenced(&self, kind: &str) {
         self.inner.series.fenced.get_or_create(&of(kind)).inc();
+    }
+
+    /// A fence refused a write before its term.
+    pub fn standby_write(&self, kind: &str) {
+        self.inner.series.standby_writes.get_or_create(&of(kind)).inc();
+    }
+
+    /// An observer ended by itself.
+    pub fn observer_failed(&self, kind: &str) {
+        self.inner.series.observer_failures.get_or_create(&of(kind)).inc();
     }
 
     /// A term's reconciler ended by itself.
@@ -399,6 +431,8 @@ mod tests {
             "leasehold_transitions_total{kind=\"Widget.example.com\"} 0",
             "leasehold_aborted_terms_total{kind=\"Widget.example.com\"} 0",
             "leasehold_fenced_writes_total{kind=\"Widget.example.com\"} 0",
+            "leasehold_standby_writes_total{kind=\"Widget.example.com\"} 0",
+            "leasehold_observer_failures_total{kind=\"Widget.example.com\"} 0",
             "leasehold_failed_terms_total{kind=\"Widget.example.com\"} 0",
             "leasehold_handovers_total{kind=\"Widget.example.com\"} 0",
             "leasehold_cached{kind=\"Widget.example.com\"} 0",
@@ -424,6 +458,8 @@ mod tests {
         metrics.drained("W", Duration::from_secs(1));
         metrics.aborted("W");
         metrics.fenced("W");
+        metrics.standby_write("W");
+        metrics.observer_failed("W");
         metrics.term_failed("W");
         metrics.handed_over("W");
         metrics.set_cached("W", true);
@@ -443,6 +479,8 @@ mod tests {
             "leasehold_drain_duration_seconds_sum{kind=\"W\"} 1.0",
             "leasehold_aborted_terms_total{kind=\"W\"} 1",
             "leasehold_fenced_writes_total{kind=\"W\"} 1",
+            "leasehold_standby_writes_total{kind=\"W\"} 1",
+            "leasehold_observer_failures_total{kind=\"W\"} 1",
             "leasehold_failed_terms_total{kind=\"W\"} 1",
             "leasehold_handovers_total{kind=\"W\"} 1",
             "leasehold_cached{kind=\"W\"} 1",

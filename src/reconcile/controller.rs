@@ -177,11 +177,8 @@ fn source<W>(
 where
     W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let watch = watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT))
-        .default_backoff()
-        .modify(|object| object.meta_mut().managed_fields = None);
     let mut unlisted = true;
-    logged(what, watch)
+    watch(what, api)
         .filter_map(move |event| {
             let listed = unlisted && matches!(event, Event::InitDone);
             unlisted &= !listed;
@@ -189,6 +186,17 @@ where
             future::ready((listed || !due.1.is_empty()).then_some(News { due, listed }))
         })
         .boxed()
+}
+
+/// The watch of a kind, which ends never: its errors are logged, and it tries again by itself.
+pub(super) fn watch<W>(what: String, api: Api<W>) -> impl Stream<Item = Event<W>> + Send + 'static
+where
+    W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let watch = watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT))
+        .default_backoff()
+        .modify(|object| object.meta_mut().managed_fields = None);
+    logged(what, watch)
 }
 
 /// A sweep makes so many objects due at a time, so that no change waits for the rest of them.

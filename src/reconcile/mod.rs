@@ -12,9 +12,12 @@ pub mod controller;
 pub mod events;
 pub mod finalizer;
 pub mod name;
+pub mod observe;
 mod queue;
 pub mod seen;
+mod states;
 pub mod status;
+pub mod status_writer;
 pub mod watches;
 
 #[cfg(test)]

@@ -104,11 +104,25 @@ where
     K: Resource + HasStatus + Clone + Serialize + DeserializeOwned + Debug,
     K::Status: Stamped,
 {
+    write_if(term, api, object, |object| Some(next(object.status()))).await
+}
+
+/// As [`write()`], with what `next` makes of the whole object; `None`: there is nothing to write.
+pub(super) async fn write_if<K>(
+    term: &Term,
+    api: &Api<K>,
+    object: &K,
+    next: impl Fn(&K) -> Option<K::Status>,
+) -> Result<Option<K>, Error>
+where
+    K: Resource + HasStatus + Clone + Serialize + DeserializeOwned + Debug,
+    K::Status: Stamped,
+{
     let name = object.meta().name.clone().unwrap_or_default();
     let params = PostParams { field_manager: Some(field_manager(&term.kind().kind)), ..PostParams::default() };
     let mut object = object.clone();
     for attempt in 1.. {
-        let mut status = next(object.status());
+        let Some(mut status) = next(&object) else { return Ok(None) };
         if !changed(object.status(), &status) {
             return Ok(None);
         }

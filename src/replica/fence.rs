@@ -50,10 +50,21 @@ use crate::protocol::moment::Moment;
 
 /// Why a write was refused on this side.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("fenced: the term on lease {lease} is not valid, nothing was sent")]
+#[error("fenced: this replica has no valid term on lease {lease}, nothing was sent")]
 pub struct Fenced {
-    /// Name of the Lease whose term is over.
+    /// Name of the Lease whose term is over, or has not begun.
     pub lease: String,
+}
+
+/// A write that a fence has refused, for its owner to count.
+#[derive(Clone, Copy, Debug)]
+pub struct Refused<'a> {
+    /// Its term has not begun: what wrote only stands by, or observes.
+    pub before_term: bool,
+    /// Its method.
+    pub method: &'a Method,
+    /// Its path.
+    pub path: &'a str,
 }
 
 /// A write that was sent, and not answered in the time that was left of the term. It may have been carried out.
@@ -76,7 +87,7 @@ pub struct Gate {
     state: Arc<State>,
     /// What its clients hear: a fence of a group has a gate for each kind.
     ears: Arc<Ears>,
-    on_refusal: Arc<dyn Fn() + Send + Sync>,
+    on_refusal: Arc<dyn Fn(&Refused<'_>) + Send + Sync>,
 }
 
 struct State {
@@ -101,7 +112,7 @@ impl Fence {
         lease: String,
         resource: Option<String>,
         clock: Clock,
-        on_refusal: impl Fn() + Send + Sync + 'static,
+        on_refusal: impl Fn(&Refused<'_>) + Send + Sync + 'static,
     ) -> Self {
         let state = State {
             lease,
@@ -118,7 +129,7 @@ impl Fence {
     }
 
     /// Another gate of this fence, for another kind of the same term.
-    pub fn beside(&self, resource: Option<String>, on_refusal: impl Fn() + Send + Sync + 'static) -> Gate {
+    pub fn beside(&self, resource: Option<String>, on_refusal: impl Fn(&Refused<'_>) + Send + Sync + 'static) -> Gate {
         let state = Arc::clone(&self.gate.state);
         let ears = Arc::new(Ears::new(state.clock, resource));
         Gate { state, ears, on_refusal: Arc::new(on_refusal) }
@@ -215,6 +226,27 @@ impl Gate {
         self.ears.refusals()
     }
 
+    /// Resolves when the fence lets no write pass any more: it was closed, or validity has ended. Pending before its term.
+    /// Cancel safe.
+    pub async fn shut(&self) {
+        loop {
+            let changed = self.state.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.is_before_its_term() {
+                changed.await;
+            } else if self.time_left().is_none() {
+                return;
+            } else {
+                // It may have been extended by then.
+                tokio::select! {
+                    () = changed => {}
+                    () = self.state.clock.sleep_until(self.valid_until()) => {}
+                }
+            }
+        }
+    }
+
     /// Resolves when nothing that is still sent or read can be of use to the term: at the end of validity, and for a
     /// fence that was closed before its term at once.
     async fn over(self) {
@@ -283,7 +315,8 @@ where
         // Counted first, looked at second: a fence that closes in between finds the write, or the write finds it closed.
         let Some(left) = gate.time_left() else {
             write.answered();
-            (gate.on_refusal)();
+            let (before_term, path) = (gate.is_before_its_term(), request.uri().path());
+            (gate.on_refusal)(&Refused { before_term, method: request.method(), path });
             return Box::pin(async move { Err(gate.fenced().into()) });
         };
         let answer = self.inner.call(request);
@@ -509,7 +542,7 @@ mod tests {
     fn fence(clock: Clock) -> (Fence, Arc<AtomicU32>) {
         let refused = Arc::new(AtomicU32::new(0));
         let counter = Arc::clone(&refused);
-        let fence = Fence::new("widget.example.com".to_owned(), None, clock, move || {
+        let fence = Fence::new("widget.example.com".to_owned(), None, clock, move |_| {
             counter.fetch_add(1, Ordering::SeqCst);
         });
         (fence, refused)
@@ -567,6 +600,43 @@ mod tests {
         byte().await.unwrap();
         tokio::time::advance(SECOND).await;
         assert!(byte().await.is_err(), "what is past its term does not become a standby again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_says_what_was_refused_and_whether_it_was_before_the_term() {
+        let (clock, told) = (Clock::tokio(), Arc::new(std::sync::Mutex::new(Vec::new())));
+        let log = Arc::clone(&told);
+        let fence = Fence::new("widget.example.com".to_owned(), None, clock, move |refused| {
+            log.lock().unwrap().push(format!("{} {} {}", refused.before_term, refused.method, refused.path));
+        });
+        let write = || send(&fence, Method::PUT, "/x?a=b", Duration::ZERO);
+        write().await.unwrap_err();
+        fence.extend(clock.now() + SECOND);
+        write().await.unwrap();
+        fence.close();
+        write().await.unwrap_err();
+        assert_eq!(*told.lock().unwrap(), ["true PUT /x", "false PUT /x"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shut_resolves_at_the_end_of_validity_as_it_is_extended_or_when_it_is_closed() {
+        let clock = Clock::tokio();
+        for (close_after, expected) in [(9 * SECOND, 5 * SECOND), (3 * SECOND, 3 * SECOND)] {
+            let (fence, _) = fence(clock);
+            let (gate, start) = (fence.gate(), clock.now());
+            let ends = async {
+                gate.shut().await;
+                clock.now().since(start)
+            };
+            let (ended, ()) = tokio::join!(ends, async {
+                fence.extend(start + 2 * SECOND);
+                tokio::time::sleep(SECOND).await;
+                fence.extend(start + 5 * SECOND);
+                tokio::time::sleep(close_after - SECOND).await;
+                fence.close();
+            });
+            assert_eq!(ended, expected);
+        }
     }
 
     #[tokio::test(start_paused = true)]

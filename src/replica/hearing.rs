@@ -303,7 +303,7 @@ mod tests {
 
     fn fence() -> Fence {
         let resource = Some("example.com/v1/widgets".to_owned());
-        Fence::new("widget.example.com".to_owned(), resource, Clock::tokio(), || ())
+        Fence::new("widget.example.com".to_owned(), resource, Clock::tokio(), |_| ())
     }
 
     /// Sends a request that is answered with this status, and gives the body's two ends.
@@ -428,7 +428,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_is_told_of_changes_only_and_needs_to_know_the_resource() {
-        let fence = Fence::new("widget.example.com".to_owned(), None, Clock::tokio(), || ());
+        let fence = Fence::new("widget.example.com".to_owned(), None, Clock::tokio(), |_| ());
         let gate = fence.gate();
         fail(&gate, WATCH).await;
         assert_eq!(deaf_since(&gate), None);

@@ -2,15 +2,17 @@
 //!
 //! [`supervisor`] is the loop around the core. [`board`] watches Leases and [`leases`] reads and writes them, as
 //! [`record`]s; a [`term`] works behind its [`fence`], and [`hearing`] says whether it hears; [`connections`] makes every
-//! client; [`proof`] knows of processes that have ended, [`preflight`] asks what can be reconciled here, and [`telemetry`]
-//! shows it all.
+//! client; [`proof`] knows of processes that have ended, [`preflight`] asks what can be reconciled here. [`leadership`] is
+//! the signal for other tasks, an [`observe`]r reads without leading, and [`telemetry`] shows it all.
 
 pub mod board;
 pub mod clock;
 pub mod connections;
 pub mod fence;
 pub mod hearing;
+pub mod leadership;
 pub mod leases;
+pub mod observe;
 pub mod preflight;
 pub mod problem;
 pub mod proof;

@@ -25,7 +25,9 @@ use super::{
     connections::Connections,
     fence::{Fence, Gate},
     hearing,
+    leadership::{Leaderships, Of},
     leases::Leases,
+    observe::{self, Observation},
     preflight::{self, Ask, Preflight},
     proof::{self, Witness},
     record,
@@ -37,7 +39,6 @@ use crate::{
     protocol::{
         election::Grant,
         event::{Deaths, Effect, Ending, Event, Hearing, KindIndex, Loss, ShardIndex, TermNumber, Verdict, Watch},
-        lease::FencingToken,
         moment::Moment,
         replica::{Replica, Setup},
         slot::Outcome,
@@ -49,13 +50,6 @@ const QUIESCE: Duration = Duration::from_secs(1);
 
 /// What is shown to people is at most this old: at a thousand kinds it is not brought up to date for every event.
 const SHOWN_EVERY: Duration = Duration::from_millis(50);
-
-/// Whether this replica leads a kind, for other tasks of the process.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Leadership {
-    /// Token of the running term; `None` while this replica does not lead the kind, or drains.
-    pub token: Option<FencingToken>,
-}
 
 /// Why a replica ended with an error.
 #[derive(Debug, thiserror::Error)]
@@ -86,8 +80,6 @@ pub struct Assignment {
     pub kind: Arc<Kind>,
     /// Its reconciler.
     pub reconciler: Arc<dyn Reconciler>,
-    /// Where its leadership is published.
-    pub leadership: watch::Sender<Leadership>,
 }
 
 /// What a supervisor needs from outside.
@@ -110,6 +102,8 @@ pub struct Surroundings {
     pub work: Handle,
     /// Logs, metrics and status.
     pub telemetry: Telemetry,
+    /// Where it is published what this replica leads.
+    pub leaderships: Leaderships,
 }
 
 /// Something that wakes the loop.
@@ -144,7 +138,6 @@ struct Seat {
 struct Member {
     kind: Arc<Kind>,
     reconciler: Arc<dyn Reconciler>,
-    leadership: watch::Sender<Leadership>,
     /// Of the kind's objects, as the API server serves it.
     resource: Option<String>,
 }
@@ -203,6 +196,8 @@ pub struct Supervisor {
     seats: Vec<Seat>,
     /// By kind: its shard, and which of its members it is.
     places: Vec<(ShardIndex, usize)>,
+    // After the fences of the seats.
+    leaderships: Leaderships,
     shown: mpsc::UnboundedReceiver<Shown>,
     verdicts: mpsc::UnboundedReceiver<(usize, preflight::Verdict)>,
     ask: Ask,
@@ -213,6 +208,8 @@ pub struct Supervisor {
     staff: JoinSet<&'static str>,
     /// Terms and standbys.
     work: JoinSet<Result<(), BoxError>>,
+    /// Observers: they run as long as the replica, and end by themselves only with what they begin again.
+    observers: JoinSet<()>,
     jobs: HashMap<Id, Job>,
     pending: FuturesUnordered<BoxFuture<'static, Wake>>,
     show_at: Moment,
@@ -221,7 +218,8 @@ pub struct Supervisor {
 impl Supervisor {
     /// Spawns the Lease watch, the preflight, the Pod watch and the renewal of credentials.
     pub fn new(surroundings: Surroundings, assignments: Vec<Assignment>) -> Self {
-        let Surroundings { setup, clock, connections, leases, board, witness, client, work, telemetry } = surroundings;
+        let Surroundings { setup, clock, connections, leases, board, witness, client, work, telemetry, leaderships } =
+            surroundings;
         let (board, shown) = board;
         let (verdict, verdicts) = mpsc::unbounded_channel();
         let mut staff = JoinSet::new();
@@ -245,12 +243,8 @@ impl Supervisor {
                 (never, watch::Sender::default().subscribe(), watch::Sender::default().subscribe())
             }
         };
-        let mut members = assignments.into_iter().map(|Assignment { kind, reconciler, leadership }| Member {
-            kind,
-            reconciler,
-            leadership,
-            resource: None,
-        });
+        let mut members =
+            assignments.into_iter().map(|Assignment { kind, reconciler }| Member { kind, reconciler, resource: None });
         let (mut seats, mut places) = (Vec::new(), Vec::new());
         for (shard, spec) in setup.specs.iter().enumerate() {
             let members: Vec<_> = members.by_ref().take(spec.kinds.len()).collect();
@@ -259,7 +253,7 @@ impl Supervisor {
             seats.push(Seat { members, first, fences: BTreeMap::new(), standby: None, task: None });
         }
         let (core, first) = Replica::new(setup, clock.now());
-        Self {
+        let mut this = Self {
             core,
             first,
             clock,
@@ -269,6 +263,7 @@ impl Supervisor {
             telemetry,
             seats,
             places,
+            leaderships,
             shown,
             verdicts,
             ask,
@@ -277,9 +272,31 @@ impl Supervisor {
             expected,
             staff,
             work: JoinSet::new(),
+            observers: JoinSet::new(),
             jobs: HashMap::new(),
             pending: FuturesUnordered::new(),
             show_at: Moment::default(),
+        };
+        this.observe();
+        this
+    }
+
+    /// Begins every observer. None of them is asked about by what leads.
+    fn observe(&mut self) {
+        for Member { kind, reconciler, .. } in self.seats.iter().flat_map(|seat| &seat.members) {
+            let refusals = self.telemetry.counts_fenced(kind, self.clock);
+            let fence = Fence::new(kind.lease_name.clone(), None, self.clock, refusals);
+            let Some(signal) = self.leaderships.subscribe(Of::Kind(&kind.name())) else { continue };
+            let (connections, gate, work_on) = (self.connections.clone(), fence.gate(), self.work_on.clone());
+            let observation = Observation::new(Arc::clone(kind), signal, move || {
+                let _entered = work_on.enter();
+                connections.client_behind(&gate)
+            });
+            if let Some(observing) = reconciler.observe(observation.clone()) {
+                let (clock, telemetry) = (self.clock, self.telemetry.clone());
+                let kept = observe::keep(Arc::clone(reconciler), observation, observing, fence, clock, telemetry);
+                self.observers.spawn_on(kept, &self.work_on);
+            }
         }
     }
 
@@ -404,8 +421,7 @@ impl Supervisor {
                     self.pending.push(Box::pin(async move { Wake::Event(Event::Answered(id, answer.await)) }));
                 }
                 Effect::Extend(shard, term, until) => self.fence(shard, term).fence.extend(until),
-                // Dropped, a fence is shut.
-                Effect::Shut(shard, term) => drop(self.seats[shard].fences.remove(&term)),
+                Effect::Shut(shard, term) => self.shut(shard, term),
                 Effect::StandBy(shard, term) => self.stand_by(shard, term),
                 Effect::Dismiss(shard, _) => self.dismiss(shard),
                 Effect::Start { shard, grant, standby } => self.start(shard, &grant, standby == Some(true)),
@@ -430,10 +446,21 @@ impl Supervisor {
         fences.entry(term).or_insert_with(|| {
             let lease = members.first().map(|member| member.kind.lease_name.clone()).unwrap_or_default();
             // What the fence refuses is counted at the gate of the kind that it is refused to.
-            let fence = Fence::new(lease, None, clock, || ());
-            let gate = |member: &Member| fence.beside(member.resource.clone(), telemetry.counts_fenced(&member.kind));
+            let fence = Fence::new(lease, None, clock, |_| ());
+            let gate =
+                |member: &Member| fence.beside(member.resource.clone(), telemetry.counts_fenced(&member.kind, clock));
             SharedFence { gates: members.iter().map(gate).collect(), fence }
         })
+    }
+
+    /// Dropped, a fence is shut. The signal goes first: no task sees its write refused and is told that this replica leads.
+    fn shut(&mut self, shard: ShardIndex, term: TermNumber) {
+        if let Some(fence) = self.seats[shard].fences.remove(&term) {
+            if self.seats[shard].task.as_ref().is_some_and(|task| task.gate.is(&fence.fence.gate())) {
+                self.follow(shard);
+            }
+            drop(fence);
+        }
     }
 
     /// The client's own tasks belong to the runtime that the work runs on.
@@ -497,12 +524,23 @@ impl Supervisor {
         let standby = self.seats[shard].standby.take_if(|standby| standby.term == grant.term);
         self.dismiss(shard);
         let mut standbys = standby.map(|standby| standby.members).unwrap_or_default().into_iter();
-        let mut members = Vec::new();
-        for (member, gate) in gates.iter().enumerate() {
+        let holder = self.core.setup().identity.clone();
+        let mut beginning = Vec::new();
+        for (member, gate) in self.seats[shard].members.iter().zip(&gates) {
             let standby = standbys.next().flatten();
-            members.push(self.start_member((shard, member), grant, gate, standby, (&draining, warm)));
+            let client = standby.as_ref().map_or_else(|| self.client(gate), |standby| standby.client.clone());
+            self.telemetry.begins(&member.kind, &holder, &grant.token, warm);
+            let kind = Arc::clone(&member.kind);
+            let term = Term::new(kind, holder.clone(), grant.token.clone(), client, draining.clone());
+            beginning.push((term, standby));
         }
-        self.lead(shard, Some(grant.token.clone()));
+        // No work begins before other tasks are told of all kinds.
+        let led = beginning.iter().zip(&gates).map(|((term, _), gate)| (term.kind().name(), Some((term, gate))));
+        self.leaderships.set(&led.collect::<Vec<_>>());
+        let mut members = Vec::new();
+        for (member, ((term, standby), gate)) in beginning.into_iter().zip(&gates).enumerate() {
+            members.push(self.start_member((shard, member), grant.term, gate, term, standby));
+        }
         let running = members.len();
         let outcome = Outcome::Finished;
         self.seats[shard].task = Some(TermTask { gate, draining, drain_began: None, members, running, outcome });
@@ -511,33 +549,24 @@ impl Supervisor {
     fn start_member(
         &mut self,
         (shard, member): (ShardIndex, usize),
-        grant: &Grant,
+        number: TermNumber,
         gate: &Gate,
+        term: Term,
         standby: Option<StandbyMember>,
-        (draining, warm): (&CancellationToken, bool),
     ) -> TermMember {
-        let holder = self.core.setup().identity.clone();
-        let kind_index = self.seats[shard].first + member;
-        let kind = Arc::clone(&self.seats[shard].members[member].kind);
-        self.telemetry.begins(&kind, &holder, &grant.token, warm);
-        let begin = |client| Term::new(kind, holder, grant.token.clone(), client, draining.clone());
-        let job = Job::Term(kind_index, grant.term);
-        let term = match standby {
-            Some(standby) => {
-                standby.promotion.filled.cancel();
-                let term = begin(standby.client);
-                if standby.promotion.term.send(term.clone()).is_ok() {
-                    self.jobs.insert(standby.id, job);
-                    return TermMember { term, abort: standby.abort };
-                }
-                // It has just ended by itself.
-                self.jobs.remove(&standby.id);
-                term
+        let kind = self.seats[shard].first + member;
+        let job = Job::Term(kind, number);
+        if let Some(standby) = standby {
+            standby.promotion.filled.cancel();
+            if standby.promotion.term.send(term.clone()).is_ok() {
+                self.jobs.insert(standby.id, job);
+                return TermMember { term, abort: standby.abort };
             }
-            None => begin(self.client(gate)),
-        };
-        self.listen(kind_index, grant.term, gate.hearing());
-        self.listen_for_refusals(kind_index, gate.refusals());
+            // It has just ended by itself.
+            self.jobs.remove(&standby.id);
+        }
+        self.listen(kind, number, gate.hearing());
+        self.listen_for_refusals(kind, gate.refusals());
         let (reconciler, running) = (Arc::clone(&self.seats[shard].members[member].reconciler), term.clone());
         let abort = self.work.spawn_on(async move { reconciler.run(running).await }, &self.work_on);
         self.jobs.insert(abort.id(), job);
@@ -546,7 +575,7 @@ impl Supervisor {
 
     fn drain(&mut self, shard: ShardIndex) {
         let now = self.clock.now();
-        self.lead(shard, None);
+        self.follow(shard);
         let seat = &mut self.seats[shard];
         if let Some(task) = &mut seat.task {
             task.drain_began = Some(now);
@@ -559,7 +588,7 @@ impl Supervisor {
     }
 
     fn abort(&mut self, shard: ShardIndex) {
-        self.lead(shard, None);
+        self.follow(shard);
         let seat = &self.seats[shard];
         if let Some(task) = &seat.task {
             task.draining.cancel();
@@ -601,7 +630,7 @@ impl Supervisor {
     /// The last task has ended: nothing may be written any more, and what was sent gets a moment to be answered.
     fn on_term_ended(&mut self, shard: ShardIndex, term: TermNumber) {
         let Some(TermTask { gate, members, outcome, .. }) = self.seats[shard].task.take() else { return };
-        self.lead(shard, None);
+        self.follow(shard);
         gate.close();
         let leftovers: Vec<_> = members.iter().flat_map(|member| member.term.leftovers()).collect();
         self.work_on.spawn_blocking(move || drop(leftovers));
@@ -631,12 +660,10 @@ impl Supervisor {
         }));
     }
 
-    /// For other tasks of the process.
-    fn lead(&self, shard: ShardIndex, token: Option<FencingToken>) {
-        let leadership = Leadership { token };
-        for Member { leadership: sender, .. } in &self.seats[shard].members {
-            sender.send_if_modified(|old| std::mem::replace(old, leadership.clone()) != leadership);
-        }
+    /// Other tasks of the process are told that this replica does not lead these kinds.
+    fn follow(&self, shard: ShardIndex) {
+        let led = self.seats[shard].members.iter().map(|member| (member.kind.name(), None));
+        self.leaderships.set(&led.collect::<Vec<_>>());
     }
 
     /// Brings what people see up to date, from time to time.

@@ -1,11 +1,17 @@
 //! What people see of a replica: log lines, metrics, and the status behind `/shards`. It is told, and tells the loop nothing.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tracing::{debug, error, info, warn};
 
 use super::{
     clock::Clock,
+    fence::Refused,
     hearing::Refusal,
     supervisor::{Stopped, why},
 };
@@ -27,6 +33,7 @@ use crate::{
 };
 
 /// Logs, metrics and status of one replica.
+#[derive(Clone)]
 pub struct Telemetry {
     identity: String,
     /// Those of a shard follow each other.
@@ -35,7 +42,14 @@ pub struct Telemetry {
     shards: Vec<Range<KindIndex>>,
     status: Status,
     metrics: Metrics,
+    said: Arc<Mutex<HashMap<String, Said>>>,
 }
+
+/// Between two log lines about what standbys and observers of a kind try to write.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// When that was last said of a kind, and how many were not said since.
+type Said = (Option<Moment>, u64);
 
 impl Telemetry {
     /// Of the replica with this holder identity; its kinds in the order of its shards.
@@ -52,13 +66,40 @@ impl Telemetry {
             shards.push(first..first + shared.len());
             first += shared.len();
         }
-        Self { identity, kinds, shards, status, metrics }
+        Self { identity, kinds, shards, status, metrics, said: Arc::default() }
     }
 
-    /// What a fence calls for each write that it refuses.
-    pub fn counts_fenced(&self, kind: &Kind) -> impl Fn() + Send + Sync + 'static + use<> {
+    /// What a fence calls for each write that it refuses. Those of a standby or an observer are a mistake in its code: said
+    /// once in [`QUIET`], with the number of those that were not said.
+    pub fn counts_fenced(&self, kind: &Kind, clock: Clock) -> impl Fn(&Refused<'_>) + Send + Sync + 'static + use<> {
         let (metrics, kind) = (self.metrics.clone(), kind.name());
-        move || metrics.fenced(&kind)
+        let said = Arc::clone(&self.said);
+        move |refused| {
+            if !refused.before_term {
+                return metrics.fenced(&kind);
+            }
+            metrics.standby_write(&kind);
+            let now = clock.now();
+            let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+            let (at, unsaid) = said.entry(kind.clone()).or_insert((None, 0));
+            if at.is_some_and(|at: Moment| now.since(at) < QUIET) {
+                *unsaid += 1;
+                return;
+            }
+            let (method, path, more) = (refused.method, refused.path, std::mem::take(unsaid));
+            *at = Some(now);
+            warn!(
+                kind,
+                %method, path, more,
+                "refused: a standby or an observer has tried to write; write in a term, or hand states to a status writer"
+            );
+        }
+    }
+
+    /// An observer has ended by itself.
+    pub fn observer_ended(&self, kind: &Kind, why: &str, again_in: Duration) {
+        error!(kind = kind.name(), "the observer of the kind {why}: it begins again in {} s", again_in.as_secs());
+        self.metrics.observer_failed(&kind.name());
     }
 
     /// Something has happened.

@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::observe::Observation;
 use crate::config::Kind;
 pub use crate::protocol::lease::FencingToken;
 
@@ -199,6 +200,16 @@ pub trait Reconciler: Send + Sync + 'static {
     /// begins without a standby. `None`, the default: there is nothing to fill, and `run` starts cold.
     fn stand_by(&self, standby: Standby) -> Option<BoxFuture<'static, Result<(), BoxError>>> {
         drop(standby);
+        None
+    }
+
+    /// Watches the kind on every replica, whether it leads or not, to serve what it knows: the future runs from the start of
+    /// the replica to its end, and begins again, after a pause, when it ends by itself. It reads through
+    /// [`Observation::client`], which writes nothing. `None`, the default: nothing to observe.
+    ///
+    /// [`Observer`](crate::reconcile::observe::Observer) does the watching.
+    fn observe(&self, observation: Observation) -> Option<BoxFuture<'static, Result<(), BoxError>>> {
+        drop(observation);
         None
     }
 

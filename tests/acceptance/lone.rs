@@ -29,6 +29,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub enum Program {
     Leasehold,
     Observer,
+    /// One of the examples.
+    Example(&'static str),
 }
 
 /// How a replica is to be started: see [`Lone::start`].
@@ -51,11 +53,18 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// The program of an example.
+pub fn example(name: &str) -> Result<PathBuf> {
+    let programs = Path::new(env!("CARGO_BIN_EXE_leasehold")).parent().context("target folder")?;
+    Ok(programs.join("examples").join(name))
+}
+
 /// A running replica; it ends with this handle.
 pub struct Lone {
     pub name: String,
     pub proxy: FaultProxy,
     pub address: String,
+    log: PathBuf,
     process: Child,
     /// Kept open: a pipe without a reader would be an error, and not silence.
     _unread: Option<ChildStderr>,
@@ -72,17 +81,19 @@ impl Lone {
         // Free a moment ago; the kernel does not hand it out again so soon.
         let address = TcpListener::bind("127.0.0.1:0").await?.local_addr()?.to_string();
         let leasehold = Path::new(env!("CARGO_BIN_EXE_leasehold"));
+        let example = |name: &str| -> Result<Command> {
+            let mut command = Command::new(example(name)?);
+            command.arg(plan.config).arg(&address);
+            Ok(command)
+        };
         let mut command = match plan.program {
             Program::Leasehold => {
                 let mut command = Command::new(leasehold);
                 command.args(["run", "--http", &address, "--config"]).arg(plan.config);
                 command
             }
-            Program::Observer => {
-                let mut command = Command::new(leasehold.parent().context("target folder")?.join("examples/observer"));
-                command.arg(plan.config).arg(&address);
-                command
-            }
+            Program::Observer => example("observer")?,
+            Program::Example(name) => example(name)?,
         };
         let log = stage.cluster.directory().join(format!("{}-{}.log", stage.namespace, plan.name));
         let errors = if plan.unread { Stdio::piped() } else { File::create(&log)?.into() };
@@ -97,9 +108,9 @@ impl Lone {
             .stderr(errors)
             .kill_on_drop(true)
             .spawn()?;
-        stage.logs.lock().unwrap_or_else(PoisonError::into_inner).push(log);
+        stage.logs.lock().unwrap_or_else(PoisonError::into_inner).push(log.clone());
         let unread = process.stderr.take();
-        Ok(Self { name: plan.name.to_owned(), proxy, address, process, _unread: unread })
+        Ok(Self { name: plan.name.to_owned(), proxy, address, log, process, _unread: unread })
     }
 
     /// Whether a holder identity is of this replica.
@@ -118,11 +129,27 @@ impl Lone {
         Ok(ended.with_context(|| format!("{} runs on {within:?} later", self.name))??)
     }
 
+    /// What it has logged so far.
+    pub fn log(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&std::fs::read(&self.log)?).into_owned())
+    }
+
     /// An answer of its endpoints.
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
+        self.ask(path, &format!("GET {path} HTTP/1.0\r\n\r\n")).await
+    }
+
+    /// An answer to what is posted.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<(u16, String)> {
+        let body = body.to_string();
+        let head = format!("content-type: application/json\r\ncontent-length: {}", body.len());
+        self.ask(path, &format!("POST {path} HTTP/1.0\r\n{head}\r\n\r\n{body}")).await
+    }
+
+    async fn ask(&self, path: &str, request: &str) -> Result<(u16, String)> {
         let asking = async {
             let mut stream = TcpStream::connect(&self.address).await?;
-            stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+            stream.write_all(request.as_bytes()).await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await?;
             let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).context("a status")?;

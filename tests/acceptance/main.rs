@@ -3,8 +3,8 @@
 //! One cluster serves all tests; each has its own namespace, its own kinds and its own Deployment. What is asserted is
 //! what the API server stored, by its audit log and resourceVersions, never a replica's word of itself.
 //!
-//! The replicas run `tests/observer`, an example of this package: cargo builds it with `cargo test`, but not with
-//! `cargo test --test acceptance`, which needs `cargo build --example observer` first.
+//! The replicas run `tests/observer`, an example of this package, and those in `examples/`: cargo builds them with `cargo
+//! test`, but not with `cargo test --test acceptance`, which needs `cargo build --examples` first.
 
 #![expect(unreachable_pub, reason = "a test has no public interface; `pub` says what other plays use")]
 
@@ -20,12 +20,14 @@ mod lone;
 mod loss;
 mod misbehaviour;
 mod modes;
+mod observing;
 mod preflight;
 mod process;
 mod program;
 mod renamed;
 mod rows;
 mod shipped;
+mod signal;
 mod spread;
 mod stage;
 mod starved;

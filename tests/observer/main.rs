@@ -6,6 +6,7 @@
 //! `block` (holds its thread, which nothing can abort) or `fail` (the term's task ends with an error).
 //!
 //! With the variable `PADDING` each write carries so many bytes more than it needs: too much for a small window.
+//! With the variable `OBSERVES` it observes its kind, logs each version that it sees, and tries to write each time.
 //! With the variable `STANDS_BY` it lists its kind as a standby, and tries to write before its term.
 
 use std::{sync::Arc, time::Duration};
@@ -16,18 +17,19 @@ use futures::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
     core::GroupVersionKind,
     runtime::{Controller, controller::Action, watcher},
 };
 use leasehold::{
-    BoxError, Leasehold, Reconciler, Replica, Standby, Term,
+    BoxError, Leasehold, Observation, Reconciler, Replica, Standby, Term,
     config::{Kind, Offer},
     ops::{
         http::{self, Limits},
         metrics::Metrics,
         status::Status,
     },
+    reconcile::observe::{self, Observed},
     replica::supervisor::Stopped,
     shutdown_signals,
 };
@@ -97,6 +99,35 @@ impl Reconciler for Observer {
     fn stand_by(&self, standby: Standby) -> Option<BoxFuture<'static, Result<(), BoxError>>> {
         std::env::var_os("STANDS_BY").map(|_| Box::pin(stand_by(standby)) as _)
     }
+
+    fn observe(&self, observation: Observation) -> Option<BoxFuture<'static, Result<(), BoxError>>> {
+        std::env::var_os("OBSERVES").map(|_| Box::pin(tell_changes(observation)) as _)
+    }
+}
+
+/// Logs what it sees, and tries what an observer must not.
+async fn tell_changes(observation: Observation) -> Result<(), BoxError> {
+    let resource = resource(observation.kind());
+    let objects: Api<DynamicObject> = Api::default_namespaced_with(observation.client(), &resource);
+    let early = Patch::Merge(json!({"spec": {"early": true}}));
+    let observer = observe::Observer::<DynamicObject>::new(resource);
+    let mut changes = std::pin::pin!(observer.changes(&observation));
+    let tell = |what: &str, object: &DynamicObject| {
+        tracing::info!(what, name = object.name_any(), version = object.resource_version(), "observed");
+    };
+    while let Some(change) = changes.next().await {
+        match change {
+            Observed::Restarted(all) => {
+                tracing::info!(all = all.len(), "observed from now on");
+                all.iter().for_each(|object| tell("listed", object));
+            }
+            Observed::Applied(object) => tell("applied", &object),
+            Observed::Deleted(object) => tell("deleted", &object),
+        }
+        let _refused = objects.patch(OBJECT, &PatchParams::default(), &early).await;
+        let _refused = objects.delete(OBJECT, &DeleteParams::default()).await;
+    }
+    Ok(())
 }
 
 /// Reads what a cache would be filled with, and tries what a standby must not.

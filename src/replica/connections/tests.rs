@@ -44,7 +44,7 @@ async fn connections(url: String, bounds: Bounds) -> Connections {
 }
 
 fn fence() -> Fence {
-    Fence::new("widget.example.com".to_owned(), None, Clock::system(), || ())
+    Fence::new("widget.example.com".to_owned(), None, Clock::system(), |_| ())
 }
 
 /// Accepts connections and answers on each with this, once it has read a request's head.
