@@ -29,6 +29,7 @@ use crate::{
         telemetry::Telemetry,
         term::Reconciler,
     },
+    webhooks::Webhooks,
 };
 
 /// Which process this is. The Pod's facts come from the downward API; without them everything works, and slower:
@@ -97,6 +98,8 @@ pub struct Leasehold {
     status: Status,
     metrics: Metrics,
     work: Option<Handle>,
+    /// The shard that makes the certificate of webhooks.
+    issuer: Option<(Kind, Arc<dyn Reconciler>)>,
 }
 
 impl Leasehold {
@@ -110,6 +113,7 @@ impl Leasehold {
             status: Status::default(),
             metrics: Metrics::default(),
             work: None,
+            issuer: None,
         }
     }
 
@@ -139,6 +143,14 @@ impl Leasehold {
     #[must_use]
     pub fn work_on(mut self, runtime: Handle) -> Self {
         self.work = Some(runtime);
+        self
+    }
+
+    /// Takes part in making the serving certificate of these webhooks, unless another program makes it. They are served by
+    /// [`Webhooks::serve`], by every replica, whatever it leads.
+    #[must_use]
+    pub fn webhooks(mut self, webhooks: &Webhooks) -> Self {
+        self.issuer = webhooks.shard();
         self
     }
 
@@ -191,6 +203,10 @@ impl Leasehold {
                 leadership: self.leaderships.remove(&kind.name()).unwrap_or_default(),
             });
         }
+        if let Some((kind, reconciler)) = self.issuer.take() {
+            let leadership = watch::Sender::default();
+            assignments.push(Assignment { kind: Arc::new(kind), reconciler, leadership });
+        }
         let timings = self.config.timings;
         let (lease_client, client) = (connections.client(), connections.client());
         // Held until the process ends: no other may say that it speaks for this Pod while a task of ours may write.
@@ -239,7 +255,7 @@ impl Leasehold {
                 lease_duration: timings.lease_duration,
             },
             drain_timeout: self.config.drain_timeout,
-            specs: self.config.kinds.iter().map(spec).collect(),
+            specs: assignments.iter().map(|assignment| spec(&assignment.kind)).collect(),
         };
         let scope = Scope::new(record::leases(client.clone(), &namespace), record::all_leases(client.clone()));
         let api = record::leases(lease_client, &namespace);

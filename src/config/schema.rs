@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::read::{CAPACITIES, CONCURRENCIES, LABEL_MAX, REBALANCES, STANDBYS, SUBDOMAIN_MAX, WEIGHTS};
+use super::read::{
+    CAPACITIES, CONCURRENCIES, ISSUERS, LABEL_MAX, PORTS, REBALANCES, STANDBYS, SUBDOMAIN_MAX, WEIGHTS,
+};
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 
@@ -56,6 +58,17 @@ pub fn configuration(builtin: &[&str]) -> Value {
         }), &[]),
         "drainTimeout": duration("How long a reconciler may take to finish what runs."),
         "defaults": object(load, &[]),
+        "webhooks": object(json!({
+            "enabled": {"type": "boolean", "description": "Whether every replica serves webhooks."},
+            "port": number(PORTS, "The port that they are served on."),
+            "name": {"type": "string", "maxLength": LABEL_MAX, "description": "Name of the Service, of the Secret with the certificate, and of the webhook configurations."},
+            "shutdownDelay": duration("How long a replica that stops still serves."),
+            "certificate": object(json!({
+                "issuer": words(ISSUERS.map(|(word, _)| word).to_vec(), "Who keeps the certificate in the Secret."),
+                "lifetime": duration("How long a certificate that leasehold makes is good."),
+                "files": {"type": "string", "description": "The folder of tls.crt and tls.key instead of the Secret."},
+            }), &[]),
+        }), &[]),
         "kinds": {
             "type": "array",
             "minItems": 1,
@@ -143,7 +156,7 @@ mod tests {
                 }
             }
             (Value::Array(items), Some("array")) => items.iter().for_each(|item| fits(item, &schema["items"], path)),
-            (Value::String(_), Some("string")) | (_, None) => {}
+            (Value::String(_), Some("string")) | (Value::Bool(_), Some("boolean")) | (_, None) => {}
             (Value::Number(number), Some("integer")) => {
                 let number = number.as_i64().unwrap();
                 let within = schema["minimum"].as_i64() <= Some(number) && Some(number) <= schema["maximum"].as_i64();
@@ -168,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_schema_knows_every_field_that_the_reader_knows() {
-        let unknown = "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nleases: {x: 1}\nplacement: {x: 1}\ndefaults: {x: 1}\nx: 1\nkinds:\n- {apiVersion: e.com/v1, kind: W, reconciler: {builtin: expiry, x: 1}, lease: {x: 1}, x: 1}\n";
+        let unknown = "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nleases: {x: 1}\nplacement: {x: 1}\ndefaults: {x: 1}\nwebhooks: {x: 1, certificate: {x: 1}}\nx: 1\nkinds:\n- {apiVersion: e.com/v1, kind: W, reconciler: {builtin: expiry, x: 1}, lease: {x: 1}, x: 1}\n";
         let errors = super::super::load("f.yaml", unknown, &["expiry"]).unwrap_err();
         let schema = configuration(&["expiry"]);
         let mut sections = 0;
@@ -188,6 +201,6 @@ mod tests {
             }
             sections += 1;
         }
-        assert_eq!(sections, 7);
+        assert_eq!(sections, 9);
     }
 }
