@@ -218,13 +218,25 @@ async fn replica(
     for (name, reconciler) in reconcilers {
         leasehold = leasehold.shared_reconciler(name, reconciler);
     }
-    let Some(Serving { terminating, ended }) = serving else {
+    let Some(Serving { terminating, mut ended }) = serving else {
         return Ok(leasehold.run_over(connections, replica, signals).await?);
     };
     // Endpoints still list a replica that stops; a second signal waits for none of that.
     let hurry = CancellationToken::new();
     let signals = signals.inspect(|()| if terminating.is_cancelled() { hurry.cancel() } else { terminating.cancel() });
-    let outcome = leasehold.run_over(connections, replica, signals).await;
+    let mut running = std::pin::pin!(leasehold.run_over(connections, replica, signals));
+    let outcome = tokio::select! {
+        biased;
+        outcome = &mut running => outcome,
+        _ = &mut ended => {
+            if !terminating.is_cancelled() {
+                return Err(anyhow!("the webhooks have ended by themselves"));
+            }
+            // They need not outlast the drain.
+            running.await?;
+            return Ok(());
+        }
+    };
     terminating.cancel();
     if outcome.is_ok() {
         tokio::select! {

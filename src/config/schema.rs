@@ -113,12 +113,30 @@ pub fn composition() -> Value {
         "name": {"type": "string", "maxLength": SUBDOMAIN_MAX, "description": "Only the one of this name."},
         "matchLabels": {"type": "object", "additionalProperties": {"type": "string"}, "description": "Only those with these labels."},
     });
+    let lookup = json!({
+        "id": id,
+        "apiVersion": text("Group and version."),
+        "kind": text("Kind."),
+        "resource": text("The plural, if it is not what English would have it."),
+        "namespace": text("Its namespace."),
+        "name": text("Its name."),
+    });
+    let rule = json!({
+        "on": {"enum": ["Create", "Write"], "description": "Create: only when an object comes into being."},
+        "rule": {"type": "string", "description": "One ${expression} that must be true."},
+        "message": text("For the author of an object: which field is wrong, and what to do."),
+    });
     let properties = json!({
         "apiVersion": {"const": "leasehold.dev/v1alpha1"},
         "kind": {"const": "Composition"},
         "related": {"type": "array", "items": object(related, &["id", "apiVersion", "kind"]), "description": "Objects that are read only."},
         "children": {"type": "array", "minItems": 1, "items": object(child, &["id", "template"]), "description": "What each object gets."},
         "status": {"type": "object", "description": "Fields of the parent's status."},
+        "admission": object(json!({
+            "defaults": {"type": "object", "description": "Fields that an object gets where it says nothing."},
+            "lookups": {"type": "array", "items": object(lookup, &["id", "apiVersion", "kind", "name"]), "description": "Objects that are looked up for the rules."},
+            "rules": {"type": "array", "items": object(rule, &["rule", "message"]), "description": "What must be true of an object before it is stored."},
+        }), &[]),
     });
     titled("Composition of a kind", object(properties, &["apiVersion", "kind", "children"]))
 }

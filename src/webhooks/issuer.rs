@@ -134,7 +134,8 @@ impl Pass {
             Step::Renew(why) => {
                 let new = make(&issuer.names, issuer.settings.lifetime, now).map_err(Error::Make)?;
                 let served = issuer.serving.current();
-                let contents = rotation::renewed(&held, served.as_ref(), new, now);
+                let trusted = self.trusted.as_ref().map(|(bundle, _)| bundle.as_slice()).unwrap_or_default();
+                let contents = rotation::renewed(&held, served.as_ref(), trusted, new, now);
                 self.store(secret, &contents).await?;
                 let reason = match &why {
                     Why::Due => "Due",

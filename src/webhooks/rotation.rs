@@ -121,17 +121,18 @@ pub fn step(held: &Held, now: Timestamp) -> Step {
 }
 
 /// What is stored with a new pair: it comes next if anything good is served, by the Secret or else by this replica, for the
-/// API servers do not trust it yet.
-pub fn renewed(held: &Held, served_here: Option<&Good>, new: Pair, now: Timestamp) -> Contents {
+/// API servers do not trust it yet. `trusted` is the bundle that this leader has written last: other replicas may serve
+/// something that neither the Secret nor this replica knows any more.
+pub fn renewed(held: &Held, served_here: Option<&Good>, trusted: &[String], new: Pair, now: Timestamp) -> Contents {
     let served = held.serving.as_ref().ok().or_else(|| served_here.filter(|good| good.not_after > now));
     match served {
         Some(served) if !served.pair.authority.is_empty() => {
             // Who has put a foreign certificate there may have put an authority there as well.
-            let others = if held.serving.is_ok() { held.authorities.as_slice() } else { &[] };
+            let others = if held.serving.is_ok() { held.authorities.as_slice() } else { trusted };
             let authorities = bundle(&[&served.pair, &new], others, now);
             Contents { serving: served.pair.clone(), next: Some(new), authorities }
         }
-        _ => Contents { authorities: vec![new.authority.clone()], serving: new, next: None },
+        _ => Contents { authorities: bundle(&[&new], trusted, now), serving: new, next: None },
     }
 }
 
@@ -141,11 +142,11 @@ pub fn retired(held: &Held) -> Option<Contents> {
     Some(Contents { authorities: vec![serving.authority.clone()], serving, next: None })
 }
 
-/// Those of the pairs first, then the others that are still good, each once; of the others three at the most.
+/// Those of the pairs first, then the others that are still good, each once; of the others eight at the most.
 fn bundle(pairs: &[&Pair], others: &[String], now: Timestamp) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
     let own = pairs.iter().map(|pair| &pair.authority);
-    for one in own.chain(others.iter().filter(|one| !has_expired(one, now)).take(3)) {
+    for one in own.chain(others.iter().filter(|one| !has_expired(one, now)).take(8)) {
         let one = format!("{}\n", one.trim());
         if !all.contains(&one) {
             all.push(one);
