@@ -136,7 +136,8 @@ struct Load {
     task: tokio::task::JoinHandle<Vec<(Duration, Option<String>)>>,
 }
 
-const PACE: Duration = Duration::from_millis(10);
+/// A Tenant asks two webhooks, so that one is asked every 10 ms.
+const PACE: Duration = Duration::from_millis(20);
 
 impl Load {
     fn start(stage: &Stage) -> Self {
@@ -223,7 +224,8 @@ async fn webhooks_answer_through_rollouts_and_renewals() -> Result<()> {
     // The last of the old ones still serves for its shutdown delay.
     let pods: Api<Pod> = Api::namespaced(stage.client.clone(), NAMESPACE);
     let only_new = |pods: &kube::core::ObjectList<Pod>| pods.items.len() == 3;
-    eventually("the old replicas have gone", PATIENCE, || pods.list(&ListParams::default()), only_new).await?;
+    let all = ListParams::default();
+    eventually("the old replicas have gone", PATIENCE, || pods.list(&all), only_new).await?;
     load.all_answered("rolling restart").await?;
 
     // What is in the Secret is spoilt in each way, under load; what is served meanwhile is the last good one.
