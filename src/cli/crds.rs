@@ -28,7 +28,10 @@ fn service(text: &str) -> Result<(String, String), String> {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
             Ok((namespace.to_owned(), name.to_owned()))
         }
-        _ => Err("expected the namespace and the name of a Service, such as leasehold-system/leasehold-webhooks".to_owned()),
+        _ => {
+            Err("expected the namespace and the name of a Service, such as leasehold-system/leasehold-webhooks"
+                .to_owned())
+        }
     }
 }
 

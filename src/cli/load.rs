@@ -101,7 +101,8 @@ impl Loaded {
 
     /// The webhooks of the kinds that have one.
     pub(super) fn webhooks(&self) -> Vec<(Of, Arc<dyn Webhook>)> {
-        let is_configured = |of: &Of| self.config.kinds.iter().any(|kind| kind.group == of.group && kind.kind == of.kind);
+        let is_configured =
+            |of: &Of| self.config.kinds.iter().any(|kind| kind.group == of.group && kind.kind == of.kind);
         let mut all: Vec<_> = kinds::webhooks().into_iter().filter(|(of, _)| is_configured(of)).collect();
         for kind in &self.config.kinds {
             if let Some(composition) = self.composition(kind).filter(|composition| composition.admits()) {

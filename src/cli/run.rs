@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, thread, time::Durat
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum};
+use futures::StreamExt as _;
 use leasehold::{
     Leasehold, Replica,
     ops::{
@@ -16,7 +17,6 @@ use leasehold::{
     shutdown_signals,
     webhooks::Webhooks,
 };
-use futures::StreamExt as _;
 use tokio::{
     runtime::{Builder, Handle},
     sync::oneshot,

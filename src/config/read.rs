@@ -263,9 +263,14 @@ fn webhooks(top: &mut Section<'_>, errors: &mut Gathered<'_>) -> WebhookSettings
     if let Some(found) = &name {
         let longest = LABEL_MAX - "certificate.".len();
         if !is_dns_label(found.value) {
-            errors.add(found.at, &found.path, format!("`{}` is no name of a Service: {}", found.value, dns_label_rule()));
+            errors.add(
+                found.at,
+                &found.path,
+                format!("`{}` is no name of a Service: {}", found.value, dns_label_rule()),
+            );
         } else if found.value.len() > longest {
-            let message = format!("longer than {longest} characters: a Lease bears the name, and objects the Lease's as a label");
+            let message =
+                format!("longer than {longest} characters: a Lease bears the name, and objects the Lease's as a label");
             errors.add(found.at, &found.path, message);
         }
     }
@@ -292,16 +297,22 @@ fn certificate(webhooks: &mut Section<'_>, errors: &mut Gathered<'_>) -> (Option
     if let Some(found) = &lifetime
         && (files.is_some() || issuer == Some(false))
     {
-        let message = format!("is of certificates that leasehold makes, and there is `{elsewhere}`: remove one of the two");
+        let message =
+            format!("is of certificates that leasehold makes, and there is `{elsewhere}`: remove one of the two");
         errors.add(found.at, &found.path, message);
     }
     let certificate = match (files, issuer) {
         (Some(found), Some(_)) => {
-            errors.add(found.at, &found.path, "says where the certificate lies, so `issuer` has no meaning: remove one of the two");
+            errors.add(
+                found.at,
+                &found.path,
+                "says where the certificate lies, so `issuer` has no meaning: remove one of the two",
+            );
             Certificate::Own
         }
         (Some(found), None) if !found.value.starts_with('/') => {
-            let message = format!("`{}` is no absolute path; write the folder that the Secret is mounted at", found.value);
+            let message =
+                format!("`{}` is no absolute path; write the folder that the Secret is mounted at", found.value);
             errors.add(found.at, &found.path, message);
             Certificate::Own
         }

@@ -2,9 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::read::{
-    CAPACITIES, CONCURRENCIES, ISSUERS, LABEL_MAX, PORTS, REBALANCES, STANDBYS, SUBDOMAIN_MAX, WEIGHTS,
-};
+use super::read::{CAPACITIES, CONCURRENCIES, ISSUERS, LABEL_MAX, PORTS, REBALANCES, STANDBYS, SUBDOMAIN_MAX, WEIGHTS};
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 

@@ -393,10 +393,19 @@ fn what_is_wrong_with_webhooks_is_told_with_what_to_do() {
         ("webhooks: {name: A_b}", "7:18 webhooks.name: `A_b` is no name of a Service"),
         ("webhooks: {shutdownDelay: 5}", "7:27 webhooks.shutdownDelay: `5` has no unit"),
         ("webhooks: {certificate: {lifetime: 1m}}", "7:36 webhooks.certificate.lifetime: `1m` is too short"),
-        ("webhooks: {certificate: {issuer: acme}}", "7:34 webhooks.certificate.issuer: expected one of Leasehold, External"),
+        (
+            "webhooks: {certificate: {issuer: acme}}",
+            "7:34 webhooks.certificate.issuer: expected one of Leasehold, External",
+        ),
         ("webhooks: {certificate: {files: tls}}", "7:33 webhooks.certificate.files: `tls` is no absolute path"),
-        ("webhooks: {certificate: {files: /tls, issuer: External}}", "7:33 webhooks.certificate.files: says where the certificate lies"),
-        ("webhooks: {certificate: {issuer: External, lifetime: 2m}}", "7:54 webhooks.certificate.lifetime: is of certificates that leasehold makes"),
+        (
+            "webhooks: {certificate: {files: /tls, issuer: External}}",
+            "7:33 webhooks.certificate.files: says where the certificate lies",
+        ),
+        (
+            "webhooks: {certificate: {issuer: External, lifetime: 2m}}",
+            "7:54 webhooks.certificate.lifetime: is of certificates that leasehold makes",
+        ),
         ("webhooks: {certificates: {}}", "7:12 webhooks.certificates: unknown field; known here"),
     ] {
         check_with(lines, expected);

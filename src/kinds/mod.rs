@@ -134,7 +134,8 @@ mod tests {
         expected.sort();
         // What differs with webhooks lies in a folder of its own, which `kubectl apply -f crds/` leaves out.
         let with = crds(Some(("leasehold-system", "leasehold-webhooks"))).unwrap();
-        let with = with.into_iter().filter(|crd| crd.spec.conversion.is_some()).map(|crd| (folder.join("webhooks"), crd));
+        let with =
+            with.into_iter().filter(|crd| crd.spec.conversion.is_some()).map(|crd| (folder.join("webhooks"), crd));
         for (folder, crd) in crds(None).unwrap().into_iter().map(|crd| (folder.clone(), crd)).chain(with) {
             let (file, yaml) = (folder.join(crd_file(&crd)), crd_yaml(&crd).unwrap());
             if env::var_os("UPDATE").is_some() {
@@ -188,7 +189,8 @@ mod tests {
         names.dedup();
         assert_eq!(names, ["propagation", "expiry", "scale-schedule"]);
         let kinds: Vec<_> = builtin().into_iter().map(|builtin| (builtin.group, builtin.kind)).collect();
-        let defined: Vec<_> = crds(None).unwrap().into_iter().map(|crd| (crd.spec.group, crd.spec.names.kind)).collect();
+        let defined: Vec<_> =
+            crds(None).unwrap().into_iter().map(|crd| (crd.spec.group, crd.spec.names.kind)).collect();
         assert_eq!(kinds, defined);
     }
 

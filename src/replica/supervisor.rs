@@ -305,8 +305,7 @@ impl Supervisor {
                     preflight::Verdict::Runnable(served) => {
                         let Seat { kind, resource, .. } = &mut self.seats[shard];
                         let group = if kind.group.is_empty() { String::new() } else { format!("{}/", kind.group) };
-                        *resource =
-                            (!kind.is_internal()).then(|| format!("{group}{}/{}", kind.version, served.plural));
+                        *resource = (!kind.is_internal()).then(|| format!("{group}{}/{}", kind.version, served.plural));
                         Verdict::Runnable
                     }
                     preflight::Verdict::Blocked(obstacle) => Verdict::Blocked(obstacle.to_string()),

@@ -290,7 +290,10 @@ pub(super) fn trust(object: &mut Value, bundle: &Value, service: &str, namespace
     changed
 }
 
-#[expect(clippy::disallowed_methods, reason = "how long a configuration has been there is counted here, and not compared")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how long a configuration has been there is counted here, and not compared"
+)]
 fn now() -> tokio::time::Instant {
     tokio::time::Instant::now()
 }

@@ -154,9 +154,8 @@ impl Loader {
 
     fn judged(&self, secret: Option<&Secret>) -> Result<Good, Unfit> {
         let data = secret.and_then(|secret| secret.data.as_ref()).ok_or(Unfit::Missing)?;
-        let text = |name: &str| {
-            data.get(name).map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned()).unwrap_or_default()
-        };
+        let text =
+            |name: &str| data.get(name).map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned()).unwrap_or_default();
         let authorities = match (text("ca.crt"), &self.settings.certificate) {
             // Ours are never without; another issuer may leave it out.
             (authorities, Certificate::Own) if authorities.trim().is_empty() => "none".to_owned(),

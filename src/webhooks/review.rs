@@ -86,7 +86,9 @@ impl Reviews {
     async fn admit(&self, route: Route, body: &[u8]) -> Answer {
         let review = match serde_json::from_slice::<AdmissionReview<DynamicObject>>(body) {
             Ok(review) => review,
-            Err(error) => return invalid(route, StatusCode::BAD_REQUEST, &format!("this is no AdmissionReview: {error}"), body),
+            Err(error) => {
+                return invalid(route, StatusCode::BAD_REQUEST, &format!("this is no AdmissionReview: {error}"), body);
+            }
         };
         if review.types.api_version != "admission.k8s.io/v1" || review.types.kind != "AdmissionReview" {
             let TypeMeta { api_version, kind } = &review.types;

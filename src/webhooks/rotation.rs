@@ -66,7 +66,8 @@ impl Held {
         let pair = |certificate: &str, key: &str| {
             judge(&text(certificate).unwrap_or_default(), &text(key).unwrap_or_default(), trusted, names, now)
         };
-        let next = (data.contains_key("next.crt") || data.contains_key("next.key")).then(|| pair("next.crt", "next.key"));
+        let next =
+            (data.contains_key("next.crt") || data.contains_key("next.key")).then(|| pair("next.crt", "next.key"));
         Self { serving: pair("tls.crt", "tls.key"), next, authorities: split(&authorities) }
     }
 }

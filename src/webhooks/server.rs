@@ -244,7 +244,8 @@ impl Shared {
         let mut body = request.into_body();
         let mut bytes = Vec::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| (StatusCode::BAD_REQUEST, format!("the body has broken off: {error}")))?;
+            let frame =
+                frame.map_err(|error| (StatusCode::BAD_REQUEST, format!("the body has broken off: {error}")))?;
             let Ok(data) = frame.into_data() else { continue };
             if bytes.len() + data.len() > most {
                 return Err(too_large());

@@ -144,7 +144,8 @@ async fn what_is_no_review_is_answered_with_one() {
         assert_eq!((status, outcome), (StatusCode::BAD_REQUEST, "invalid"), "{body}");
         let kind = if route == Route::Convert { "ConversionReview" } else { "AdmissionReview" };
         assert_eq!(review["kind"], kind, "{review}");
-        let status = if route == Route::Convert { &review["response"]["result"] } else { &review["response"]["status"] };
+        let status =
+            if route == Route::Convert { &review["response"]["result"] } else { &review["response"]["status"] };
         assert!(status["message"].as_str().unwrap().contains(says), "{review}");
         if body.contains("u-1") && !body.contains("v2") {
             assert_eq!(review["response"]["uid"], "u-1");
@@ -214,7 +215,8 @@ fn a_certificate_is_good_for_its_names_its_authority_and_its_time() {
     assert_eq!(judge(&one.chain, &one.key, &both, &ours(), at(1)).unwrap().pair, one);
     // Of another issuer, which does not say who it is.
     assert!(judge(&one.chain, &one.key, "", &names("x", "y"), at(1)).is_ok());
-    let unreadable = |chain: &str, key: &str| matches!(judge(chain, key, &both, &ours(), at(1)), Err(Unfit::Unreadable(_)));
+    let unreadable =
+        |chain: &str, key: &str| matches!(judge(chain, key, &both, &ours(), at(1)), Err(Unfit::Unreadable(_)));
     assert!(unreadable(&one.chain, &other.key), "the key of another one");
     assert!(unreadable(&one.chain, "") && unreadable("", &one.key) && unreadable("x", "y"));
     assert!(unreadable(&one.chain.replace('M', "!"), &one.key));
@@ -242,9 +244,9 @@ fn what_cannot_be_used_is_replaced_and_what_is_served_meanwhile_stays_trusted() 
     let expired = Contents { authorities: vec![], serving: pair(-2000), next: None };
     let mut expired = expired.data();
     expired.insert("ca.crt".to_owned(), k8s_openapi::ByteString(pair(-2000).authority.into_bytes()));
-    for (data, reason) in [
-        (foreign.data(), "Foreign"), (unreadable, "Unreadable"), (expired, "Expired"), (BTreeMap::new(), "Missing"),
-    ] {
+    for (data, reason) in
+        [(foreign.data(), "Foreign"), (unreadable, "Unreadable"), (expired, "Expired"), (BTreeMap::new(), "Missing")]
+    {
         let held = Held::read(&data, &ours(), at(1));
         let Step::Renew(Why::Unfit(unfit)) = step(&held, at(1)) else { panic!("{reason}: {held:?}") };
         assert_eq!(unfit.reason(), reason);
@@ -423,7 +425,12 @@ mod served {
             assert!(served.review().await.contains("\"allowed\":true"));
             for (path, head, body, says) in [
                 ("/validate", "content-length: 100000\r\n", &b""[..], "413"),
-                ("/convert", "transfer-encoding: chunked\r\n", &[b"2000\r\n".as_slice(), &[b' '; 8192], b"\r\n0\r\n\r\n"].concat(), "413"),
+                (
+                    "/convert",
+                    "transfer-encoding: chunked\r\n",
+                    &[b"2000\r\n".as_slice(), &[b' '; 8192], b"\r\n0\r\n\r\n"].concat(),
+                    "413",
+                ),
                 ("/mutate", "content-length: 1000\r\n", b"{", "408"),
                 ("/validate", "content-length: 1\r\n", b"{", "400"),
                 ("/elsewhere", "content-length: 1\r\n", b"{", "404"),

@@ -175,8 +175,9 @@ async fn look_up(lookup: &Lookup, asked: &Asked<'_>, parent: &Json) -> Result<Op
         Some(namespace) => Api::namespaced_with(asked.client.clone(), namespace, &resource),
         None => Api::all_with(asked.client.clone(), &resource),
     };
-    let found = api.get_opt(&name).await.map_err(|error| {
-        Denied::unknown(format!("cannot look up {} {name}: {error}; try again", lookup.of.kind))
-    })?;
+    let found = api
+        .get_opt(&name)
+        .await
+        .map_err(|error| Denied::unknown(format!("cannot look up {} {name}: {error}; try again", lookup.of.kind)))?;
     Ok(found.map(|object| json!(object)))
 }

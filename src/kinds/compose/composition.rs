@@ -106,12 +106,16 @@ impl Composition {
 /// Where expressions stand, and so what they may refer to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
-    Template { each: bool },
+    Template {
+        each: bool,
+    },
     Choice,
     Ready,
     Status,
     /// Before an object is stored; `looked` where objects have been looked up.
-    Admission { looked: bool },
+    Admission {
+        looked: bool,
+    },
 }
 
 struct Reading {
@@ -190,7 +194,9 @@ impl Reading {
         };
         match (name, place) {
             (Name::Old | Name::User, Place::Admission { .. }) => None,
-            (Name::Old | Name::User, _) => Some("`old` and `user` are of admission only: an object is reconciled whoever wrote it".to_owned()),
+            (Name::Old | Name::User, _) => {
+                Some("`old` and `user` are of admission only: an object is reconciled whoever wrote it".to_owned())
+            }
             (Name::Child(_), Place::Admission { .. }) => {
                 Some("admission comes before there are children; look up what it needs with `lookups`".to_owned())
             }

@@ -275,7 +275,8 @@ mod admission {
 
     fn shipped() -> Composition {
         let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/tenant.yaml");
-        Composition::read("tenant.yaml", &std::fs::read_to_string(file).unwrap()).unwrap_or_else(|errors| panic!("{errors}"))
+        Composition::read("tenant.yaml", &std::fs::read_to_string(file).unwrap())
+            .unwrap_or_else(|errors| panic!("{errors}"))
     }
 
     fn tenant(spec: Json) -> Json {
@@ -287,16 +288,21 @@ mod admission {
         let shipped = shipped();
         let admission = shipped.admission.as_ref().unwrap();
         let found = BTreeMap::from([("namespace".to_owned(), namespace)]);
-        judge(admission, tenant, old, &json!({"username": "eve", "groups": []}), &found).err().map(|denied| denied.message)
+        judge(admission, tenant, old, &json!({"username": "eve", "groups": []}), &found)
+            .err()
+            .map(|denied| denied.message)
     }
 
     #[test]
     fn a_tenant_takes_no_namespace_of_others() {
         let lilac = tenant(json!({}));
-        let owned = |kind: &str, name: &str| Some(json!({"metadata": {"name": "lilac", "ownerReferences": [{"kind": kind, "name": name}]}}));
+        let owned = |kind: &str, name: &str| {
+            Some(json!({"metadata": {"name": "lilac", "ownerReferences": [{"kind": kind, "name": name}]}}))
+        };
         assert_eq!(refused(&lilac, &Json::Null, None), None);
         assert_eq!(refused(&lilac, &Json::Null, owned("Tenant", "lilac")), None);
-        for namespace in [Some(json!({"metadata": {"name": "lilac"}})), owned("Team", "lilac"), owned("Tenant", "rose")] {
+        for namespace in [Some(json!({"metadata": {"name": "lilac"}})), owned("Team", "lilac"), owned("Tenant", "rose")]
+        {
             let said = refused(&lilac, &Json::Null, namespace.clone()).expect("it is refused");
             assert!(said.starts_with("metadata.name: there is a namespace lilac already"), "{said}");
             assert_eq!(refused(&lilac, &lilac, namespace), None, "it is a matter of creation");
@@ -346,15 +352,27 @@ mod admission {
         for (admission, expected) in [
             ("{rules: [{rule: \"${true}\"}]}", "admission.rules[0].message: missing"),
             ("{rules: [{message: x}]}", "admission.rules[0].rule: missing"),
-            ("{rules: [{rule: \"${children.a}\", message: x}]}", "admission.rules[0].rule: admission comes before there are children"),
-            ("{rules: [{rule: \"${related.b}\", message: x}]}", "admission.rules[0].rule: no lookup of admission has the id `b`"),
-            ("{rules: [{rule: \"${true}\", message: x, on: Delete}]}", "admission.rules[0].on: expected one of Create, Write"),
+            (
+                "{rules: [{rule: \"${children.a}\", message: x}]}",
+                "admission.rules[0].rule: admission comes before there are children",
+            ),
+            (
+                "{rules: [{rule: \"${related.b}\", message: x}]}",
+                "admission.rules[0].rule: no lookup of admission has the id `b`",
+            ),
+            (
+                "{rules: [{rule: \"${true}\", message: x, on: Delete}]}",
+                "admission.rules[0].on: expected one of Create, Write",
+            ),
             ("{defaults: {status: {}}}", "admission.defaults: expected a mapping of `spec`"),
             ("{lookups: [{id: b, apiVersion: v1, kind: Namespace}]}", "admission.lookups[0].name: missing"),
             ("{what: 1}", "admission.what: unknown field; known here: defaults, lookups, rules"),
         ] {
             let found = errors(&format!("{CHILD}admission: {admission}\n"));
-            assert!(found.len() == 1 && found[0].contains(expected), "{admission}\nexpected {expected}\nfound    {found:#?}");
+            assert!(
+                found.len() == 1 && found[0].contains(expected),
+                "{admission}\nexpected {expected}\nfound    {found:#?}"
+            );
         }
         let found = errors(&CHILD.replace("${parent.metadata.name}", "${user.username}"));
         assert!(found.len() == 1 && found[0].contains("are of admission only"), "{found:#?}");

@@ -130,8 +130,7 @@ fn second(object: &mut Value) {
         rename(window, "from", "start");
         rename(window, "to", "end");
     }
-    let mut taken: BTreeSet<String> =
-        given.iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    let mut taken: BTreeSet<String> = given.iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
     for (number, (window, name)) in windows.iter_mut().filter_map(Value::as_object_mut).zip(given).enumerate() {
         let name = name.unwrap_or_else(|| {
             // Another one may have been given just this name.
@@ -160,9 +159,9 @@ fn first(object: &mut Value) {
     // Names that would be generated again need no annotation; if one is not, the others are kept too, for their order.
     if names.iter().any(|(own, _)| *own) {
         let names: Vec<_> = names.into_iter().map(|(_, name)| name).collect();
-        let annotations = object["metadata"].as_object_mut().map(|metadata| {
-            metadata.entry("annotations").or_insert_with(|| json!({}))
-        });
+        let annotations = object["metadata"]
+            .as_object_mut()
+            .map(|metadata| metadata.entry("annotations").or_insert_with(|| json!({})));
         if let Some(annotations) = annotations.and_then(Value::as_object_mut) {
             annotations.insert(NAMES.to_owned(), Value::String(Value::Array(names).to_string()));
         }

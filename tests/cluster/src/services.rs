@@ -121,9 +121,8 @@ impl Services {
     async fn look(&self, target: SocketAddr) -> Result<Vec<SocketAddr>> {
         let services = Api::<Service>::all(self.client.clone()).list(&ListParams::default()).await?;
         let ip = target.ip().to_string();
-        let is_it = |service: &&Service| {
-            service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some(ip.as_str())
-        };
+        let is_it =
+            |service: &&Service| service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some(ip.as_str());
         let Some(service) = services.items.iter().find(is_it) else { return Ok(vec![target]) };
         let spec = service.spec.as_ref().context("a Service without a spec")?;
         let port = spec.ports.iter().flatten().find(|port| port.port == i32::from(target.port()));
@@ -139,9 +138,8 @@ impl Services {
 /// Where a pod serves a port of a Service, if it is ready and stays.
 fn endpoint(pod: &Pod, port: &ServicePort) -> Option<SocketAddr> {
     let status = pod.status.as_ref()?;
-    let is_ready = |condition: &k8s_openapi::api::core::v1::PodCondition| {
-        condition.type_ == "Ready" && condition.status == "True"
-    };
+    let is_ready =
+        |condition: &k8s_openapi::api::core::v1::PodCondition| condition.type_ == "Ready" && condition.status == "True";
     if pod.metadata.deletion_timestamp.is_some() || !status.conditions.iter().flatten().any(is_ready) {
         return None;
     }
