@@ -35,7 +35,7 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(5);
 
 /// What this replica serves; clones share it.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Serving {
     resolver: Arc<Resolver>,
     /// Changes whenever the Secret does: what the issuer waits for.
@@ -55,12 +55,6 @@ impl ResolvesServerCert for Resolver {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let good = self.0.read().unwrap_or_else(PoisonError::into_inner);
         good.as_ref().map(|good| Arc::clone(&good.key))
-    }
-}
-
-impl Default for Serving {
-    fn default() -> Self {
-        Self { resolver: Arc::default(), seen: watch::Sender::default() }
     }
 }
 

@@ -147,12 +147,9 @@ impl Reviews {
                 return invalid(Route::Convert, StatusCode::BAD_REQUEST, &message, body);
             }
         };
-        let mut request = match ConversionRequest::from_review(review) {
-            Ok(request) => request,
-            Err(_) => {
-                let message = "the ConversionReview has no request";
-                return invalid(Route::Convert, StatusCode::BAD_REQUEST, message, body);
-            }
+        let Ok(mut request) = ConversionRequest::from_review(review) else {
+            let message = "the ConversionReview has no request";
+            return invalid(Route::Convert, StatusCode::BAD_REQUEST, message, body);
         };
         let objects = std::mem::take(&mut request.objects);
         let desired = request.desired_api_version.clone();
