@@ -8,11 +8,13 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     future::Future,
-    pin::pin,
+    io,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -31,6 +33,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, SemaphorePermit},
     time::{Instant, sleep, timeout},
@@ -150,6 +153,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared
     let _ = stream.set_nodelay(true);
     let Ok(Ok(stream)) = timeout(limits.head, acceptor.accept(stream)).await else { return };
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let stream = Lingering { inner: stream, is_shut: false };
     let stop = shared.stop.clone();
     let service = service_fn(move |request| {
         let (shared, useful) = (Arc::clone(&shared), Arc::clone(&useful));
@@ -187,6 +191,44 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared
             () = until => connection.as_mut().graceful_shutdown(),
         }
         let _ = timeout(limits.end, connection).await;
+    }
+}
+
+/// Reads what a client still sends after our last word, until it closes: the kernel resets a connection that is closed with
+/// something unread, and the client may lose answers that it has not read.
+struct Lingering<S> {
+    inner: S,
+    is_shut: bool,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Lingering<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, into)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.is_shut {
+            ready!(Pin::new(&mut self.inner).poll_shutdown(cx))?;
+            self.is_shut = true;
+        }
+        loop {
+            let mut bytes = [0; 4096];
+            let mut part = ReadBuf::new(&mut bytes);
+            match ready!(Pin::new(&mut self.inner).poll_read(cx, &mut part)) {
+                Ok(()) if !part.filled().is_empty() => {}
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
     }
 }
 
