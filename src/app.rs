@@ -31,6 +31,7 @@ use crate::{
         telemetry::Telemetry,
         term::Reconciler,
     },
+    webhooks::Webhooks,
 };
 
 /// Which process this is. The Pod's facts come from the downward API; without them everything works, and slower:
@@ -99,6 +100,8 @@ pub struct Leasehold {
     status: Status,
     metrics: Metrics,
     work: Option<Handle>,
+    /// The shard that makes the certificate of webhooks.
+    issuer: Option<(Kind, Arc<dyn Reconciler>)>,
 }
 
 impl Leasehold {
@@ -112,6 +115,7 @@ impl Leasehold {
             status: Status::default(),
             metrics: Metrics::default(),
             work: None,
+            issuer: None,
         }
     }
 
@@ -141,6 +145,14 @@ impl Leasehold {
     #[must_use]
     pub fn work_on(mut self, runtime: Handle) -> Self {
         self.work = Some(runtime);
+        self
+    }
+
+    /// Takes part in making the serving certificate of these webhooks, unless another program makes it. They are served by
+    /// [`Webhooks::serve`], by every replica, whatever it leads.
+    #[must_use]
+    pub fn webhooks(mut self, webhooks: &Webhooks) -> Self {
+        self.issuer = webhooks.shard();
         self
     }
 
@@ -191,6 +203,12 @@ impl Leasehold {
                 .ok_or_else(|| Error::UnknownReconciler { kind: kind.name(), reconciler: kind.reconciler.clone() })?;
             assignments.push(Assignment { kind: Arc::new(kind.clone()), reconciler: Arc::clone(reconciler) });
         }
+        let specs = self.config.shards().into_iter().filter_map(|kinds| spec(&kinds));
+        let issued = self.issuer.as_ref().and_then(|(kind, _)| spec(&[kind]));
+        let specs = specs.chain(issued).collect();
+        if let Some((kind, reconciler)) = self.issuer {
+            assignments.push(Assignment { kind: Arc::new(kind), reconciler });
+        }
         let timings = self.config.timings;
         let (lease_client, client) = (connections.client(), connections.client());
         // Held until the process ends: no other may say that it speaks for this Pod while a task of ours may write.
@@ -217,7 +235,6 @@ impl Leasehold {
             status.identity.clone_from(&identity);
             status.unready = Some("the Lease watch has not listed yet".to_owned());
         });
-        let specs = self.config.shards().iter().filter_map(|kinds| spec(kinds)).collect();
         let setup = Setup {
             identity: identity.clone(),
             pod: replica.pod_name,

@@ -60,6 +60,7 @@ pub mod ops;
 pub mod protocol;
 pub mod reconcile;
 pub mod replica;
+pub mod webhooks;
 
 pub use app::{Error, Leasehold, Replica, shutdown_signals};
 pub use config::Configuration;

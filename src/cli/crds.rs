@@ -18,10 +18,26 @@ pub(super) struct Options {
     /// Write one file a CRD into this folder instead of printing them
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// With the conversion webhook behind this Service, as deploy/webhooks has it; every version is served then
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = service)]
+    webhooks: Option<(String, String)>,
+}
+
+fn service(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok((namespace.to_owned(), name.to_owned()))
+        }
+        _ => {
+            Err("expected the namespace and the name of a Service, such as leasehold-system/leasehold-webhooks"
+                .to_owned())
+        }
+    }
 }
 
 pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
-    for crd in kinds::crds() {
+    let service = options.webhooks.as_ref().map(|(namespace, name)| (namespace.as_str(), name.as_str()));
+    for crd in kinds::crds(service).context("the versions of a kind do not fit together")? {
         let yaml = kinds::crd_yaml(&crd).context("failed to write a CRD as YAML")?;
         match &options.dir {
             Some(dir) => {

@@ -9,12 +9,16 @@ use std::{
 
 use leasehold::{
     config::{self, Configuration, Errors, Kind},
-    kinds::{Builtin, builtin, compose::Composition},
+    kinds::{
+        self, Builtin, builtin,
+        compose::{ComposedAdmission, Composition},
+    },
     reconcile::{
         children::{self, Children},
         watches::Watches,
     },
     replica::term::{Access, Reconciler},
+    webhooks::{Of, Webhook},
 };
 
 /// The file of a folder that lists the kinds.
@@ -95,10 +99,28 @@ impl Loaded {
         builtin.chain(composed).collect()
     }
 
+    /// The webhooks of the kinds that have one.
+    pub(super) fn webhooks(&self) -> Vec<(Of, Arc<dyn Webhook>)> {
+        let is_configured =
+            |of: &Of| self.config.kinds.iter().any(|kind| kind.group == of.group && kind.kind == of.kind);
+        let mut all: Vec<_> = kinds::webhooks().into_iter().filter(|(of, _)| is_configured(of)).collect();
+        for kind in &self.config.kinds {
+            if let Some(composition) = self.composition(kind).filter(|composition| composition.admits()) {
+                let plural = children::Type::new(&kind.group, &kind.version, &kind.kind).plural;
+                let hook: Arc<dyn Webhook> = Arc::new(ComposedAdmission::new(Arc::clone(composition)));
+                all.push((Of::new(kind.group.clone(), kind.kind.clone(), plural), hook));
+            }
+        }
+        all
+    }
+
     /// What each kind needs, besides `list` and `watch` of itself.
     pub(super) fn needs(&self, kind: &Kind) -> Vec<Access> {
         if let Some(composition) = self.composition(kind) {
-            return children::needs(kind, &**composition);
+            let mut needs = children::needs(kind, &**composition);
+            // Its webhook looks things up, on every replica.
+            needs.extend(composition.lookups());
+            return needs;
         }
         let builtin = self.builtin.iter().find(|builtin| builtin.name == kind.reconciler);
         builtin.map(|builtin| builtin.reconciler.needs()).unwrap_or_default()

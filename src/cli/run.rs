@@ -9,7 +9,8 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use clap::Args;
+use clap::{Args, ValueEnum};
+use futures::StreamExt as _;
 use leasehold::{
     Leasehold, Replica,
     ops::{
@@ -23,6 +24,7 @@ use leasehold::{
         supervisor::Stopped,
     },
     shutdown_signals,
+    webhooks::Webhooks,
 };
 use tokio::{
     runtime::{Builder, Handle},
@@ -45,6 +47,9 @@ pub(super) struct Options {
     /// Address of /livez, /readyz, /metrics and /shards
     #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:8080")]
     http: SocketAddr,
+    /// Serve webhooks, or do not, whatever `webhooks.enabled` says; they are served on the host of --http
+    #[arg(long, value_enum, value_name = "ON|OFF")]
+    webhooks: Option<Switch>,
     /// Form of the log lines on standard error; RUST_LOG chooses which
     #[arg(long, value_enum, default_value_t = logging::Format::Text)]
     log_format: logging::Format,
@@ -63,6 +68,13 @@ pub(super) struct Options {
     /// The container's termination log: Kubernetes copies it to the Pod's status when this process has ended
     #[arg(long, env, value_name = "PATH", default_value = "/dev/termination-log")]
     termination_log: PathBuf,
+}
+
+/// Yes or no, in an argument.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 /// How long an answer that is being written at the end may take. The process has nothing else to wait for by then.
@@ -123,15 +135,11 @@ impl Endpoints {
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let (end, ended) = oneshot::channel();
-        let serve = move || {
+        on_a_thread("endpoints", move || {
             runtime.block_on(http::serve(listener, http::router(status, metrics), Limits::default(), stopped));
             // An error means that the process has stopped waiting.
             let _ = end.send(());
-        };
-        thread::Builder::new()
-            .name("endpoints".to_owned())
-            .spawn(serve)
-            .context("failed to start the thread of the endpoints")?;
+        })?;
         Ok(Self { stop, ended })
     }
 
@@ -139,6 +147,46 @@ impl Endpoints {
     async fn end(self) {
         self.stop.cancel();
         let _ = timeout(LAST_ANSWERS, self.ended).await;
+    }
+}
+
+/// A thread that ends with its work, or with the process.
+fn on_a_thread(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    let builder = thread::Builder::new().name(name.to_owned());
+    builder.spawn(work).map(drop).with_context(|| format!("failed to start the thread of the {name}"))
+}
+
+/// The webhooks on a thread of their own: whoever may write an object may ask, and that takes no time from elections or terms.
+struct Serving {
+    /// The replica stops: from here on they are served for the shutdown delay.
+    terminating: CancellationToken,
+    /// Resolves when they are no longer served.
+    ended: oneshot::Receiver<()>,
+}
+
+impl Serving {
+    async fn start(webhooks: Webhooks, connections: Connections) -> anyhow::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build().context("failed to start the runtime")?;
+        let terminating = CancellationToken::new();
+        let stop = terminating.clone().cancelled_owned();
+        let (started, start) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        on_a_thread("webhooks", move || {
+            runtime.block_on(async {
+                // Errors mean that the process has stopped waiting.
+                match webhooks.bind().await {
+                    Ok(listener) => {
+                        let _ = started.send(Ok(listener.local_addr()));
+                        webhooks.serve(listener, connections.client(), stop).await;
+                    }
+                    Err(error) => _ = started.send(Err(error)),
+                }
+            });
+            let _ = end.send(());
+        })?;
+        let address = start.await.context("the thread of the webhooks has ended")??;
+        tracing::info!(address = %address.context("failed to read the address of the webhooks")?, "serving webhooks");
+        Ok(Self { terminating, ended })
     }
 }
 
@@ -176,11 +224,48 @@ async fn replica(
         Watches::new(connections.client())
     };
     let reconcilers = loaded.reconcilers(&watches);
-    let mut leasehold = Leasehold::new(loaded.config).observed_by(status, metrics).work_on(work);
+    let hooks = loaded.webhooks();
+    let mut settings = loaded.config.webhooks.clone();
+    settings.address = options.http.ip();
+    settings.enabled = options.webhooks.map_or(settings.enabled, |switch| switch == Switch::On);
+    let mut leasehold = Leasehold::new(loaded.config).observed_by(status.clone(), metrics.clone()).work_on(work);
+    let mut serving = None;
+    if settings.enabled {
+        let webhooks = Webhooks::new(settings, &replica.pod_namespace).observed_by(status, metrics);
+        let webhooks = hooks.into_iter().fold(webhooks, |all, (of, hook)| all.shared_answer(of, hook));
+        leasehold = leasehold.webhooks(&webhooks);
+        serving = Some(Serving::start(webhooks, connections.clone()).await?);
+    }
     for (name, reconciler) in reconcilers {
         leasehold = leasehold.shared_reconciler(name, reconciler);
     }
-    Ok(leasehold.run_over(connections, replica, signals).await?)
+    let Some(Serving { terminating, mut ended }) = serving else {
+        return Ok(leasehold.run_over(connections, replica, signals).await?);
+    };
+    // Endpoints still list a replica that stops; a second signal waits for none of that.
+    let hurry = CancellationToken::new();
+    let signals = signals.inspect(|()| if terminating.is_cancelled() { hurry.cancel() } else { terminating.cancel() });
+    let mut running = std::pin::pin!(leasehold.run_over(connections, replica, signals));
+    let outcome = tokio::select! {
+        biased;
+        outcome = &mut running => outcome,
+        _ = &mut ended => {
+            if !terminating.is_cancelled() {
+                return Err(anyhow!("the webhooks have ended by themselves"));
+            }
+            // They need not outlast the drain.
+            running.await?;
+            return Ok(());
+        }
+    };
+    terminating.cancel();
+    if outcome.is_ok() {
+        tokio::select! {
+            _ = ended => {}
+            () = hurry.cancelled() => {}
+        }
+    }
+    Ok(outcome?)
 }
 
 /// An empty variable, as `env: [{name: X}]` in a manifest makes, is one that is not set.

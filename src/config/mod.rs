@@ -22,7 +22,7 @@ pub(crate) mod tree {
     };
 }
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 /// The longest that a Lease may be held after a renewal. A record that says more was not written by a replica of ours.
 pub const LONGEST_LEASE: Duration = Duration::from_secs(600);
@@ -76,6 +76,45 @@ pub struct Configuration {
     pub on_loss: OnLoss,
     /// The kinds, in the order of the file.
     pub kinds: Vec<Kind>,
+    /// Whether and how webhooks are served.
+    pub webhooks: WebhookSettings,
+}
+
+/// Whether and how webhooks are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebhookSettings {
+    /// Whether they are.
+    pub enabled: bool,
+    /// Address that they are served on.
+    pub address: IpAddr,
+    /// Port that they are served on.
+    pub port: u16,
+    /// Name of the Service, of the Secret with the serving certificate, and of the webhook configurations.
+    pub name: String,
+    /// How long a replica that stops still serves: until the endpoints of the Service have dropped it.
+    pub shutdown_delay: Duration,
+    /// How long a certificate of our own is good; it is renewed when a third of that is left.
+    pub lifetime: Duration,
+    /// Where the certificate comes from.
+    pub certificate: Certificate,
+}
+
+impl Default for WebhookSettings {
+    fn default() -> Self {
+        read::webhook_defaults(true)
+    }
+}
+
+/// Where the serving certificate of webhooks comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Certificate {
+    /// One replica makes and renews it, keeps it in the Secret, and writes its CA into the configurations.
+    #[default]
+    Own,
+    /// Another program, such as cert-manager, keeps it in the Secret; nothing is written.
+    External,
+    /// The files `tls.crt` and `tls.key` of this folder; nothing is written.
+    Files(String),
 }
 
 impl Configuration {
@@ -174,7 +213,7 @@ pub struct Timings {
 pub struct Kind {
     /// API group; empty for the core group.
     pub group: String,
-    /// API version within the group.
+    /// API version within the group; empty for a shard that is about no kind of the API server.
     pub version: String,
     /// Kind in CamelCase, as in `kind:` of an object.
     pub kind: String,
@@ -198,6 +237,11 @@ pub struct Kind {
 }
 
 impl Kind {
+    /// Whether it is a shard of the replicas' own, about no kind of the API server.
+    pub fn is_internal(&self) -> bool {
+        self.version.is_empty()
+    }
+
     /// `<Kind>.<group>`, or just the kind for the core group: how logs, metrics and labels name it.
     pub fn name(&self) -> String {
         if self.group.is_empty() { self.kind.clone() } else { format!("{}.{}", self.kind, self.group) }

@@ -2,10 +2,14 @@
 //!
 //! Reading never stops at an error: a field that is wrong stands for its default while the rest is checked.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use super::{
-    Configuration, Election, Errors, Kind, LONGEST_LEASE, Offer, OnLoss, Placement, Rebalance, StandbyMode, Timings,
+    Certificate, Configuration, Election, Errors, Kind, LONGEST_LEASE, Offer, OnLoss, Placement, Rebalance,
+    StandbyMode, Timings, WebhookSettings,
     duration::show,
     errors::Gathered,
     groups::{self, Entry},
@@ -33,6 +37,9 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+/// A renewal takes some ten seconds, and begins when a third is left.
+const LEAST_LIFETIME: Duration = Duration::from_secs(90);
 
 /// Room for the arithmetic on weights, and far more than a spread can make use of.
 pub(super) const WEIGHTS: (u16, u16) = (1, 1000);
@@ -53,6 +60,11 @@ pub(super) enum Mode {
     PerKind,
     Single,
 }
+
+/// Ports that can be listened on.
+pub(super) const PORTS: (u16, u16) = (1, 65535);
+/// Whether leasehold itself issues the certificate of webhooks.
+pub(super) const ISSUERS: [(&str, bool); 2] = [("Leasehold", true), ("External", false)];
 
 pub(super) const LABEL_MAX: usize = 63;
 pub(super) const SUBDOMAIN_MAX: usize = 253;
@@ -92,6 +104,7 @@ fn top(root: &Node, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Con
     let on_loss = section.choice("onLoss", &ON_LOSSES, errors).unwrap_or_default();
     let defaults = defaults(&mut section, errors);
     let kinds = kinds(&mut section, defaults, reconcilers, &election, errors);
+    let webhooks = webhooks(&mut section, errors);
     section.finish(errors);
     Configuration {
         instance,
@@ -102,6 +115,7 @@ fn top(root: &Node, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Con
         election,
         on_loss,
         kinds,
+        webhooks,
     }
 }
 
@@ -282,6 +296,90 @@ fn placement(top: &mut Section<'_>, lease_duration: Duration, errors: &mut Gathe
         grace: grace.map_or(default.grace, |found| found.value),
         capacity: capacity.map_or(default.capacity, u32::from),
     }
+}
+
+/// Those of a file that says nothing of them.
+pub(super) fn webhook_defaults(enabled: bool) -> WebhookSettings {
+    WebhookSettings {
+        enabled,
+        address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        port: 9443,
+        name: "leasehold-webhooks".to_owned(),
+        shutdown_delay: Duration::from_secs(10),
+        lifetime: 90 * 24 * HOUR,
+        certificate: Certificate::Own,
+    }
+}
+
+fn webhooks(top: &mut Section<'_>, errors: &mut Gathered<'_>) -> WebhookSettings {
+    let Some(mut section) = top.section("webhooks", errors) else { return webhook_defaults(false) };
+    // Who writes the section wants them.
+    let default = webhook_defaults(true);
+    let enabled = section.flag("enabled", errors);
+    let port = section.number("port", PORTS, errors);
+    let name = section.text("name", errors);
+    if let Some(found) = &name {
+        let longest = LABEL_MAX - "certificate.".len();
+        if !is_dns_label(found.value) {
+            errors.add(
+                found.at,
+                &found.path,
+                format!("`{}` is no name of a Service: {}", found.value, dns_label_rule()),
+            );
+        } else if found.value.len() > longest {
+            let message =
+                format!("longer than {longest} characters: a Lease bears the name, and objects the Lease's as a label");
+            errors.add(found.at, &found.path, message);
+        }
+    }
+    let delay = section.duration("shutdownDelay", (Duration::ZERO, HOUR), errors);
+    let (lifetime, certificate) = certificate(&mut section, errors);
+    section.finish(errors);
+    WebhookSettings {
+        enabled: enabled.unwrap_or(default.enabled),
+        port: port.unwrap_or(default.port),
+        name: name.map_or(default.name, |found| found.value.to_owned()),
+        shutdown_delay: delay.map_or(default.shutdown_delay, |found| found.value),
+        lifetime: lifetime.unwrap_or(default.lifetime),
+        certificate,
+        ..default
+    }
+}
+
+fn certificate(webhooks: &mut Section<'_>, errors: &mut Gathered<'_>) -> (Option<Duration>, Certificate) {
+    let Some(mut section) = webhooks.section("certificate", errors) else { return (None, Certificate::Own) };
+    let issuer = section.choice("issuer", &ISSUERS, errors);
+    let lifetime = section.duration("lifetime", (LEAST_LIFETIME, 10 * YEAR), errors);
+    let files = section.text("files", errors);
+    let elsewhere = if files.is_some() { "files" } else { "issuer: External" };
+    if let Some(found) = &lifetime
+        && (files.is_some() || issuer == Some(false))
+    {
+        let message =
+            format!("is of certificates that leasehold makes, and there is `{elsewhere}`: remove one of the two");
+        errors.add(found.at, &found.path, message);
+    }
+    let certificate = match (files, issuer) {
+        (Some(found), Some(_)) => {
+            errors.add(
+                found.at,
+                &found.path,
+                "says where the certificate lies, so `issuer` has no meaning: remove one of the two",
+            );
+            Certificate::Own
+        }
+        (Some(found), None) if !found.value.starts_with('/') => {
+            let message =
+                format!("`{}` is no absolute path; write the folder that the Secret is mounted at", found.value);
+            errors.add(found.at, &found.path, message);
+            Certificate::Own
+        }
+        (Some(found), None) => Certificate::Files(found.value.to_owned()),
+        (None, Some(false)) => Certificate::External,
+        (None, Some(true) | None) => Certificate::Own,
+    };
+    section.finish(errors);
+    (lifetime.map(|found| found.value), certificate)
 }
 
 fn defaults(top: &mut Section<'_>, errors: &mut Gathered<'_>) -> Load {

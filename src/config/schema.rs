@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::read::{
-    CAPACITIES, CONCURRENCIES, LABEL_MAX, MODES, ON_LOSSES, REBALANCES, STANDBYS, SUBDOMAIN_MAX, WEIGHTS,
+    CAPACITIES, CONCURRENCIES, ISSUERS, LABEL_MAX, MODES, ON_LOSSES, PORTS, REBALANCES, STANDBYS, SUBDOMAIN_MAX,
+    WEIGHTS,
 };
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -64,6 +65,17 @@ pub fn configuration(builtin: &[&str]) -> Value {
         "onLoss": words(ON_LOSSES.map(|(word, _)| word).to_vec(), "What follows when a running term is lost. Exit: the process ends at once and is restarted."),
         "drainTimeout": duration("How long a reconciler may take to finish what runs."),
         "defaults": object(load, &[]),
+        "webhooks": object(json!({
+            "enabled": {"type": "boolean", "description": "Whether every replica serves webhooks."},
+            "port": number(PORTS, "The port that they are served on."),
+            "name": {"type": "string", "maxLength": LABEL_MAX, "description": "Name of the Service, of the Secret with the certificate, and of the webhook configurations."},
+            "shutdownDelay": duration("How long a replica that stops still serves."),
+            "certificate": object(json!({
+                "issuer": words(ISSUERS.map(|(word, _)| word).to_vec(), "Who keeps the certificate in the Secret."),
+                "lifetime": duration("How long a certificate that leasehold makes is good."),
+                "files": {"type": "string", "description": "The folder of tls.crt and tls.key instead of the Secret."},
+            }), &[]),
+        }), &[]),
         "kinds": {
             "type": "array",
             "minItems": 1,
@@ -108,12 +120,30 @@ pub fn composition() -> Value {
         "name": {"type": "string", "maxLength": SUBDOMAIN_MAX, "description": "Only the one of this name."},
         "matchLabels": {"type": "object", "additionalProperties": {"type": "string"}, "description": "Only those with these labels."},
     });
+    let lookup = json!({
+        "id": id,
+        "apiVersion": text("Group and version."),
+        "kind": text("Kind."),
+        "resource": text("The plural, if it is not what English would have it."),
+        "namespace": text("Its namespace."),
+        "name": text("Its name."),
+    });
+    let rule = json!({
+        "on": {"enum": ["Create", "Write"], "description": "Create: only when an object comes into being."},
+        "rule": {"type": "string", "description": "One ${expression} that must be true."},
+        "message": text("For the author of an object: which field is wrong, and what to do."),
+    });
     let properties = json!({
         "apiVersion": {"const": "leasehold.dev/v1alpha1"},
         "kind": {"const": "Composition"},
         "related": {"type": "array", "items": object(related, &["id", "apiVersion", "kind"]), "description": "Objects that are read only."},
         "children": {"type": "array", "minItems": 1, "items": object(child, &["id", "template"]), "description": "What each object gets."},
         "status": {"type": "object", "description": "Fields of the parent's status."},
+        "admission": object(json!({
+            "defaults": {"type": "object", "description": "Fields that an object gets where it says nothing."},
+            "lookups": {"type": "array", "items": object(lookup, &["id", "apiVersion", "kind", "name"]), "description": "Objects that are looked up for the rules."},
+            "rules": {"type": "array", "items": object(rule, &["rule", "message"]), "description": "What must be true of an object before it is stored."},
+        }), &[]),
     });
     titled("Composition of a kind", object(properties, &["apiVersion", "kind", "children"]))
 }
@@ -151,7 +181,7 @@ mod tests {
                 }
             }
             (Value::Array(items), Some("array")) => items.iter().for_each(|item| fits(item, &schema["items"], path)),
-            (Value::String(_), Some("string")) | (_, None) => {}
+            (Value::String(_), Some("string")) | (Value::Bool(_), Some("boolean")) | (_, None) => {}
             (Value::Number(number), Some("integer")) => {
                 let number = number.as_i64().unwrap();
                 let within = schema["minimum"].as_i64() <= Some(number) && Some(number) <= schema["maximum"].as_i64();
@@ -176,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_schema_knows_every_field_that_the_reader_knows() {
-        let unknown = "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nleases: {x: 1}\nplacement: {x: 1}\ndefaults: {x: 1}\nx: 1\nkinds:\n- {apiVersion: e.com/v1, kind: W, reconciler: {builtin: expiry, x: 1}, lease: {x: 1}, x: 1}\n";
+        let unknown = "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nleases: {x: 1}\nplacement: {x: 1}\ndefaults: {x: 1}\nwebhooks: {x: 1, certificate: {x: 1}}\nx: 1\nkinds:\n- {apiVersion: e.com/v1, kind: W, reconciler: {builtin: expiry, x: 1}, lease: {x: 1}, x: 1}\n";
         let errors = super::super::load("f.yaml", unknown, &["expiry"]).unwrap_err();
         let schema = configuration(&["expiry"]);
         let mut sections = 0;
@@ -196,6 +226,6 @@ mod tests {
             }
             sections += 1;
         }
-        assert_eq!(sections, 7);
+        assert_eq!(sections, 9);
     }
 }

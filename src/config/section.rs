@@ -157,6 +157,15 @@ impl<'n> Section<'n> {
         None
     }
 
+    pub(crate) fn flag(&mut self, name: &'static str, errors: &mut Gathered<'_>) -> Option<bool> {
+        let node = self.take(name)?;
+        if let Value::Bool(flag) = node.value {
+            return Some(flag);
+        }
+        errors.add(node.at, &self.path_of(name), format!("expected true or false, found {}", node.describe()));
+        None
+    }
+
     /// One of a few words.
     pub(crate) fn choice<T: Copy>(
         &mut self,

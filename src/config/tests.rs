@@ -477,3 +477,52 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn webhooks_are_off_unless_they_stand_in_the_file() {
+    let webhooks = |lines: &str| read(&format!("{GOOD}{lines}\n")).unwrap().webhooks;
+    let default = WebhookSettings::default();
+    assert_eq!(webhooks(""), WebhookSettings { enabled: false, ..default.clone() });
+    assert_eq!(webhooks("webhooks: {}"), default);
+    assert_eq!((default.port, default.shutdown_delay), (9443, Duration::from_secs(10)));
+    assert!(!webhooks("webhooks: {enabled: false}").enabled);
+    let set = webhooks("webhooks: {port: 8443, name: w, shutdownDelay: 3s, certificate: {lifetime: 2m}}");
+    let expected = WebhookSettings {
+        port: 8443,
+        name: "w".to_owned(),
+        shutdown_delay: Duration::from_secs(3),
+        lifetime: Duration::from_secs(120),
+        ..default
+    };
+    assert_eq!(set, expected);
+    assert_eq!(webhooks("webhooks: {certificate: {issuer: External}}").certificate, Certificate::External);
+    let files = webhooks("webhooks: {certificate: {files: /tls}}").certificate;
+    assert_eq!(files, Certificate::Files("/tls".to_owned()));
+}
+
+#[test]
+fn what_is_wrong_with_webhooks_is_told_with_what_to_do() {
+    for (lines, expected) in [
+        ("webhooks: {enabled: maybe}", "7:21 webhooks.enabled: expected true or false"),
+        ("webhooks: {port: 0}", "7:18 webhooks.port: expected a whole number from 1 to 65535"),
+        ("webhooks: {name: A_b}", "7:18 webhooks.name: `A_b` is no name of a Service"),
+        ("webhooks: {shutdownDelay: 5}", "7:27 webhooks.shutdownDelay: `5` has no unit"),
+        ("webhooks: {certificate: {lifetime: 1m}}", "7:36 webhooks.certificate.lifetime: `1m` is too short"),
+        (
+            "webhooks: {certificate: {issuer: acme}}",
+            "7:34 webhooks.certificate.issuer: expected one of Leasehold, External",
+        ),
+        ("webhooks: {certificate: {files: tls}}", "7:33 webhooks.certificate.files: `tls` is no absolute path"),
+        (
+            "webhooks: {certificate: {files: /tls, issuer: External}}",
+            "7:33 webhooks.certificate.files: says where the certificate lies",
+        ),
+        (
+            "webhooks: {certificate: {issuer: External, lifetime: 2m}}",
+            "7:54 webhooks.certificate.lifetime: is of certificates that leasehold makes",
+        ),
+        ("webhooks: {certificates: {}}", "7:12 webhooks.certificates: unknown field; known here"),
+    ] {
+        check_with(lines, expected);
+    }
+}

@@ -8,15 +8,23 @@ mod schema;
 
 use std::sync::Arc;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::{CustomResourceExt, Resource};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceConversion, CustomResourceDefinition, ServiceReference, WebhookClientConfig, WebhookConversion,
+};
+use kube::{
+    CustomResourceExt, Resource,
+    core::crd::{MergeError, merge_crds},
+};
 
 use self::{
     expiry::{ExpiryPolicy, ExpiryReconciler},
     propagation::{Propagation, PropagationReconciler},
-    schedule::{ScaleSchedule, ScheduleReconciler},
+    schedule::{ScaleSchedule, ScaleScheduleV1Beta1, ScheduleConversion, ScheduleReconciler},
 };
-use crate::replica::term::{Access, Reconciler};
+use crate::{
+    replica::term::{Access, Reconciler},
+    webhooks::{Of, Webhook},
+};
 
 /// A reconciler compiled into the binary, and the one kind that it reconciles.
 #[derive(Clone)]
@@ -47,9 +55,42 @@ pub fn builtin() -> Vec<Builtin> {
     ]
 }
 
-/// The definitions of the built-in kinds.
-pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![Propagation::crd(), ExpiryPolicy::crd(), ScaleSchedule::crd()]
+/// The webhooks of the built-in kinds.
+pub fn webhooks() -> Vec<(Of, Arc<dyn Webhook>)> {
+    let schedule = ScaleSchedule::crd().spec;
+    vec![(Of::new(schedule.group, schedule.names.kind, schedule.names.plural), Arc::new(ScheduleConversion))]
+}
+
+/// The definitions of the built-in kinds. With the namespace and name of the Service of webhooks, those convert, and every
+/// version is served. Without, only the version that is stored is: the API server itself changes nothing but the name of
+/// a version, and drops what the other one does not know.
+///
+/// # Errors
+/// If two versions of a kind do not fit together.
+pub fn crds(service: Option<(&str, &str)>) -> Result<Vec<CustomResourceDefinition>, MergeError> {
+    let versions = vec![ScaleSchedule::crd(), ScaleScheduleV1Beta1::crd()];
+    let mut schedule = merge_crds(versions, ScaleSchedule::version(&()).as_ref())?;
+    match service {
+        None => schedule.spec.versions.iter_mut().for_each(|version| version.served = version.storage),
+        Some((namespace, name)) => {
+            let service = ServiceReference {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                path: Some("/convert".to_owned()),
+                port: Some(443),
+            };
+            let client_config = WebhookClientConfig { service: Some(service), ..WebhookClientConfig::default() };
+            let review_versions = vec!["v1".to_owned()];
+            schedule.spec.conversion = Some(CustomResourceConversion {
+                strategy: "Webhook".to_owned(),
+                webhook: Some(WebhookConversion {
+                    client_config: Some(client_config),
+                    conversion_review_versions: review_versions,
+                }),
+            });
+        }
+    }
+    Ok(vec![Propagation::crd(), ExpiryPolicy::crd(), schedule])
 }
 
 /// A definition as YAML, as it is committed in `crds/`.
@@ -87,10 +128,15 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
         let mut files: Vec<_> =
             fs::read_dir(&folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        files.retain(|file| file != "webhooks");
         files.sort();
-        let mut expected: Vec<_> = crds().iter().map(crd_file).collect();
+        let mut expected: Vec<_> = crds(None).unwrap().iter().map(crd_file).collect();
         expected.sort();
-        for crd in crds() {
+        // What differs with webhooks lies in a folder of its own, which `kubectl apply -f crds/` leaves out.
+        let with = crds(Some(("leasehold-system", "leasehold-webhooks"))).unwrap();
+        let with =
+            with.into_iter().filter(|crd| crd.spec.conversion.is_some()).map(|crd| (folder.join("webhooks"), crd));
+        for (folder, crd) in crds(None).unwrap().into_iter().map(|crd| (folder.clone(), crd)).chain(with) {
             let (file, yaml) = (folder.join(crd_file(&crd)), crd_yaml(&crd).unwrap());
             if env::var_os("UPDATE").is_some() {
                 fs::write(&file, &yaml).unwrap();
@@ -108,8 +154,12 @@ mod tests {
     /// A field that is misspelt, or a comma too many in a description, is dropped by the API server and refused later.
     #[test]
     fn a_definition_says_nothing_that_is_not_understood() {
-        for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("crds")).unwrap() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
+        for file in [folder.clone(), folder.join("webhooks")].iter().flat_map(|folder| fs::read_dir(folder).unwrap()) {
             let path = file.unwrap().path();
+            if path.is_dir() {
+                continue;
+            }
             let text = fs::read_to_string(&path).unwrap();
             let written: Value = serde_yaml::from_str(&text).unwrap();
             let crd: CustomResourceDefinition = serde_yaml::from_str(&text).unwrap();
@@ -139,7 +189,8 @@ mod tests {
         names.dedup();
         assert_eq!(names, ["propagation", "expiry", "scale-schedule"]);
         let kinds: Vec<_> = builtin().into_iter().map(|builtin| (builtin.group, builtin.kind)).collect();
-        let defined: Vec<_> = crds().into_iter().map(|crd| (crd.spec.group, crd.spec.names.kind)).collect();
+        let defined: Vec<_> =
+            crds(None).unwrap().into_iter().map(|crd| (crd.spec.group, crd.spec.names.kind)).collect();
         assert_eq!(kinds, defined);
     }
 

@@ -31,7 +31,7 @@ use tracing::warn;
 
 use super::{
     metrics::Metrics,
-    status::{Peer, ShardState, ShardStatus, Status},
+    status::{Peer, ShardState, ShardStatus, Status, Webhooks},
 };
 
 /// Why the server cannot start.
@@ -110,7 +110,8 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
     while open.next().await.is_some() {}
 }
 
-async fn accept(listener: &TcpListener) -> TcpStream {
+/// The next connection: what keeps one from being accepted passes.
+pub(crate) async fn accept(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
@@ -118,7 +119,7 @@ async fn accept(listener: &TcpListener) -> TcpStream {
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 // Such as too many open files: it passes when some are closed.
-                warn!("cannot accept connections to the endpoints: {error}");
+                warn!("cannot accept connections: {error}");
                 sleep(Duration::from_secs(1)).await;
             }
         }
@@ -202,6 +203,8 @@ struct Report {
     /// The replicas that this one sees.
     replicas: Vec<Peer>,
     shards: Vec<Shard>,
+    /// What this replica serves webhooks with, if it serves them.
+    webhooks: Option<Webhooks>,
 }
 
 #[derive(Debug, Serialize)]
@@ -247,6 +250,7 @@ fn report(status: &Status, now: Instant) -> Report {
         stopping: replica.stopping,
         replicas: replica.peers,
         shards,
+        webhooks: replica.webhooks,
     }
 }
 
@@ -382,7 +386,7 @@ mod tests {
             serde_json::from_str::<Value>(&body).unwrap(),
             json!({
                 "identity": "a_1", "ready": true, "reason": null, "stopping": false,
-                "replicas": [{"identity": "a_1", "draining": false, "newest": true}],
+                "replicas": [{"identity": "a_1", "draining": false, "newest": true}], "webhooks": null,
                 "shards": [
                     {
                         "kind": "Gadget.example.com", "group": null, "lease": "gadget.example.com", "state": "Blocked",

@@ -52,6 +52,19 @@ struct OfRequest {
     outcome: String,
 }
 
+/// Labels of the series about webhook requests.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfWebhook {
+    webhook: String,
+    outcome: String,
+}
+
+/// Labels of the counter of certificates.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfReason {
+    reason: String,
+}
+
 /// The metrics of one replica; clones share them.
 #[derive(Clone)]
 pub struct Metrics {
@@ -86,6 +99,14 @@ struct Series {
     missed: Family<OfLease, Counter>,
     replicas: Gauge,
     requests: Family<OfRequest, Counter>,
+    webhooks: Family<OfWebhook, Histogram>,
+    certificates: Family<OfReason, Counter>,
+    certificate_until: Gauge,
+}
+
+/// Webhooks: each one stands in the way of a write.
+fn webhook_buckets() -> Histogram {
+    Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0])
 }
 
 /// Renewals: a healthy one takes milliseconds, and none may outlast the request timeout.
@@ -124,6 +145,9 @@ impl Series {
             missed: Family::default(),
             replicas: Gauge::default(),
             requests: Family::default(),
+            webhooks: Family::new_with_constructor(webhook_buckets),
+            certificates: Family::default(),
+            certificate_until: Gauge::default(),
         };
         let r = registry;
         r.register(
@@ -195,6 +219,23 @@ impl Series {
         );
         r.register("replicas", "Replicas that this one sees, itself among them", series.replicas.clone());
         r.register("lease_requests", "Requests for Leases by verb and outcome", series.requests.clone());
+        r.register_with_unit(
+            "webhook_duration",
+            "Time from the head of a webhook request to its answer",
+            Unit::Seconds,
+            series.webhooks.clone(),
+        );
+        r.register(
+            "webhook_certificates_made",
+            "Serving certificates that this replica has made, as the leader: because one was due, or what was stored could not be served",
+            series.certificates.clone(),
+        );
+        r.register_with_unit(
+            "webhook_certificate_until_timestamp",
+            "Until when the certificate is good that this replica serves webhooks with; 0 without one",
+            Unit::Seconds,
+            series.certificate_until.clone(),
+        );
         series
     }
 
@@ -346,6 +387,22 @@ impl Metrics {
     pub fn lease_request(&self, verb: &str, outcome: &str) {
         let labels = OfRequest { verb: verb.to_owned(), outcome: outcome.to_owned() };
         self.inner.series.requests.get_or_create(&labels).inc();
+    }
+
+    /// A webhook request was answered: allowed, denied, failed or invalid.
+    pub fn webhook_answered(&self, webhook: &str, outcome: &str, took: Duration) {
+        let labels = OfWebhook { webhook: webhook.to_owned(), outcome: outcome.to_owned() };
+        self.inner.series.webhooks.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// This replica, as the leader, has made a serving certificate.
+    pub fn webhook_certificate_made(&self, reason: &str) {
+        self.inner.series.certificates.get_or_create(&OfReason { reason: reason.to_owned() }).inc();
+    }
+
+    /// Until when the certificate is good that this replica serves webhooks with, in seconds since 1970; 0 without one.
+    pub fn webhook_certificate_until(&self, until: i64) {
+        self.inner.series.certificate_until.set(until);
     }
 
     /// All metrics in the OpenMetrics text format.

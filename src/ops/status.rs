@@ -86,6 +86,20 @@ pub struct Replica {
     pub stopping: bool,
     /// The replicas that this one sees, itself among them.
     pub peers: Vec<Peer>,
+    /// Why webhooks cannot be served; `None` if they can, or are not.
+    pub webhooks_unready: Option<String>,
+    /// What webhooks are served with; `None` if they are not served.
+    pub webhooks: Option<Webhooks>,
+}
+
+/// What a replica serves webhooks with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Webhooks {
+    /// Until when its certificate is good; `None` without one.
+    pub certificate_until: Option<String>,
+    /// What is wrong with the one that is stored.
+    pub problem: Option<String>,
 }
 
 /// A replica as this one sees it.
@@ -154,6 +168,6 @@ impl Status {
         if replica.stopping {
             return Err("stopping".to_owned());
         }
-        replica.unready.map_or(Ok(()), Err)
+        replica.unready.or(replica.webhooks_unready).map_or(Ok(()), Err)
     }
 }

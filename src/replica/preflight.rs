@@ -346,6 +346,10 @@ impl Preflight {
 
     /// What is served of an API version: nothing of one that is not.
     async fn discover(&self, of: &GroupVersionPath) -> Answer<Vec<APIResource>> {
+        // A shard of the replicas' own is about no kind.
+        if of.version.is_empty() {
+            return Ok(Vec::new());
+        }
         let request = async {
             match of.group.is_empty() {
                 true => self.client.list_core_api_resources(&of.version).await,
@@ -407,7 +411,8 @@ impl State {
         let own = ["list", "watch"].map(|verb| Access::new(verb, kind.group.clone(), served.plural.clone()));
         // A kind that was refused something in spite of a rule is believed where not all is in the rules.
         let doubted = rules.incomplete && self.doubts > 0;
-        own.into_iter().chain(needs.iter().cloned()).filter(|access| doubted || !grants(&rules.rules, access)).collect()
+        let own = own.into_iter().filter(|_| !kind.is_internal());
+        own.chain(needs.iter().cloned()).filter(|access| doubted || !grants(&rules.rules, access)).collect()
     }
 }
 
@@ -436,6 +441,9 @@ fn api_of(kind: &Kind) -> GroupVersionPath {
 }
 
 fn resource_of(kind: &Kind, of: &GroupVersionPath, served: &Answer<Vec<APIResource>>) -> Result<Served, Verdict> {
+    if kind.is_internal() {
+        return Ok(Served { api: String::new(), plural: String::new(), namespaced: false });
+    }
     let api_version = of.api_version();
     let resources = match served {
         Ok(resources) => resources,

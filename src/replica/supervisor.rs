@@ -366,7 +366,7 @@ impl Supervisor {
                     preflight::Verdict::Runnable(served) => {
                         let Member { kind, resource, .. } = self.member_mut(kind);
                         let group = if kind.group.is_empty() { String::new() } else { format!("{}/", kind.group) };
-                        *resource = Some(format!("{group}{}/{}", kind.version, served.plural));
+                        *resource = (!kind.is_internal()).then(|| format!("{group}{}/{}", kind.version, served.plural));
                         Verdict::Runnable
                     }
                     preflight::Verdict::Blocked(obstacle) => Verdict::Blocked(obstacle.to_string()),

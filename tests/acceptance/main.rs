@@ -33,3 +33,4 @@ mod stage;
 mod starved;
 mod things;
 mod typed_rows;
+mod webhooks;

@@ -92,3 +92,59 @@ fn the_leases_live_where_they_may_be_written() {
     let [kustomization] = &documents("deploy/kustomization.yaml")[..] else { panic!("one document") };
     assert_eq!(configuration().lease_namespace.as_deref(), kustomization["namespace"].as_str());
 }
+
+const WEBHOOKS: &str = "deploy/webhooks/objects";
+
+#[test]
+fn webhooks_may_write_what_is_named_and_nothing_else() {
+    for role in documents(&format!("{WEBHOOKS}/rbac.yaml")) {
+        for rule in role["rules"].as_array().into_iter().flatten() {
+            assert!(!texts(rule, "resourceNames").is_empty(), "{rule}: no names");
+            for field in ["apiGroups", "resources", "verbs", "resourceNames"] {
+                assert!(texts(rule, field).iter().all(|text| !text.contains('*')), "{rule}");
+            }
+            // An update of what is read, and neither a patch of what is not nor a deletion.
+            let reads = ["get", "list", "watch", "update"];
+            assert!(texts(rule, "verbs").iter().all(|verb| reads.contains(verb)), "{rule}");
+        }
+    }
+}
+
+#[test]
+fn the_webhook_configurations_fit_the_binary_and_each_other() {
+    let settings = configuration().webhooks;
+    assert!(!settings.enabled, "deploy/ serves none; the overlay switches them on");
+    let [service] = &documents(&format!("{WEBHOOKS}/service.yaml"))[..] else { panic!("one document") };
+    assert_eq!(service["metadata"]["name"], settings.name.as_str());
+    let answer = leasehold::webhooks::server::Limits::default().answer.as_secs();
+    let crds = documents("crds/webhooks/scaleschedules.leasehold.dev.yaml");
+    let converts = crds.iter().map(|crd| (&crd["spec"]["conversion"]["webhook"]["clientConfig"], "/convert"));
+    let mut clients: Vec<(Value, &str)> = converts.map(|(client, path)| (client.clone(), path)).collect();
+    for document in documents(&format!("{WEBHOOKS}/configurations.yaml")) {
+        assert_eq!(document["metadata"]["name"], settings.name.as_str());
+        let path = if document["kind"] == "ValidatingWebhookConfiguration" { "/validate" } else { "/mutate" };
+        for webhook in document["webhooks"].as_array().unwrap() {
+            assert!(webhook["timeoutSeconds"].as_u64().unwrap() > answer, "the API server waits for a refusal");
+            assert_eq!(webhook["sideEffects"], "None");
+            let policy = if path == "/validate" { "Fail" } else { "Ignore" };
+            assert_eq!(webhook["failurePolicy"], policy);
+            clients.push((webhook["clientConfig"].clone(), path));
+        }
+    }
+    assert_eq!(clients.len(), 3);
+    for (client, path) in clients {
+        let service = &client["service"];
+        assert_eq!((&service["name"], &service["path"]), (&Value::from(settings.name.as_str()), &Value::from(path)));
+        assert_eq!(service["namespace"], "leasehold-system");
+        assert!(client["caBundle"].is_null(), "it is filled in where it runs");
+    }
+}
+
+#[test]
+fn the_grace_period_covers_the_shutdown_delay_of_webhooks() {
+    let [deployment] = &documents("deploy/deployment.yaml")[..] else { panic!("one document") };
+    let grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap();
+    let limits = leasehold::webhooks::server::Limits::default();
+    let needed = configuration().webhooks.shutdown_delay + limits.end;
+    assert!(Duration::from_secs(grace) > needed, "{grace} s are too short for {needed:?}");
+}

@@ -59,11 +59,12 @@ fn only_the_supervisor_spawns_tasks() {
 #[test]
 fn arrows_go_one_way() {
     for (folder, others) in [
-        ("src/config", vec!["protocol", "replica", "reconcile", "kinds", "ops", "app"]),
-        ("src/protocol", vec!["replica", "reconcile", "kinds", "ops", "app"]),
-        ("src/replica", vec!["reconcile", "kinds", "app"]),
-        ("src/reconcile", vec!["kinds", "app"]),
-        ("src/ops", vec!["config", "protocol", "replica", "reconcile", "kinds", "app"]),
+        ("src/config", vec!["protocol", "replica", "reconcile", "kinds", "webhooks", "ops", "app"]),
+        ("src/protocol", vec!["replica", "reconcile", "kinds", "webhooks", "ops", "app"]),
+        ("src/replica", vec!["reconcile", "kinds", "webhooks", "app"]),
+        ("src/reconcile", vec!["kinds", "webhooks", "app"]),
+        ("src/webhooks", vec!["protocol", "kinds", "app"]),
+        ("src/ops", vec!["config", "protocol", "replica", "reconcile", "kinds", "webhooks", "app"]),
         ("src/kinds", vec!["app"]),
     ] {
         for file in sources(folder) {

@@ -64,6 +64,10 @@ pub(super) enum Name {
     Child(String),
     /// Related objects by id: a list.
     Related(String),
+    /// The object before an update that is asked for; null for a creation.
+    Old,
+    /// Who asks for a write: `username`, `groups`.
+    User,
 }
 
 impl Name {
@@ -75,6 +79,8 @@ impl Name {
             Self::Myself => "self".to_owned(),
             Self::Child(id) => format!("children.{id}"),
             Self::Related(id) => format!("related.{id}"),
+            Self::Old => "old".to_owned(),
+            Self::User => "user".to_owned(),
         }
     }
 
@@ -84,6 +90,8 @@ impl Name {
             "each" => Some(Self::Each),
             "index" => Some(Self::Index),
             "self" => Some(Self::Myself),
+            "old" => Some(Self::Old),
+            "user" => Some(Self::User),
             _ => None,
         }
     }

@@ -29,6 +29,36 @@ pub struct Composition {
     pub(super) related: BTreeMap<String, Related>,
     pub(super) children: Vec<Child>,
     pub(super) status: Template,
+    /// What is said of an object before it is stored.
+    pub(super) admission: Option<Admission>,
+}
+
+/// What is said of an object before it is stored.
+#[derive(Debug, Clone)]
+pub(super) struct Admission {
+    /// Fields that an object gets where it says nothing.
+    pub(super) defaults: Option<Template>,
+    /// Objects that are looked up for the rules, by their names.
+    pub(super) lookups: Vec<Lookup>,
+    /// What must be true.
+    pub(super) rules: Vec<Rule>,
+}
+
+/// One object that is looked up.
+#[derive(Debug, Clone)]
+pub(super) struct Lookup {
+    pub(super) id: String,
+    pub(super) of: Arc<Type>,
+    pub(super) namespace: Option<Template>,
+    pub(super) name: Template,
+}
+
+/// One thing that must be true.
+#[derive(Debug, Clone)]
+pub(super) struct Rule {
+    pub(super) creation_only: bool,
+    pub(super) rule: Expression,
+    pub(super) message: Template,
 }
 
 /// One template.
@@ -62,7 +92,7 @@ impl Composition {
                 return Err(errors.into_errors());
             }
         };
-        let composition = Reading { ids: Vec::new() }.top(&root, &mut errors);
+        let composition = Reading { lookups: BTreeSet::new(), ids: Vec::new() }.top(&root, &mut errors);
         if errors.is_empty() { Ok(composition) } else { Err(errors.into_errors()) }
     }
 
@@ -76,13 +106,21 @@ impl Composition {
 /// Where expressions stand, and so what they may refer to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
-    Template { each: bool },
+    Template {
+        each: bool,
+    },
     Choice,
     Ready,
     Status,
+    /// Before an object is stored; `looked` where objects have been looked up.
+    Admission {
+        looked: bool,
+    },
 }
 
 struct Reading {
+    /// The ids of admission's lookups.
+    lookups: BTreeSet<String>,
     /// The ids of children and related objects, with the place of each.
     ids: Vec<(String, Position, bool)>,
 }
@@ -109,6 +147,7 @@ impl Reading {
                 status
             }
         };
+        let admission = self.admission(&mut section, errors);
         section.finish(errors);
 
         let mut related = BTreeMap::new();
@@ -119,7 +158,7 @@ impl Reading {
         for (number, node) in child_nodes.iter().enumerate() {
             children.extend(self.child(node, &format!("children[{number}]"), errors));
         }
-        Composition { related, children: self.in_order(children, errors), status }
+        Composition { related, children: self.in_order(children, errors), status, admission }
     }
 
     fn collect_ids(&mut self, field: &str, nodes: &[&Node], errors: &mut Gathered<'_>) {
@@ -154,6 +193,17 @@ impl Reading {
             if ids.is_empty() { "there are none".to_owned() } else { format!("there are {}", ids.join(", ")) }
         };
         match (name, place) {
+            (Name::Old | Name::User, Place::Admission { .. }) => None,
+            (Name::Old | Name::User, _) => {
+                Some("`old` and `user` are of admission only: an object is reconciled whoever wrote it".to_owned())
+            }
+            (Name::Child(_), Place::Admission { .. }) => {
+                Some("admission comes before there are children; look up what it needs with `lookups`".to_owned())
+            }
+            (Name::Related(id), Place::Admission { looked }) => {
+                let known = looked && self.lookups.contains(id);
+                (!known).then(|| format!("no lookup of admission has the id `{id}`"))
+            }
             (Name::Child(id), _) if !self.knows(id, true) => {
                 Some(format!("no child has the id `{id}`; {}", known(true)))
             }
@@ -257,6 +307,83 @@ impl Reading {
                 None
             }
         }
+    }
+
+    fn admission(&mut self, top: &mut Section<'_>, errors: &mut Gathered<'_>) -> Option<Admission> {
+        let mut section = top.section("admission", errors)?;
+        let place = Place::Admission { looked: false };
+        let defaults = section.take("defaults").map(|node| {
+            let path = section.path_of("defaults");
+            let defaults = Template::read(node, &path, &|name| self.refuse(name, place), errors);
+            match &defaults {
+                Template::Map(fields) if fields.iter().all(|(field, _)| field == "spec" || field == "metadata") => {}
+                _ => errors.add(node.at, &path, "expected a mapping of `spec`, or of `metadata`"),
+            }
+            defaults
+        });
+        let mut lookups: Vec<Lookup> = Vec::new();
+        let path = section.path_of("lookups");
+        for (number, node) in list(&mut section, "lookups", errors).into_iter().enumerate() {
+            if let Some(lookup) = self.lookup(node, &format!("{path}[{number}]"), errors) {
+                if !self.lookups.insert(lookup.id.clone()) {
+                    let message = format!("the id `{}` is given twice; choose another", lookup.id);
+                    errors.add(node.at, &format!("{path}[{number}].id"), message);
+                }
+                lookups.push(lookup);
+            }
+        }
+        let mut rules = Vec::new();
+        let path = section.path_of("rules");
+        for (number, node) in list(&mut section, "rules", errors).into_iter().enumerate() {
+            rules.extend(self.rule(node, &format!("{path}[{number}]"), errors));
+        }
+        section.finish(errors);
+        Some(Admission { defaults, lookups, rules })
+    }
+
+    fn lookup(&self, node: &Node, path: &str, errors: &mut Gathered<'_>) -> Option<Lookup> {
+        let mut section = Section::open(node, path, errors);
+        let id = id(&mut section, errors);
+        let group_version = group_version(&mut section, errors);
+        let kind = kind_name(&mut section, errors).map(|kind| kind.value.to_owned());
+        let plural = plural(&mut section, errors);
+        let place = Place::Admission { looked: false };
+        let mut text = |field: &'static str, errors: &mut Gathered<'_>| {
+            let node = section.take(field)?;
+            Some(Template::read(node, &section.path_of(field), &|name| self.refuse(name, place), errors))
+        };
+        let (namespace, name) = (text("namespace", errors), text("name", errors));
+        if name.is_none() {
+            errors.add(node.at, &section.path_of("name"), "missing; one object is looked up, by its name");
+        }
+        section.finish(errors);
+        let ((group, version), kind) = (group_version?, kind?);
+        Some(Lookup { id: id?, of: type_of(&group, &version, &kind, plural), namespace, name: name? })
+    }
+
+    fn rule(&self, node: &Node, path: &str, errors: &mut Gathered<'_>) -> Option<Rule> {
+        let mut section = Section::open(node, path, errors);
+        let creation_only = section.choice("on", &[("Create", true), ("Write", false)], errors);
+        let place = Place::Admission { looked: true };
+        let rule = match section.take("rule") {
+            Some(node) => self.expression(node, &section.path_of("rule"), place, errors),
+            None => {
+                errors.add(section.at(), &section.path_of("rule"), "missing; write one expression that must be true");
+                None
+            }
+        };
+        let message = match section.take("message") {
+            Some(node) => {
+                Some(Template::read(node, &section.path_of("message"), &|name| self.refuse(name, place), errors))
+            }
+            None => {
+                let message = "missing; say which field is wrong, and what to do";
+                errors.add(section.at(), &section.path_of("message"), message);
+                None
+            }
+        };
+        section.finish(errors);
+        Some(Rule { creation_only: creation_only.unwrap_or(false), rule: rule?, message: message? })
     }
 
     fn for_each(&self, section: &mut Section<'_>, errors: &mut Gathered<'_>) -> Option<(Expression, u16)> {

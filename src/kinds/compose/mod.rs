@@ -1,8 +1,10 @@
 //! Kinds that are composed: a file of templates says which children an object shall have, and no program is written.
 //!
 //! [`composition`] is the file, [`template`] a tree with expressions at its leaves, [`cel`] the expressions,
+//! [`admission`] says what is filled in and refused before an object is stored,
 //! [`evaluate`] makes of an object the children that it shall have. What carries that out is the engine, [`crate::reconcile::children`].
 
+mod admission;
 mod cel;
 mod composition;
 mod evaluate;
@@ -11,4 +13,5 @@ mod template;
 #[cfg(test)]
 mod tests;
 
+pub use admission::ComposedAdmission;
 pub use composition::Composition;

@@ -268,3 +268,113 @@ proptest! {
         prop_assert_eq!(&composed.children[0].object["data"]["v"], &json!(expected.join(",")));
     }
 }
+
+mod admission {
+    use super::*;
+    use crate::kinds::compose::admission::{fill, judge};
+
+    fn shipped() -> Composition {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/tenant.yaml");
+        Composition::read("tenant.yaml", &std::fs::read_to_string(file).unwrap())
+            .unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    fn tenant(spec: Json) -> Json {
+        json!({"metadata": {"name": "lilac"}, "spec": spec})
+    }
+
+    /// What a Tenant is refused for, beside that namespace.
+    fn refused(tenant: &Json, old: &Json, namespace: Option<Json>) -> Option<String> {
+        let shipped = shipped();
+        let admission = shipped.admission.as_ref().unwrap();
+        let found = BTreeMap::from([("namespace".to_owned(), namespace)]);
+        judge(admission, tenant, old, &json!({"username": "eve", "groups": []}), &found)
+            .err()
+            .map(|denied| denied.message)
+    }
+
+    #[test]
+    fn a_tenant_takes_no_namespace_of_others() {
+        let lilac = tenant(json!({}));
+        let owned = |kind: &str, name: &str| {
+            Some(json!({"metadata": {"name": "lilac", "ownerReferences": [{"kind": kind, "name": name}]}}))
+        };
+        assert_eq!(refused(&lilac, &Json::Null, None), None);
+        assert_eq!(refused(&lilac, &Json::Null, owned("Tenant", "lilac")), None);
+        for namespace in [Some(json!({"metadata": {"name": "lilac"}})), owned("Team", "lilac"), owned("Tenant", "rose")]
+        {
+            let said = refused(&lilac, &Json::Null, namespace.clone()).expect("it is refused");
+            assert!(said.starts_with("metadata.name: there is a namespace lilac already"), "{said}");
+            assert_eq!(refused(&lilac, &lilac, namespace), None, "it is a matter of creation");
+        }
+    }
+
+    #[test]
+    fn a_tenant_takes_no_labels_of_the_platform() {
+        for (label, is_refused) in [
+            ("team", false),
+            ("example.com/team", false),
+            ("app.kubernetes.io/part-of", false),
+            ("mykubernetes.io/x", false),
+            ("pod-security.kubernetes.io/enforce", true),
+            ("kubernetes.io/metadata.name", true),
+            ("policy.k8s.io/x", true),
+            ("leasehold.dev/shard", true),
+            ("a.leasehold.dev/copies", true),
+        ] {
+            let tenant = tenant(json!({"labels": {"team": "x", label: "privileged"}}));
+            let said = refused(&tenant, &Json::Null, None);
+            assert_eq!(said.is_some(), is_refused, "{label}: {said:?}");
+            assert_eq!(refused(&tenant, &tenant, None).is_some(), is_refused, "{label}, by an update");
+        }
+        assert_eq!(refused(&tenant(json!({})), &Json::Null, None), None);
+    }
+
+    #[test]
+    fn what_is_left_out_is_filled_in_and_what_is_there_stays() {
+        let shipped = shipped();
+        let admission = shipped.admission.as_ref().unwrap();
+        let filled = |mut object: Json| {
+            fill(admission, &json!({}), &Json::Null, &mut object).unwrap();
+            object
+        };
+        assert_eq!(filled(tenant(json!({})))["spec"], json!({"labels": {"team": "lilac"}}));
+        let own = tenant(json!({"labels": {"team": "rose", "x": "y"}, "quota": {"pods": "1"}}));
+        assert_eq!(filled(own.clone()), own);
+        // Its name is made by the API server, later.
+        let unnamed = json!({"metadata": {"generateName": "lilac-"}, "spec": {}});
+        assert_eq!(filled(unnamed.clone()), unnamed);
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_its_line() {
+        const CHILD: &str = "children:\n- {id: a, template: {apiVersion: v1, kind: ConfigMap, metadata: {name: \"${parent.metadata.name}\"}}}\n";
+        for (admission, expected) in [
+            ("{rules: [{rule: \"${true}\"}]}", "admission.rules[0].message: missing"),
+            ("{rules: [{message: x}]}", "admission.rules[0].rule: missing"),
+            (
+                "{rules: [{rule: \"${children.a}\", message: x}]}",
+                "admission.rules[0].rule: admission comes before there are children",
+            ),
+            (
+                "{rules: [{rule: \"${related.b}\", message: x}]}",
+                "admission.rules[0].rule: no lookup of admission has the id `b`",
+            ),
+            (
+                "{rules: [{rule: \"${true}\", message: x, on: Delete}]}",
+                "admission.rules[0].on: expected one of Create, Write",
+            ),
+            ("{defaults: {status: {}}}", "admission.defaults: expected a mapping of `spec`"),
+            ("{lookups: [{id: b, apiVersion: v1, kind: Namespace}]}", "admission.lookups[0].name: missing"),
+            ("{what: 1}", "admission.what: unknown field; known here: defaults, lookups, rules"),
+        ] {
+            let found = errors(&format!("{CHILD}admission: {admission}\n"));
+            assert!(
+                found.len() == 1 && found[0].contains(expected),
+                "{admission}\nexpected {expected}\nfound    {found:#?}"
+            );
+        }
+        let found = errors(&CHILD.replace("${parent.metadata.name}", "${user.username}"));
+        assert!(found.len() == 1 && found[0].contains("are of admission only"), "{found:#?}");
+    }
+}

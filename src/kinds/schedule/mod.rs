@@ -10,6 +10,7 @@ mod plan;
 mod report;
 mod target;
 mod types;
+mod v1beta1;
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{Api, Client, Resource, ResourceExt, core::DynamicObject};
 
 pub use types::{Day, ScaleSchedule, ScaleScheduleSpec, ScaleScheduleStatus, TargetRef, Window};
+pub use v1beta1::{ScaleSchedule as ScaleScheduleV1Beta1, ScheduleConversion};
 
 use self::{
     plan::{Plan, Valid},

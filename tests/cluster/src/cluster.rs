@@ -11,6 +11,7 @@ use crate::{
     eventually::eventually,
     kubelet::{Kubelet, KubeletOptions},
     proxy::{FaultProxy, Upstream},
+    services,
 };
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::{
@@ -85,6 +86,13 @@ impl Cluster {
         let starting = runtime.run(Self::assemble(options));
         let parts = starting.await?;
         let cluster = Self { inner: Arc::new(parts.with(runtime)) };
+        let (directory, client) = (cluster.directory().to_owned(), cluster.kubelet_client()?);
+        cluster
+            .run(async move {
+                tokio::spawn(services::serve(&directory, client)?);
+                anyhow::Ok(())
+            })
+            .await?;
         let waiting = cluster.clone();
         cluster.run(async move { waiting.wait_for_service_accounts().await }).await?;
         Ok(cluster)

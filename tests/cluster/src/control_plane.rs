@@ -2,7 +2,7 @@
 //!
 //! Everything listens on loopback. The data does not survive: etcd runs without fsync in a temporary directory.
 
-use crate::{binaries::Binaries, certificates::Authority, children::Process};
+use crate::{binaries::Binaries, certificates::Authority, children::Process, services};
 use anyhow::{Context, Result, bail};
 use rcgen::KeyPair;
 use rustix::process::Signal;
@@ -165,6 +165,7 @@ impl ControlPlane {
             format!("--audit-policy-file={}", at("audit-policy.yaml")),
             format!("--audit-log-path={}", at("audit.log")),
             "--audit-log-maxsize=0".into(),
+            format!("--egress-selector-config-file={}", at("egress.yaml")),
         ];
         if !feature_gates.is_empty() {
             arguments.push(format!("--feature-gates={}", feature_gates.join(",")));
@@ -292,6 +293,7 @@ fn write_files(directory: &Path, authority: &Authority, tokens: &Tokens) -> Resu
     write("service-account.pub", &service_accounts.public_key_pem())?;
     write("tokens.csv", &tokens.csv())?;
     write("authentication.yaml", AUTHENTICATION)?;
+    write("egress.yaml", &services::configuration(directory))?;
     write("audit-policy.yaml", AUDIT_POLICY)
 }
 

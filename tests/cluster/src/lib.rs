@@ -26,6 +26,7 @@ mod control_plane;
 mod eventually;
 mod kubelet;
 mod proxy;
+mod services;
 
 pub use audit::AuditEvent;
 pub use binaries::Binaries;

@@ -11,7 +11,8 @@
 //! - All pods share one host, so each has its own loopback address (`127.x.y.z`, its `podIP`), and `0.0.0.0` in arguments and variables becomes that address.
 //! - With a ServiceAccount token mounted, `KUBECONFIG` names a kubeconfig that uses it; `KUBERNETES_SERVICE_HOST` is not set.
 //! - `PATH`, `HOME`, `RUST_LOG` and `RUST_BACKTRACE` come from whoever runs the cluster, nothing else does.
-//! - Security contexts, resources, init containers, exec probes, hooks other than a `preStop` sleep, `Service` addresses and `kubectl exec` are not there.
+//! - Security contexts, resources, init containers, exec probes, hooks other than a `preStop` sleep and `kubectl exec` are not there.
+//! - `Service` addresses are there for the API server only, as for its webhooks; pods cannot connect to them.
 //! - `kubectl logs --timestamps` shows no timestamps; `--previous` and `-f` work.
 
 mod container;

@@ -1,0 +1,315 @@
+//! The HTTPS side: what a client may cost, in connections, bytes and time.
+//!
+//! The API servers are a handful of honest clients that keep a connection each; but every Pod may be able to connect.
+//! HTTP/2 is spoken with whoever offers it, as API servers do: at the end its GOAWAY tells them which of their requests
+//! were not taken, and they send those elsewhere. HTTP/1.1 has no word for that.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    future::Future,
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures::{
+    StreamExt as _,
+    future::{AbortHandle, abortable},
+    stream::FuturesUnordered,
+};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    body::{Bytes, Incoming},
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::review::{Answer, Reviews, Route, invalid};
+use crate::ops::{http::accept, metrics::Metrics};
+
+/// What a server spends on its clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at a time. One more takes the place of the oldest that has not had a review answered yet, or else of
+    /// the oldest: clients that only connect keep no API server out.
+    pub connections: usize,
+    /// Requests at a time, on all connections. One more is told to come again.
+    pub requests: usize,
+    /// How long TLS may take, and the head of a request.
+    pub head: Duration,
+    /// How long a request's body may take.
+    pub body: Duration,
+    /// Bytes of a body: an API server takes objects of three, and sends the old one along with the new one.
+    pub body_bytes: usize,
+    /// Bytes of all bodies that are being read.
+    pub all_bodies: usize,
+    /// How long a webhook may take to answer: less than `timeoutSeconds` of the configurations.
+    pub answer: Duration,
+    /// How long a connection may last. Then it is ended as at a stop.
+    pub age: Duration,
+    /// How long the last answers may take at the end of a connection.
+    pub end: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 128,
+            requests: 128,
+            head: Duration::from_secs(5),
+            body: Duration::from_secs(5),
+            body_bytes: 8 << 20,
+            all_bodies: 48 << 20,
+            answer: Duration::from_secs(4),
+            age: Duration::from_secs(600),
+            end: Duration::from_secs(10),
+        }
+    }
+}
+
+const HEAD_BYTES: u32 = 16 << 10;
+
+/// What all connections share.
+struct Shared {
+    reviews: Arc<Reviews>,
+    limits: Limits,
+    metrics: Metrics,
+    requests: Semaphore,
+    bodies: Semaphore,
+    stop: CancellationToken,
+}
+
+/// Serves until `shutdown` resolves, then takes no new connection and lets each client finish what it has asked.
+/// Dropping the future closes all connections.
+pub async fn serve(
+    listener: TcpListener,
+    reviews: Arc<Reviews>,
+    tls: Arc<ServerConfig>,
+    limits: Limits,
+    metrics: Metrics,
+    shutdown: impl Future<Output = ()>,
+) {
+    let mut shutdown = pin!(shutdown);
+    let acceptor = TlsAcceptor::from(tls);
+    let shared = Arc::new(Shared {
+        reviews,
+        limits,
+        metrics,
+        requests: Semaphore::new(limits.requests),
+        bodies: Semaphore::new(limits.all_bodies),
+        stop: CancellationToken::new(),
+    });
+    let mut open = FuturesUnordered::new();
+    // Oldest first.
+    let mut handles = VecDeque::<(u64, Arc<AtomicBool>, AbortHandle)>::new();
+    let mut number = 0_u64;
+    loop {
+        let stream = tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some((ended, _)) = open.next() => {
+                handles.retain(|(number, ..)| *number != ended);
+                continue;
+            }
+            stream = accept(&listener) => stream,
+        };
+        if handles.len() >= limits.connections.max(1) {
+            let idle = handles.iter().position(|(_, useful, _)| !useful.load(Ordering::Relaxed)).unwrap_or(0);
+            handles.remove(idle).iter().for_each(|(.., handle)| handle.abort());
+        }
+        let useful = Arc::new(AtomicBool::new(false));
+        let served = connection(stream, acceptor.clone(), Arc::clone(&shared), Arc::clone(&useful));
+        let (connection, handle) = abortable(served);
+        number += 1;
+        handles.push_back((number, useful, handle));
+        let number = number;
+        open.push(async move { (number, connection.await) });
+    }
+    drop(listener);
+    shared.stop.cancel();
+    while open.next().await.is_some() {}
+}
+
+/// Serves one connection to its end; what ends it is its client's affair.
+async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>, useful: Arc<AtomicBool>) {
+    let limits = shared.limits;
+    let _ = stream.set_nodelay(true);
+    let Ok(Ok(stream)) = timeout(limits.head, acceptor.accept(stream)).await else { return };
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let stream = Lingering { inner: stream, is_shut: false };
+    let stop = shared.stop.clone();
+    let service = service_fn(move |request| {
+        let (shared, useful) = (Arc::clone(&shared), Arc::clone(&useful));
+        async move { Ok::<_, Infallible>(shared.respond(request, &useful).await) }
+    });
+    let until = async {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = sleep(limits.age) => {}
+        }
+    };
+    if is_http2 {
+        let mut http = http2::Builder::new(TokioExecutor::new());
+        http.timer(TokioTimer::new())
+            .max_concurrent_streams(u32::try_from(limits.requests).unwrap_or(u32::MAX))
+            .max_header_list_size(HEAD_BYTES)
+            // A client that is gone without a word, or sends no preface, answers no ping either.
+            .keep_alive_interval(limits.head)
+            .keep_alive_timeout(limits.head);
+        let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            _ = &mut connection => return,
+            () = until => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = timeout(limits.end, connection).await;
+    } else {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(limits.head)
+            .max_header_size(HEAD_BYTES as usize)
+            .max_buf_size(4 * HEAD_BYTES as usize);
+        let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            _ = &mut connection => return,
+            () = until => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = timeout(limits.end, connection).await;
+    }
+}
+
+/// Reads what a client still sends after our last word, until it closes: the kernel resets a connection that is closed with
+/// something unread, and the client may lose answers that it has not read.
+struct Lingering<S> {
+    inner: S,
+    is_shut: bool,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Lingering<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, into)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.is_shut {
+            ready!(Pin::new(&mut self.inner).poll_shutdown(cx))?;
+            self.is_shut = true;
+        }
+        loop {
+            let mut bytes = [0; 4096];
+            let mut part = ReadBuf::new(&mut bytes);
+            match ready!(Pin::new(&mut self.inner).poll_read(cx, &mut part)) {
+                Ok(()) if !part.filled().is_empty() => {}
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+impl Shared {
+    async fn respond(&self, request: Request<Incoming>, useful: &AtomicBool) -> Response<Full<Bytes>> {
+        let Some(route) = Route::of(request.uri().path()) else {
+            return plain(StatusCode::NOT_FOUND, "there are /validate, /mutate and /convert");
+        };
+        if request.method() != Method::POST {
+            return plain(StatusCode::METHOD_NOT_ALLOWED, "a review is POSTed");
+        }
+        let began = now();
+        let answer = self.answer(route, request).await;
+        if answer.status == StatusCode::OK {
+            useful.store(true, Ordering::Relaxed);
+        }
+        self.metrics.webhook_answered(route.name(), answer.outcome, began.elapsed());
+        let mut response = Response::new(Full::new(Bytes::from(answer.body)));
+        *response.status_mut() = answer.status;
+        let json = header::HeaderValue::from_static("application/json");
+        response.headers_mut().insert(header::CONTENT_TYPE, json);
+        response
+    }
+
+    async fn answer(&self, route: Route, request: Request<Incoming>) -> Answer {
+        let refuse = |status, message: &str| invalid(route, status, message, &[]);
+        let Ok(_one) = self.requests.try_acquire() else {
+            return refuse(StatusCode::TOO_MANY_REQUESTS, "too many requests at once; send this one again");
+        };
+        let mut held = Vec::new();
+        let body = match timeout(self.limits.body, self.body(request, &mut held)).await {
+            Ok(Ok(body)) => body,
+            Ok(Err((status, message))) => return refuse(status, &message),
+            Err(_elapsed) => {
+                let message = format!("the body has not come within {} s", self.limits.body.as_secs());
+                return refuse(StatusCode::REQUEST_TIMEOUT, &message);
+            }
+        };
+        self.reviews.answer(route, &body).await
+    }
+
+    /// Reads a body. A client that sends slowly holds no more of what all share than it has sent.
+    async fn body<'a>(
+        &'a self,
+        request: Request<Incoming>,
+        held: &mut Vec<SemaphorePermit<'a>>,
+    ) -> Result<Vec<u8>, (StatusCode, String)> {
+        let most = self.limits.body_bytes;
+        let too_large = || (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {most} bytes"));
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        if length.is_some_and(|length| length > most) {
+            return Err(too_large());
+        }
+        let mut body = request.into_body();
+        let mut bytes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame =
+                frame.map_err(|error| (StatusCode::BAD_REQUEST, format!("the body has broken off: {error}")))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if bytes.len() + data.len() > most {
+                return Err(too_large());
+            }
+            let permits = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            let permit = self.bodies.try_acquire_many(permits).map_err(|_| {
+                (StatusCode::TOO_MANY_REQUESTS, "too many large requests at once; send this one again".to_owned())
+            })?;
+            held.push(permit);
+            bytes.extend_from_slice(&data);
+        }
+        Ok(bytes)
+    }
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    *response.status_mut() = status;
+    response
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long an answer took is for a metric")]
+fn now() -> Instant {
+    Instant::now()
+}
