@@ -26,6 +26,7 @@ mod rows;
 mod shipped;
 mod spread;
 mod stage;
+mod stale;
 mod starved;
 mod things;
 mod typed_rows;

@@ -13,6 +13,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream::BoxStream};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::{ResourceExt, api::DynamicObject, core::ApiResource, discovery::Scope, runtime::watcher};
 use serde_json::Value;
 
@@ -147,9 +148,11 @@ type Belonging = (Option<Shard>, Option<Name>);
 
 impl Held {
     fn of(mut object: DynamicObject, shard: Option<Shard>) -> Self {
-        // Who else owns which fields is nobody's business here: only what we applied is compared.
-        if let Some(managed) = &mut object.metadata.managed_fields {
-            managed.retain(|entry| entry.manager.as_deref().is_some_and(|manager| manager.starts_with("leasehold/")));
+        // Only what we wrote is compared. Of the entries of others no more is kept than their places.
+        for entry in object.metadata.managed_fields.iter_mut().flatten() {
+            if !entry.manager.as_deref().is_some_and(|manager| manager.starts_with("leasehold/")) {
+                *entry = ManagedFieldsEntry::default();
+            }
         }
         Self {
             version: version(&object),
