@@ -59,6 +59,8 @@ use crate::{
 
 /// How soon an object is looked at again whose children cannot be seen: nothing tells when they can.
 const UNUSABLE: Duration = Duration::from_secs(10);
+/// How soon an object is looked at again whose children's watch fails: nothing tells when it does not any more.
+const STALE: Duration = Duration::from_secs(60);
 /// How soon a child that belongs to somebody else is looked at again: it bears no label by which we would see it go.
 const CONFLICT: Duration = Duration::from_secs(30);
 /// How soon the children of a deleted object are looked at again while they go.
@@ -284,7 +286,11 @@ impl Pass {
                     let api = self.api(&parent);
                     let held = finalizer::add(&api, &*parent, &it.finalizer).await.map_err(Error::WriteFinalizer)?;
                     // Its event makes the object due again, and then the finalizer is there.
-                    return if held == finalizer::Written::Done { Ok(None) } else { Ok(self.read(&parent).await?.again()) };
+                    return if held == finalizer::Written::Done {
+                        Ok(None)
+                    } else {
+                        Ok(self.read(&parent).await?.again())
+                    };
                 }
                 Step::Confirm => match self.read(&parent).await? {
                     Read::Same => plan.confirmed(),
@@ -297,7 +303,12 @@ impl Pass {
                     }
                 }
                 Step::Delete(deletes) => family.delete_each(deletes, &mut plan).await,
-                Step::Report(outcome) => break outcome,
+                Step::Report(mut outcome) => {
+                    if let Outcome::Done { stale, .. } = &mut outcome {
+                        *stale = self.stale();
+                    }
+                    break outcome;
+                }
                 Step::Unfinished => {
                     return Err(Error::Unfinished(format!("the children are not done after {} rounds", plan::ROUNDS)));
                 }
@@ -306,7 +317,10 @@ impl Pass {
         let (written, pruned) = plan.counts();
         self.tell(&parent, written, pruned).await;
         self.report(&parent, &outcome).await?;
-        let Outcome::Done { trouble, .. } = &outcome else { return Ok(None) };
+        let Outcome::Done { trouble, stale, .. } = &outcome else { return Ok(None) };
+        if trouble.is_empty() && stale.is_some() {
+            return Ok(Some(STALE));
+        }
         let refused = trouble.iter().find(|trouble| retries(trouble.reason)).map(|trouble| trouble.words.clone());
         refused.map_or(Ok(again(trouble)), |words| Err(Error::Unfinished(words)))
     }
@@ -343,13 +357,24 @@ impl Pass {
         let it = &self.0;
         for objects in it.children.values().chain(it.related.values()) {
             match objects.sight() {
-                Sight::Clear | Sight::Unserved => {}
+                Sight::Clear | Sight::Unserved | Sight::Stale(_) => {}
                 Sight::Unlisted => return Err(None),
                 Sight::Troubled(why) => return Err(Some(why)),
             }
         }
         let served = it.children.iter().filter_map(|(of, objects)| Some((Arc::clone(of), objects.served()?)));
         Ok(served.collect())
+    }
+
+    /// Which watch fails, and why: what changes meanwhile is not seen.
+    fn stale(&self) -> Option<String> {
+        let it = &self.0;
+        let children = it.children.iter().map(|(of, objects)| (of.to_string(), objects));
+        let all = children.chain(it.related.iter().map(|(id, objects)| (id.clone(), objects)));
+        all.into_iter().find_map(|(what, objects)| match objects.sight() {
+            Sight::Stale(why) => Some(format!("the watch of {what} fails: {why}")),
+            _ => None,
+        })
     }
 
     /// Related objects, as they were last seen.

@@ -358,6 +358,7 @@ impl Plan {
             waiting: waiting.collect(),
             unready: unready.map(|(child, why)| format!("{}: {why}", child.key)).collect(),
             own: composed.status,
+            stale: None,
         }
     }
 }
