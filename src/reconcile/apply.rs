@@ -17,6 +17,8 @@ pub const SHARD: &str = "leasehold.dev/shard";
 pub const OWNER_UID: &str = "leasehold.dev/owner-uid";
 /// Annotation: namespace and name of the object that a child belongs to, as `namespace/name` or `name`.
 pub const OWNER: &str = "leasehold.dev/owner";
+/// Annotation: the generation of that object that the child was last written from.
+pub const OWNER_GENERATION: &str = "leasehold.dev/owner-generation";
 /// Annotation: a digest of what we applied last.
 pub const APPLIED: &str = "leasehold.dev/applied";
 /// The well-known label that says who manages an object.
@@ -86,6 +88,13 @@ pub fn applied_keys(meta: &ObjectMeta, manager: &str, path: &str) -> Vec<String>
 /// Labels travel with a copy that somebody makes of our child; managed fields do not.
 pub fn applied_by(meta: &ObjectMeta, manager: &str) -> bool {
     applied(meta, manager).is_some()
+}
+
+/// Whether `manager` has applied anything of the object, or has created it.
+pub fn written_by(meta: &ObjectMeta, manager: &str) -> bool {
+    meta.managed_fields.iter().flatten().any(|entry| {
+        entry.manager.as_deref() == Some(manager) && entry.subresource.as_deref().unwrap_or_default().is_empty()
+    })
 }
 
 fn applied<'a>(meta: &'a ObjectMeta, manager: &str) -> Option<&'a serde_json::Value> {

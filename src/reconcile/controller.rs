@@ -158,6 +158,7 @@ where
 
         let mut queue = Queue::default();
         recent.newest_first().for_each(|object| queue.add(Lane::Soon, object));
+        self.seen.begin();
         let reconcile = begin(term.clone());
         let (to_sweep, swept) = (Vec::new().into_iter(), HashSet::new());
         let (backoff, timers) = (Backoff::default(), Timers::default());

@@ -4,7 +4,7 @@
 //! version, and be refused.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -26,6 +26,22 @@ struct State<K> {
     listing: HashMap<Name, Arc<K>>,
     /// What is not in it as it was known.
     missed: Vec<Name>,
+    /// Which objects are known as they were in the term, or later.
+    current: Current,
+}
+
+/// A standby's watch may lag, so that its view is older than what the last leader worked from. Since a term began, everything
+/// is current that was listed since, that has a later version than the kind had at some moment since, or that was read since.
+#[derive(Default)]
+struct Current {
+    has_begun: bool,
+    /// A list that began in the term is on its way.
+    is_listing: bool,
+    /// One is complete.
+    is_listed: bool,
+    /// A version that the kind had in the term.
+    version: Option<u64>,
+    read: HashSet<Name>,
 }
 
 impl<K: Resource> Clone for Seen<K>
@@ -40,7 +56,13 @@ where
 impl<K: Resource> Seen<K> {
     /// Nothing yet.
     pub fn new(dyntype: K::DynamicType) -> Self {
-        let state = State { objects: HashMap::new(), listed: false, listing: HashMap::new(), missed: Vec::new() };
+        let state = State {
+            objects: HashMap::new(),
+            listed: false,
+            listing: HashMap::new(),
+            missed: Vec::new(),
+            current: Current::default(),
+        };
         Self { dyntype, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -88,6 +110,7 @@ impl<K: Resource> Seen<K> {
                 Vec::new()
             }
             Event::Init => {
+                state.current.is_listing = state.current.has_begun;
                 state.missed.clear();
                 state.listing.clear();
                 Vec::new()
@@ -104,6 +127,7 @@ impl<K: Resource> Seen<K> {
             }
             Event::InitDone => {
                 state.listed = true;
+                state.current.is_listed |= state.current.is_listing;
                 state.take_over();
                 std::mem::take(&mut state.missed)
             }
@@ -120,6 +144,48 @@ impl<K: Resource> Seen<K> {
         if is_ours_alone && state.known(&name, &object).is_some_and(|known| is_newer(&object, known)) {
             state.objects.insert(name, Arc::new(object));
         }
+    }
+
+    /// The term has begun: what was seen so far may be older.
+    pub fn begin(&self) {
+        self.lock().current.has_begun = true;
+    }
+
+    /// The kind had this version at a moment of the term: what has a later one, or this one, is current.
+    pub fn is_at(&self, version: u64) {
+        let current = &mut self.lock().current;
+        current.version = Some(current.version.map_or(version, |before| before.min(version)));
+    }
+
+    /// Whether it is known what is current without reading every object.
+    pub fn has_baseline(&self) -> bool {
+        let current = &self.lock().current;
+        current.is_listed || current.version.is_some()
+    }
+
+    /// Whether the object, as it was seen, is no older than the term.
+    pub fn is_current(&self, object: &K) -> bool {
+        let state = self.lock();
+        let current = &state.current;
+        current.is_listed
+            || current.version.zip(version(object)).is_some_and(|(from, version)| version >= from)
+            || current.read.contains(&Name::of(object))
+    }
+
+    /// Takes in what was read of an object in the term. Returns whether the object is as it was seen, but for its status.
+    pub fn read(&self, seen: &K, mut fresh: K) -> bool {
+        fresh.meta_mut().managed_fields = None;
+        let (mut state, name) = (self.lock(), Name::of(&fresh));
+        // Of another one of that name the watch tells in its turn, after the end of this one.
+        if fresh.meta().uid != seen.meta().uid {
+            return false;
+        }
+        let is_same = is_same(seen, &fresh);
+        if state.known(&name, &fresh).is_some_and(|known| !is_newer(known, &fresh)) {
+            state.current.read.insert(name.clone());
+            state.objects.insert(name, Arc::new(fresh));
+        }
+        is_same
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
@@ -147,21 +213,29 @@ impl<K: Resource> State<K> {
 
     /// Whether the object is not as it is known but for its status. Without a generation any change counts.
     fn is_changed(&self, name: &Name, object: &K) -> bool {
-        !self.known(name, object).is_some_and(|known| {
-            let (known, now) = (known.meta(), object.meta());
-            match now.generation {
-                // Whoever adds a finalizer goes on when it is there.
-                Some(_) => known.generation == now.generation && known.finalizers == now.finalizers,
-                None => known.resource_version == now.resource_version,
-            }
-        })
+        !self.known(name, object).is_some_and(|known| is_same(known, object))
     }
+}
+
+/// Whether two versions of an object differ in their status at the most.
+fn is_same<K: Resource>(one: &K, other: &K) -> bool {
+    let (one, other) = (one.meta(), other.meta());
+    match one.generation {
+        Some(_) => {
+            one.generation == other.generation
+                && one.finalizers == other.finalizers
+                && one.deletion_timestamp == other.deletion_timestamp
+        }
+        None => one.resource_version == other.resource_version,
+    }
+}
+
+fn version<K: Resource>(object: &K) -> Option<u64> {
+    object.meta().resource_version.as_deref().and_then(|version| version.parse().ok())
 }
 
 /// Whether the first is of a later version. Versions count up: <https://kep.k8s.io/5504>.
 fn is_newer<K: Resource>(object: &K, than: &K) -> bool {
-    let version =
-        |object: &K| object.meta().resource_version.as_deref().and_then(|version| version.parse::<u64>().ok());
     version(object).zip(version(than)).is_some_and(|(object, than)| object > than)
 }
 
@@ -244,6 +318,51 @@ mod tests {
             assert_eq!(version(&seen), "10", "{:?}", more.metadata);
         }
         assert_eq!(seen.take_in(Event::Apply(of(2, 12))).len(), 1, "and is due then");
+    }
+
+    /// Each row: what has happened since the term began, and whether the object that was seen in version 10 is current then.
+    #[test]
+    fn what_a_standby_saw_is_current_when_the_term_has_shown_it() {
+        let listed = |seen: &Seen<Propagation>| {
+            for event in [Event::Init, Event::InitApply(of(1, 10)), Event::InitDone] {
+                seen.take_in(event);
+            }
+        };
+        type Row = (&'static str, fn(&Seen<Propagation>), bool);
+        let rows: [Row; 5] = [
+            ("nothing", |_| (), false),
+            ("the kind is ahead", |seen| seen.is_at(11), false),
+            ("the kind is no further", |seen| seen.is_at(10), true),
+            ("it was read, and is the same", |seen| assert!(seen.read(&of(1, 10), of(1, 12))), true),
+            ("it was read, and has changed", |seen| assert!(!seen.read(&of(1, 10), of(2, 12))), true),
+        ];
+        for (what, happen, expected) in rows {
+            let seen = seen(of(1, 10));
+            seen.begin();
+            happen(&seen);
+            assert_eq!(seen.is_current(&seen.all()[0]), expected, "{what}");
+        }
+        let seen = seen(of(1, 10));
+        seen.take_in(Event::Init);
+        seen.begin();
+        seen.take_in(Event::InitDone);
+        assert!(!seen.is_current(&of(1, 10)), "a list that began before the term tells nothing");
+        listed(&seen);
+        assert!(seen.is_current(&of(1, 10)));
+    }
+
+    #[test]
+    fn what_was_read_is_seen_and_an_older_event_does_not_undo_it() {
+        let seen = seen(of(1, 10));
+        seen.begin();
+        assert!(!seen.read(&of(1, 10), of(3, 14)));
+        assert_eq!(version(&seen), "14");
+        assert_eq!(seen.take_in(Event::Apply(of(2, 12))), []);
+        assert_eq!(version(&seen), "14");
+        let mut other = of(1, 20);
+        other.metadata.uid = Some("another".to_owned());
+        assert!(!seen.read(&of(3, 14), other));
+        assert_eq!(version(&seen), "14", "another one of that name is left to the watch");
     }
 
     #[test]

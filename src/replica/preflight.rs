@@ -22,7 +22,11 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::APIResource,
 };
-use kube::{Api, Client, api::PostParams, core::GroupVersion};
+use kube::{
+    Api, Client,
+    api::PostParams,
+    core::{ApiResource, GroupVersion, GroupVersionKind},
+};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout},
@@ -412,8 +416,21 @@ impl State {
         // A kind that was refused something in spite of a rule is believed where not all is in the rules.
         let doubted = rules.incomplete && self.doubts > 0;
         let own = own.into_iter().filter(|_| !kind.is_internal());
-        own.chain(needs.iter().cloned()).filter(|access| doubted || !grants(&rules.rules, access)).collect()
+        let needs = needs.iter().map(|access| as_served(access, kind, served));
+        own.chain(needs).filter(|access| doubted || !grants(&rules.rules, access)).collect()
     }
+}
+
+/// What a reconciler needs of its own kind it may have named by the plural that English has: discovery says the one that counts.
+fn as_served(access: &Access, kind: &Kind, served: &Served) -> Access {
+    let english = ApiResource::from_gvk(&GroupVersionKind::gvk(&kind.group, &kind.version, &kind.kind)).plural;
+    let (resource, part) =
+        access.resource.split_once('/').map_or((&*access.resource, None), |(it, part)| (it, Some(part)));
+    if access.group != kind.group || resource != english {
+        return access.clone();
+    }
+    let part = part.map_or(String::new(), |part| format!("/{part}"));
+    Access { resource: format!("{}{part}", served.plural).into(), ..access.clone() }
 }
 
 /// What is known, or why it is not.
@@ -703,6 +720,21 @@ mod tests {
     fn fruit() -> Vec<Subject> {
         let status = Access::new("patch", "a.io", "apples/status");
         vec![subject("a.io", "Apple", &[status]), subject("a.io", "Avocado", &[]), subject("b.io", "Berry", &[])]
+    }
+
+    #[test]
+    fn what_a_kind_needs_of_itself_is_asked_for_by_the_plural_that_is_served() {
+        let kind = subject("a.io", "Redis", &[]).kind;
+        let served = Served { api: "/apis/a.io/v1".to_owned(), plural: "redis".to_owned(), namespaced: true };
+        for (group, resource, expected) in [
+            ("a.io", "redises", "redis"),
+            ("a.io", "redises/status", "redis/status"),
+            ("b.io", "redises", "redises"),
+            ("a.io", "apples", "apples"),
+        ] {
+            let access = as_served(&Access::new("get", group, resource), &kind, &served);
+            assert_eq!(access, Access::new("get", group, expected));
+        }
     }
 
     fn runnable(api: &str, plural: &str) -> Verdict {

@@ -30,6 +30,7 @@ mod shipped;
 mod signal;
 mod spread;
 mod stage;
+mod stale;
 mod starved;
 mod things;
 mod typed_rows;

@@ -53,7 +53,7 @@ impl<'a> Things<'a> {
         Ok(things)
     }
 
-    async fn with(mut self, replicas: usize) -> Result<Self> {
+    pub async fn with(mut self, replicas: usize) -> Result<Self> {
         for number in 0..replicas {
             let name = format!("replica-{number}");
             let replica = Lone::start(self.stage, Plan::new(Program::Leasehold, &name, self.folder.path())).await?;

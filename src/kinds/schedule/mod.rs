@@ -46,6 +46,8 @@ use crate::{
 const FINALIZER: &str = "leasehold.dev/scaleschedule";
 /// How long a change by somebody else may stay during a window, and how soon a target that is not there is looked for again.
 const LOOK: Duration = Duration::from_secs(60);
+/// How soon a schedule is looked at again that changed while its finalizer was to be written: not every change makes it due.
+const CHANGED: Duration = Duration::from_secs(1);
 /// How long a deletion waits for a restoration that is refused.
 const PATIENCE: SignedDuration = SignedDuration::from_mins(10);
 
@@ -188,8 +190,8 @@ impl Pass {
             (Some(active), _) => {
                 if !schedule.finalizers().iter().any(|it| it == FINALIZER) {
                     // Its event makes the schedule due again, and then the finalizer is there.
-                    finalizer::add(&self.api(&schedule), &*schedule, FINALIZER).await.map_err(Error::WriteFinalizer)?;
-                    return Ok(None);
+                    let held = finalizer::add(&self.api(&schedule), &*schedule, FINALIZER).await;
+                    return held.map_err(Error::WriteFinalizer).map(retry);
                 }
                 // What is there now is written down before it is changed, unless it was before.
                 self.report(&schedule, &Outcome::Holds { plan: plan.clone(), found }).await?;
@@ -228,8 +230,8 @@ impl Pass {
             let words = format!("{} keeps the replicas of the last window: {error}", valid.name);
             self.events.warning(&schedule.object_ref(&()), "FinalizeBlocked", &words).await;
         }
-        finalizer::remove(&self.api(schedule), schedule, FINALIZER).await.map_err(Error::WriteFinalizer)?;
-        Ok(None)
+        let removed = finalizer::remove(&self.api(schedule), schedule, FINALIZER).await;
+        removed.map_err(Error::WriteFinalizer).map(retry)
     }
 
     /// A target that is gone, or is scaled by somebody else, has nothing to be restored.
@@ -296,4 +298,8 @@ fn soon(now: Timestamp, next: Option<Timestamp>) -> Again {
 
 fn until(now: Timestamp, next: Option<Timestamp>) -> Again {
     next.map(|next| Duration::try_from(next.duration_since(now)).unwrap_or_default())
+}
+
+fn retry(written: finalizer::Written) -> Again {
+    (written == finalizer::Written::Changed).then_some(CHANGED)
 }

@@ -4,6 +4,8 @@
 //! A digest of what we applied is written on the child, so that a later term knows what an earlier one did.
 //! And server-side apply keeps the fields that are ours: whoever changes one of them takes it from us.
 //! So a child is as we applied it if it bears the digest, and if we own just the fields that we would apply.
+//! One that we created and never applied is owned with the defaults that the API server filled in: there the fields that we
+//! would apply must be among ours.
 
 use serde_json::{Map, Value};
 
@@ -17,22 +19,45 @@ pub(super) fn digest(object: &Value) -> String {
 /// Whether `live` is as `manager` applied `object`, whose digest it would bear.
 pub(super) fn is_as_applied(live: &Value, object: &Value, digest: &str, manager: &str) -> bool {
     let borne = live.pointer("/metadata/annotations").and_then(|annotations| annotations.get(APPLIED));
-    borne.and_then(Value::as_str) == Some(digest) && fields(live, manager).is_some_and(|fields| owns(fields, object))
+    borne.and_then(Value::as_str) == Some(digest)
+        && match (fields(live, manager, "Apply"), fields(live, manager, "Update")) {
+            (Some(applied), _) => owns(applied, object, Extent::Just),
+            (None, Some(created)) => owns(created, object, Extent::AtLeast),
+            (None, None) => false,
+        }
 }
 
-/// The fields that `manager` owns by having applied them.
-fn fields<'a>(live: &'a Value, manager: &str) -> Option<&'a Value> {
+/// Whether `manager` has created it, and not applied it since.
+pub(super) fn is_created(live: &Value, manager: &str) -> bool {
+    fields(live, manager, "Apply").is_none() && fields(live, manager, "Update").is_some()
+}
+
+/// Where the entry of that creation is in `managedFields`.
+pub(super) fn created_entry(live: &Value, manager: &str) -> Option<usize> {
+    live.pointer("/metadata/managedFields")?.as_array()?.iter().position(|entry| is_of_us(entry, manager, "Update"))
+}
+
+fn is_of_us(entry: &Value, manager: &str, operation: &str) -> bool {
+    entry["manager"] == manager
+        && entry["operation"] == operation
+        && entry.get("subresource").is_none_or(Value::is_null)
+}
+
+/// How many fields may be owned.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Just,
+    AtLeast,
+}
+
+/// The fields that `manager` owns by having applied them, or updated.
+fn fields<'a>(live: &'a Value, manager: &str, operation: &str) -> Option<&'a Value> {
     let entries = live.pointer("/metadata/managedFields")?.as_array()?;
-    let ours = |entry: &&Value| {
-        entry["manager"] == manager
-            && entry["operation"] == "Apply"
-            && entry.get("subresource").is_none_or(Value::is_null)
-    };
-    entries.iter().find(ours)?.get("fieldsV1")
+    entries.iter().find(|entry| is_of_us(entry, manager, operation))?.get("fieldsV1")
 }
 
-/// Whether `fields` are those of `object`, no more and no fewer. Who and what it is belongs to nobody.
-fn owns(fields: &Value, object: &Value) -> bool {
+/// Whether `fields` are those of `object`, no fewer, and no more unless that is allowed. Who and what it is belongs to nobody.
+fn owns(fields: &Value, object: &Value, extent: Extent) -> bool {
     let (Some(fields), Some(object)) = (fields.as_object(), object.as_object()) else { return false };
     let unowned: &[&str] = &["apiVersion", "kind"];
     let mut object: Map<String, Value> = object
@@ -45,34 +70,38 @@ fn owns(fields: &Value, object: &Value) -> bool {
             metadata.remove(own);
         }
     }
-    covers(fields, &object)
+    covers(fields, &object, extent)
 }
 
-fn covers(fields: &Map<String, Value>, object: &Map<String, Value>) -> bool {
+fn covers(fields: &Map<String, Value>, object: &Map<String, Value>, extent: Extent) -> bool {
     let named = fields.keys().filter(|key| key.as_str() != ".").count();
-    named == object.len()
-        && object.iter().all(|(name, value)| fields.get(&format!("f:{name}")).is_some_and(|field| is_of(field, value)))
+    let owned = |(name, value): (&String, &Value)| {
+        // The API server keeps no null, so nobody owns one.
+        let absent = extent == Extent::AtLeast && value.is_null();
+        absent || fields.get(&format!("f:{name}")).is_some_and(|field| is_of(field, value, extent))
+    };
+    (extent == Extent::AtLeast || named == object.len()) && object.iter().all(owned)
 }
 
 /// Whether the owned field is that value's. Nothing below it: it is owned as a whole.
-fn is_of(field: &Value, value: &Value) -> bool {
+fn is_of(field: &Value, value: &Value, extent: Extent) -> bool {
     let Some(fields) = field.as_object() else { return false };
     if fields.is_empty() {
         return true;
     }
     match value {
-        Value::Object(object) => covers(fields, object),
+        Value::Object(object) => covers(fields, object, extent),
         Value::Array(items) => {
             let entries: Vec<_> = fields.iter().filter(|(key, _)| key.as_str() != ".").collect();
-            entries.len() == items.len()
-                && items.iter().all(|item| entries.iter().any(|(key, field)| is_item(key, field, item)))
+            (extent == Extent::AtLeast || entries.len() == items.len())
+                && items.iter().all(|item| entries.iter().any(|(key, field)| is_item(key, field, item, extent)))
         }
         _ => false,
     }
 }
 
 /// `k:{…}` is the item of those keys, `v:…` the item of that value. The API server fills in keys that have a default.
-fn is_item(key: &str, field: &Value, item: &Value) -> bool {
+fn is_item(key: &str, field: &Value, item: &Value, extent: Extent) -> bool {
     if let Some(value) = key.strip_prefix("v:") {
         return serde_json::from_str::<Value>(value).is_ok_and(|value| value == *item);
     }
@@ -80,7 +109,7 @@ fn is_item(key: &str, field: &Value, item: &Value) -> bool {
     else {
         return false;
     };
-    keys.iter().all(|(name, value)| item.get(name).is_none_or(|own| own == value)) && is_of(field, item)
+    keys.iter().all(|(name, value)| item.get(name).is_none_or(|own| own == value)) && is_of(field, item, extent)
 }
 
 #[cfg(test)]
@@ -181,9 +210,22 @@ mod tests {
     #[test]
     fn a_set_is_owned_by_its_values() {
         let fields = json!({"f:finalizers": {"v:\"a\"": {}, "v:\"b\"": {}}});
-        assert!(owns(&fields, &json!({"finalizers": ["b", "a"]})));
-        assert!(!owns(&fields, &json!({"finalizers": ["a"]})));
-        assert!(!owns(&fields, &json!({"finalizers": ["a", "c"]})));
+        assert!(owns(&fields, &json!({"finalizers": ["b", "a"]}), Extent::Just));
+        assert!(!owns(&fields, &json!({"finalizers": ["a"]}), Extent::Just));
+        assert!(!owns(&fields, &json!({"finalizers": ["a", "c"]}), Extent::Just));
+    }
+
+    /// As the API server tells it of a child that was created by POST: the defaults are ours too, until we apply.
+    #[test]
+    fn what_we_created_is_as_applied_with_the_defaults_that_came_with_it() {
+        let mut created = live("x");
+        created["metadata"]["managedFields"][1]["operation"] = json!("Update");
+        created["metadata"]["managedFields"][1]["fieldsV1"]["f:spec"]["f:progressDeadlineSeconds"] = json!({});
+        assert!(as_applied(&created, &object()));
+        assert!(is_created(&created, "leasehold/webapp") && !is_created(&live("x"), "leasehold/webapp"));
+        assert_eq!(created_entry(&created, "leasehold/webapp"), Some(1));
+        created["metadata"]["managedFields"][1]["fieldsV1"]["f:spec"].as_object_mut().unwrap().remove("f:replicas");
+        assert!(!as_applied(&created, &object()), "a field was taken from us");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The children engine: for any kind whose front end says which children an object shall have.
 //!
-//! [`desired`] is what a front end says, [`applied`] tells whether a child is still what we applied, [`write`](mod@write)
-//! applies and deletes, [`report`] makes the status; the reconcile below is their table of contents.
+//! [`desired`] is what a front end says, [`applied`] tells whether a child is still what we applied, [`plan`] decides what is
+//! next, [`write`](mod@write) carries it out, [`report`] makes the status; the reconcile below is their table of contents.
 //!
 //! A child belongs to its parent by a controller owner reference where the garbage collector follows one: in the parent's
 //! namespace, or everywhere if the parent has none. Elsewhere the labels say it, and a finalizer keeps the parent until its
@@ -12,8 +12,11 @@
 
 mod applied;
 mod desired;
+#[cfg(test)]
+mod interleavings;
 mod ours;
 mod parent;
+mod plan;
 mod report;
 mod write;
 
@@ -27,16 +30,17 @@ use std::{
 };
 
 pub use desired::{Compose, Composed, Desired, Failure, Key, Related, Type, View, Waiting};
-use futures::{FutureExt, Stream, StreamExt, future::BoxFuture};
-use kube::{Api, Resource, ResourceExt, core::ApiResource, discovery::Scope};
+use futures::{FutureExt, Stream, StreamExt, future, future::BoxFuture};
+use kube::{Api, Resource, ResourceExt, api::ListParams, core::ApiResource, discovery::Scope};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use self::{
     parent::Parent,
+    plan::{Observed, Plan, Step},
     report::{Outcome, Trouble},
-    write::{Family, Written},
+    write::Family,
 };
 use crate::{
     config::Kind,
@@ -55,12 +59,14 @@ use crate::{
 
 /// How soon an object is looked at again whose children cannot be seen: nothing tells when they can.
 const UNUSABLE: Duration = Duration::from_secs(10);
+/// How soon an object is looked at again whose children's watch fails: nothing tells when it does not any more.
+const STALE: Duration = Duration::from_secs(60);
 /// How soon a child that belongs to somebody else is looked at again: it bears no label by which we would see it go.
 const CONFLICT: Duration = Duration::from_secs(30);
 /// How soon the children of a deleted object are looked at again while they go.
 const GOING: Duration = Duration::from_secs(2);
-/// Composing again shows what the last applies have made of it; a child that waits takes one round, and each has an end.
-const ROUNDS: usize = 32;
+/// How soon an object is looked at again that is not as it was seen: its own watch lags.
+const AT_ONCE: Duration = Duration::ZERO;
 
 /// Reconciles the objects of one kind: what its front end says they shall have is what they have.
 pub struct Children {
@@ -100,7 +106,7 @@ impl Children {
             }
             let begin = |term: Term| {
                 let events = Arc::new(Events::new(&term));
-                let statuses = Statuses::new(term.clone(), Arc::clone(&events), seen);
+                let statuses = Statuses::new(term.clone(), Arc::clone(&events), seen.clone());
                 let manager = field_manager(&term.kind().kind);
                 let finalizer = finalizer::name(&term.kind().kind);
                 let pace = Pace::default();
@@ -109,6 +115,7 @@ impl Children {
                     term,
                     events,
                     statuses,
+                    seen,
                     clock,
                     front,
                     resource,
@@ -197,6 +204,8 @@ enum Error {
     WriteStatus(#[source] kube::Error),
     #[error("failed to write the finalizer")]
     WriteFinalizer(#[source] kube::Error),
+    #[error("failed to read the object")]
+    ReadObject(#[source] kube::Error),
     #[error("failed to list the children of a deleted object")]
     ListChildren(#[source] kube::Error),
     #[error("{0}")]
@@ -208,6 +217,7 @@ struct Common {
     term: Term,
     events: Arc<Events>,
     statuses: Statuses<Parent>,
+    seen: Seen<Parent>,
     clock: Arc<dyn Clock>,
     front: Arc<dyn Compose>,
     resource: ApiResource,
@@ -220,6 +230,25 @@ struct Common {
 
 #[derive(Clone)]
 struct Pass(Arc<Common>);
+
+/// What the API server has of an object that was seen.
+enum Read {
+    /// The same, but for its status.
+    Same,
+    /// Another version, perhaps one that differs in nothing that makes it due.
+    Changed,
+    /// None, or another one of its name: of that the watch tells.
+    Gone,
+}
+
+impl Read {
+    fn again(&self) -> Again {
+        match self {
+            Self::Gone => None,
+            Self::Same | Self::Changed => Some(AT_ONCE),
+        }
+    }
+}
 
 /// How each type is named in requests, and where its objects live.
 type Served = HashMap<Arc<Type>, (ApiResource, Scope)>;
@@ -243,64 +272,83 @@ impl Pass {
             return self.finish(&parent, &family).await;
         }
 
-        let (value, related) = (serde_json::to_value(&*parent).unwrap_or_default(), self.related());
-        let mut fresh = Written::new();
-        let mut written = 0;
-        let (composed, mut trouble) = 'rounds: {
-            for _ in 0..ROUNDS {
-                let composed = match self.compose(&value, &related, &family, &fresh) {
-                    Ok(composed) => composed,
-                    Err(Failure { reason, message }) => {
-                        let invalid = Outcome::Invalid(Trouble { reason, words: message });
-                        self.report(&parent, &invalid).await?;
+        let look = Look {
+            it,
+            family: &family,
+            value: serde_json::to_value(&*parent).unwrap_or_default(),
+            related: self.related(),
+            is_current: it.seen.is_current(&parent),
+        };
+        let mut plan = Plan::new(family.owner());
+        let outcome = loop {
+            match plan.next(&look) {
+                Step::Hold => {
+                    let api = self.api(&parent);
+                    let held = finalizer::add(&api, &*parent, &it.finalizer).await.map_err(Error::WriteFinalizer)?;
+                    // Its event makes the object due again, and then the finalizer is there.
+                    return if held == finalizer::Written::Done {
+                        Ok(None)
+                    } else {
+                        Ok(self.read(&parent).await?.again())
+                    };
+                }
+                Step::Confirm => match self.read(&parent).await? {
+                    Read::Same => plan.confirmed(),
+                    other => return Ok(other.again()),
+                },
+                Step::Write(writes) => {
+                    if !family.write_all(writes, &mut plan).await {
+                        // The term drains. What was left out is the next leader's to find.
                         return Ok(None);
                     }
-                };
-                if composed.children.iter().any(|child| !family.can_own(&child.key))
-                    && !parent.finalizers().contains(&it.finalizer)
-                {
-                    // Its event makes the object due again, and then the finalizer is there.
-                    finalizer::add(&self.api(&parent), &*parent, &it.finalizer).await.map_err(Error::WriteFinalizer)?;
-                    return Ok(None);
                 }
-                let round = family.apply_all(&composed, &fresh).await;
-                let Some(round) = round else {
-                    // The term drains. What was left out is the next leader's to find.
-                    return Ok(None);
-                };
-                let news = !round.written.is_empty();
-                written += round.written.len();
-                fresh.extend(round.written);
-                if !news || !round.trouble.is_empty() {
-                    break 'rounds (composed, round.trouble);
+                Step::Delete(deletes) => family.delete_each(deletes, &mut plan).await,
+                Step::Report(mut outcome) => {
+                    if let Outcome::Done { stale, .. } = &mut outcome {
+                        *stale = self.stale();
+                    }
+                    break outcome;
+                }
+                Step::Unfinished => {
+                    return Err(Error::Unfinished(format!("the children are not done after {} rounds", plan::ROUNDS)));
                 }
             }
-            return Err(Error::Unfinished(format!("the children are not done after {ROUNDS} rounds")));
         };
-
-        // What is not said, or not applied, must not take away what is there.
-        let mut pruned = 0;
-        if composed.waiting.is_empty() && trouble.is_empty() {
-            let wanted = composed.children.iter().map(|child| &child.key).collect();
-            let done = family.prune(&wanted).await;
-            pruned = done.pruned;
-            trouble = done.trouble;
-        }
+        let (written, pruned) = plan.counts();
         self.tell(&parent, written, pruned).await;
-        let again = again(&trouble);
-        let refused = trouble.iter().find(|trouble| retries(trouble.reason)).map(|trouble| trouble.words.clone());
-        let outcome = Outcome::Done {
-            trouble,
-            waiting: composed
-                .waiting
-                .iter()
-                .map(|waiting| format!("{} waits {}", waiting.id, waiting.reason))
-                .collect(),
-            unready: unready(&composed),
-            own: composed.status,
-        };
         self.report(&parent, &outcome).await?;
-        refused.map_or(Ok(again), |words| Err(Error::Unfinished(words)))
+        let Outcome::Done { trouble, stale, .. } = &outcome else { return Ok(None) };
+        if trouble.is_empty() && stale.is_some() {
+            return Ok(Some(STALE));
+        }
+        let refused = trouble.iter().find(|trouble| retries(trouble.reason)).map(|trouble| trouble.words.clone());
+        refused.map_or(Ok(again(trouble)), |words| Err(Error::Unfinished(words)))
+    }
+
+    /// Reads the object. What was read is seen from now on.
+    async fn read(&self, parent: &Parent) -> Result<Read, Error> {
+        let it = &self.0;
+        let name = parent.name_any();
+        let (api, all) = (self.api(parent), Api::<Parent>::all_with(it.term.client(), &it.resource));
+        // Where the term began with a standby's cache: once a version of the kind is known, what changes later need not be read.
+        let version = async {
+            if it.seen.has_baseline() {
+                return;
+            }
+            let list = all.list(&ListParams::default().limit(1)).await.ok();
+            let version = list.and_then(|list| list.metadata.resource_version);
+            if let Some(version) = version.and_then(|version| version.parse().ok()) {
+                it.seen.is_at(version);
+            }
+        };
+        let (fresh, ()) = future::join(api.get_opt(&name), version).await;
+        Ok(match fresh.map_err(Error::ReadObject)? {
+            Some(fresh) if fresh.metadata.uid == parent.metadata.uid => match it.seen.read(parent, fresh) {
+                true => Read::Same,
+                false => Read::Changed,
+            },
+            _ => Read::Gone,
+        })
     }
 
     /// The types that are served, if all objects of those can be seen. Else why not; `None`: they will be, and the object
@@ -309,7 +357,7 @@ impl Pass {
         let it = &self.0;
         for objects in it.children.values().chain(it.related.values()) {
             match objects.sight() {
-                Sight::Clear | Sight::Unserved => {}
+                Sight::Clear | Sight::Unserved | Sight::Stale(_) => {}
                 Sight::Unlisted => return Err(None),
                 Sight::Troubled(why) => return Err(Some(why)),
             }
@@ -318,24 +366,21 @@ impl Pass {
         Ok(served.collect())
     }
 
+    /// Which watch fails, and why: what changes meanwhile is not seen.
+    fn stale(&self) -> Option<String> {
+        let it = &self.0;
+        let children = it.children.iter().map(|(of, objects)| (of.to_string(), objects));
+        let all = children.chain(it.related.iter().map(|(id, objects)| (id.clone(), objects)));
+        all.into_iter().find_map(|(what, objects)| match objects.sight() {
+            Sight::Stale(why) => Some(format!("the watch of {what} fails: {why}")),
+            _ => None,
+        })
+    }
+
     /// Related objects, as they were last seen.
     fn related(&self) -> BTreeMap<String, Vec<Arc<Value>>> {
         let all = |objects: &Objects| objects.all().into_iter().map(Arc::new).collect();
         self.0.related.iter().map(|(id, objects)| (id.clone(), all(objects))).collect()
-    }
-
-    /// What the object shall have, with what was just written.
-    fn compose(
-        &self,
-        parent: &Value,
-        related: &BTreeMap<String, Vec<Arc<Value>>>,
-        family: &Family<'_>,
-        fresh: &Written,
-    ) -> Result<Composed, Failure> {
-        let child = |key: &Key| fresh.get(key).cloned().or_else(|| family.seen(key));
-        let is_namespaced = |of: &Type| family.is_namespaced(of);
-        let view = View { parent, child: &child, related, is_namespaced: &is_namespaced };
-        self.0.pace.run(|| self.0.front.compose(&view))
     }
 
     /// Deletes what the garbage collector does not, then lets the object go.
@@ -347,7 +392,10 @@ impl Pass {
         if family.delete_all().await.map_err(Error::ListChildren)? > 0 {
             return Ok(Some(GOING));
         }
-        finalizer::remove(&self.api(parent), parent, &it.finalizer).await.map_err(Error::WriteFinalizer)?;
+        let removed = finalizer::remove(&self.api(parent), parent, &it.finalizer).await;
+        if removed.map_err(Error::WriteFinalizer)? == finalizer::Written::Changed {
+            return Ok(self.read(parent).await?.again());
+        }
         it.events.normal(&parent.object_ref(&it.resource), "Finalized", "all children are gone").await;
         Ok(None)
     }
@@ -363,7 +411,12 @@ impl Pass {
     async fn report(&self, parent: &Parent, outcome: &Outcome) -> Result<(), Error> {
         let it = &self.0;
         let now = it.clock.now();
-        let next = |current: Option<&parent::Status>| report::status(current, parent, outcome, now);
+        let is_current = it.seen.is_current(parent);
+        let next = |current: Option<&parent::Status>| match current {
+            // An old view has nothing to say of a newer spec.
+            Some(newer) if !is_current && newer.observed_generation > parent.metadata.generation => newer.clone(),
+            _ => report::status(current, parent, outcome, now),
+        };
         it.statuses.write(&self.api(parent), parent, next).await.map_err(Error::WriteStatus)
     }
 
@@ -383,14 +436,42 @@ impl Pass {
     }
 }
 
-fn unready(composed: &Composed) -> Vec<String> {
-    let unready = composed.children.iter().filter_map(|child| Some((child, child.unready.as_ref()?)));
-    unready.map(|(child, why)| format!("{}: {why}", child.key)).collect()
+/// What a pass looks at.
+struct Look<'a> {
+    it: &'a Common,
+    family: &'a Family<'a>,
+    value: Value,
+    related: BTreeMap<String, Vec<Arc<Value>>>,
+    is_current: bool,
+}
+
+impl Observed for Look<'_> {
+    fn compose(&self, child: &dyn Fn(&Key) -> Option<Arc<Value>>) -> Result<Composed, Failure> {
+        let is_namespaced = |of: &Type| self.family.is_namespaced(of);
+        let view = View { parent: &self.value, child, related: &self.related, is_namespaced: &is_namespaced };
+        self.it.pace.run(|| self.it.front.compose(&view))
+    }
+
+    fn child(&self, key: &Key) -> Option<Arc<Value>> {
+        self.family.seen(key)
+    }
+
+    fn children(&self) -> Vec<Key> {
+        self.family.of_owner()
+    }
+
+    fn is_current(&self) -> bool {
+        self.is_current
+    }
+
+    fn unserved(&self, of: &Type) -> Option<Trouble> {
+        self.family.unserved(of)
+    }
 }
 
 /// Whether trying again may mend it. A conflict does not mend itself, and is looked at now and then.
 fn retries(reason: &str) -> bool {
-    reason != write::CONFLICT
+    reason != plan::CONFLICT
 }
 
 fn again(trouble: &[Trouble]) -> Again {

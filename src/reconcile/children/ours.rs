@@ -5,27 +5,43 @@ use std::collections::BTreeSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::Key;
-use crate::reconcile::apply::{Ownership, applied_by, ownership};
+use crate::reconcile::apply::{OWNER, Ownership, SHARD, ownership, written_by};
 
-/// Ours is what says that it belongs to the parent, by its labels or its owner reference, and what we have applied.
+/// Who asks whether a child is theirs.
+pub(super) struct Claim<'a> {
+    /// Uid of the parent.
+    pub(super) uid: &'a str,
+    /// Namespace and name of the parent, as children bear it.
+    pub(super) title: String,
+    /// Lease of its kind.
+    pub(super) shard: &'a str,
+    /// Field manager of its kind.
+    pub(super) manager: &'a str,
+}
+
+/// Ours is what says that it belongs to the parent, by its labels or its owner reference, and what we have written.
 /// A copy that somebody made of a child says the first as well.
-pub(super) fn is_ours(meta: &ObjectMeta, parent_uid: &str, manager: &str) -> bool {
+///
+/// A child of an earlier object of the kind, of the same namespace and name, is ours too: that object is gone, or it could not
+/// have a successor. So children are found again after a backup was restored, and when somebody took the owner's uid off one.
+pub(super) fn is_ours(meta: &ObjectMeta, claim: &Claim<'_>) -> bool {
     let is_owner = |owner: &k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference| {
-        owner.uid == parent_uid && owner.controller == Some(true)
+        owner.uid == claim.uid && owner.controller == Some(true)
     };
-    let says = ownership(meta, parent_uid) == Ownership::Ours || meta.owner_references.iter().flatten().any(is_owner);
-    !parent_uid.is_empty() && says && applied_by(meta, manager)
+    let says = ownership(meta, claim.uid) == Ownership::Ours || meta.owner_references.iter().flatten().any(is_owner);
+    !claim.uid.is_empty() && (says || is_inherited(meta, claim)) && written_by(meta, claim.manager)
+}
+
+fn is_inherited(meta: &ObjectMeta, claim: &Claim<'_>) -> bool {
+    let is = |all: &Option<std::collections::BTreeMap<String, String>>, key: &str, value: &str| {
+        all.as_ref().and_then(|all| all.get(key)).is_some_and(|found| found == value)
+    };
+    is(&meta.annotations, OWNER, &claim.title) && is(&meta.labels, SHARD, claim.shard)
 }
 
 /// Whether a child shall go: it is ours, nobody says it any more, and it is not going already.
-pub(super) fn is_superfluous(
-    key: &Key,
-    meta: &ObjectMeta,
-    wanted: &BTreeSet<&Key>,
-    parent_uid: &str,
-    manager: &str,
-) -> bool {
-    !wanted.contains(key) && meta.deletion_timestamp.is_none() && is_ours(meta, parent_uid, manager)
+pub(super) fn is_superfluous(key: &Key, meta: &ObjectMeta, wanted: &BTreeSet<&Key>, claim: &Claim<'_>) -> bool {
+    !wanted.contains(key) && meta.deletion_timestamp.is_none() && is_ours(meta, claim)
 }
 
 #[cfg(test)]
@@ -37,7 +53,7 @@ mod tests {
 
     use super::*;
     use crate::reconcile::{
-        apply::{LEASEHOLD, MANAGED_BY, OWNER_UID},
+        apply::{LEASEHOLD, MANAGED_BY, OWNER, OWNER_UID, SHARD},
         children::Type,
     };
 
@@ -48,6 +64,8 @@ mod tests {
         name: String,
         managed_by: Option<&'static str>,
         owner_label: Option<&'static str>,
+        owner_title: Option<&'static str>,
+        shard: Option<&'static str>,
         owner_reference: Option<(&'static str, bool)>,
         applied_by: Option<(&'static str, &'static str)>,
         deleting: bool,
@@ -58,14 +76,16 @@ mod tests {
             let mut labels = serde_json::Map::new();
             labels.extend(self.managed_by.map(|value| (MANAGED_BY.to_owned(), json!(value))));
             labels.extend(self.owner_label.map(|value| (OWNER_UID.to_owned(), json!(value))));
+            labels.extend(self.shard.map(|value| (SHARD.to_owned(), json!(value))));
+            let mut annotations = serde_json::Map::new();
+            annotations.extend(self.owner_title.map(|value| (OWNER.to_owned(), json!(value))));
             let owners: Vec<_> = self.owner_reference.iter().map(|(uid, controller)| {
                 json!({"apiVersion": "v1", "kind": "Widget", "name": "w", "uid": uid, "controller": controller})
             }).collect();
             let managed: Vec<_> = self.applied_by.iter().map(|(manager, operation)| {
                 json!({"manager": manager, "operation": operation, "fieldsType": "FieldsV1", "fieldsV1": {"f:data": {}}})
             }).collect();
-            let mut meta =
-                json!({"name": self.name, "labels": labels, "ownerReferences": owners, "managedFields": managed});
+            let mut meta = json!({"name": self.name, "labels": labels, "annotations": annotations, "ownerReferences": owners, "managedFields": managed});
             if self.deleting {
                 meta["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
             }
@@ -78,6 +98,8 @@ mod tests {
             "[a-c]",
             prop::option::of(prop::sample::select(vec![LEASEHOLD, "Helm"])),
             prop::option::of(prop::sample::select(vec!["me", "you", ""])),
+            prop::option::of(prop::sample::select(vec!["ns/me", "ns/you"])),
+            prop::option::of(prop::sample::select(vec!["widget.example.com", "other.example.com"])),
             prop::option::of((prop::sample::select(vec!["me", "you", ""]), any::<bool>())),
             prop::option::of((
                 prop::sample::select(vec![MANAGER, "leasehold/other", "kubectl"]),
@@ -85,30 +107,36 @@ mod tests {
             )),
             any::<bool>(),
         )
-            .prop_map(|(name, managed_by, owner_label, owner_reference, applied_by, deleting)| Child {
-                name,
-                managed_by,
-                owner_label,
-                owner_reference,
-                applied_by,
-                deleting,
-            })
+            .prop_map(
+                |(name, managed_by, owner_label, owner_title, shard, owner_reference, applied_by, deleting)| Child {
+                    name,
+                    managed_by,
+                    owner_label,
+                    owner_title,
+                    shard,
+                    owner_reference,
+                    applied_by,
+                    deleting,
+                },
+            )
     }
 
     proptest! {
-        /// Whatever labels, references and managers an object bears: only what we applied for this very parent is deleted.
+        /// Whatever labels, references and managers an object bears: only what we wrote for this very parent, or for one before it of its name, is deleted.
         #[test]
         fn nothing_is_deleted_that_is_not_ours(child in child(), wanted in prop::collection::btree_set("[a-c]", 0..3)) {
             let of = Arc::new(Type::new("", "v1", "ConfigMap"));
             let key = |name: &str| Key { of: Arc::clone(&of), namespace: Some("ns".to_owned()), name: name.to_owned() };
             let keys: Vec<Key> = wanted.iter().map(|name| key(name)).collect();
-            let superfluous = is_superfluous(&key(&child.name), &child.meta(), &keys.iter().collect(), "me", MANAGER);
+            let claim = |uid| Claim { uid, title: "ns/me".to_owned(), shard: "widget.example.com", manager: MANAGER };
+            let superfluous = is_superfluous(&key(&child.name), &child.meta(), &keys.iter().collect(), &claim("me"));
             let labelled = child.managed_by == Some(LEASEHOLD) && child.owner_label == Some("me");
             let referred = child.owner_reference == Some(("me", true));
-            let applied = child.applied_by == Some((MANAGER, "Apply"));
-            let expected = (labelled || referred) && applied && !child.deleting && !wanted.contains(&child.name);
+            let written = child.applied_by.is_some_and(|(manager, _)| manager == MANAGER);
+            let inherited = child.owner_title == Some("ns/me") && child.shard == Some("widget.example.com");
+            let expected = (labelled || referred || inherited) && written && !child.deleting && !wanted.contains(&child.name);
             prop_assert_eq!(superfluous, expected);
-            prop_assert!(!is_superfluous(&key(&child.name), &child.meta(), &BTreeSet::new(), "", MANAGER), "a parent without a uid has no children");
+            prop_assert!(!is_superfluous(&key(&child.name), &child.meta(), &BTreeSet::new(), &claim("")), "a parent without a uid has no children");
         }
     }
 }

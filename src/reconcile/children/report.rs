@@ -35,6 +35,8 @@ pub(super) enum Outcome {
         unready: Vec<String>,
         /// What the front end says.
         own: Map<String, Value>,
+        /// The watch that fails: what is known of the children may be old.
+        stale: Option<String>,
     },
 }
 
@@ -52,7 +54,7 @@ pub(super) fn status(current: Option<&Status>, parent: &Parent, outcome: &Outcom
         Outcome::Blocked(Trouble { reason, words }) => {
             conditions.set(APPLIED, Truth::False, reason, words);
         }
-        Outcome::Done { trouble, waiting, unready, own: said } => {
+        Outcome::Done { trouble, waiting, unready, own: said, stale } => {
             conditions.set(SPEC_VALID, Truth::True, AS_EXPECTED, "");
             match (trouble.first(), waiting.is_empty()) {
                 (Some(first), _) => {
@@ -65,7 +67,9 @@ pub(super) fn status(current: Option<&Status>, parent: &Parent, outcome: &Outcom
                 }
                 (None, true) => conditions.set(APPLIED, Truth::True, AS_EXPECTED, ""),
             }
-            if unready.is_empty() && waiting.is_empty() && trouble.is_empty() {
+            if let Some(why) = stale {
+                conditions.set(CHILDREN_READY, Truth::Unknown, "WatchFailed", why);
+            } else if unready.is_empty() && waiting.is_empty() && trouble.is_empty() {
                 conditions.set(CHILDREN_READY, Truth::True, AS_EXPECTED, "");
             } else {
                 conditions.set(CHILDREN_READY, Truth::Unknown, "Progressing", few(unready.iter().map(String::as_str)));
@@ -100,7 +104,7 @@ mod tests {
 
     fn done(trouble: Vec<Trouble>, waiting: &[&str], unready: &[&str]) -> Outcome {
         let texts = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect();
-        Outcome::Done { trouble, waiting: texts(waiting), unready: texts(unready), own: Map::new() }
+        Outcome::Done { trouble, waiting: texts(waiting), unready: texts(unready), own: Map::new(), stale: None }
     }
 
     fn trouble(reason: &'static str, words: &str) -> Trouble {
@@ -148,7 +152,7 @@ mod tests {
     #[test]
     fn what_the_front_end_said_stays_while_it_cannot_speak() {
         let own = json!({"phase": "Active"}).as_object().unwrap().clone();
-        let outcome = Outcome::Done { trouble: vec![], waiting: vec![], unready: vec![], own };
+        let outcome = Outcome::Done { trouble: vec![], waiting: vec![], unready: vec![], own, stale: None };
         let before = status(None, &parent(), &outcome, Timestamp::UNIX_EPOCH);
         let after = status(
             Some(&before),
@@ -162,6 +166,17 @@ mod tests {
             before,
             "nothing new, whatever the time"
         );
+    }
+
+    #[test]
+    fn a_watch_that_fails_shows() {
+        let mut outcome = done(vec![], &[], &[]);
+        let Outcome::Done { stale, .. } = &mut outcome else { panic!() };
+        *stale = Some("the watch of v1 ConfigMap fails: 500".to_owned());
+        let shown = shown(&outcome);
+        let expected = ("ChildrenReady".to_owned(), "Unknown".to_owned(), "WatchFailed".to_owned());
+        assert!(shown.contains(&expected), "{shown:?}");
+        assert_eq!(shown.last().unwrap().1, "Unknown", "Ready");
     }
 
     #[test]

@@ -1,55 +1,45 @@
-//! Applies children and deletes them. Every write goes through the term's client and names the uid it was decided on.
+//! Writes children and deletes them. Every write goes through the term's client and names the uid it was decided on.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt, stream};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Error, Resource, ResourceExt,
-    api::{DynamicObject, ListParams, Patch, PatchParams, PropagationPolicy},
+    api::{DynamicObject, ListParams, Patch, PatchParams, PostParams, PropagationPolicy},
+    core::Request,
     discovery::Scope,
 };
 use serde_json::{Value, json};
 
 use super::{
-    Common, Composed, Desired, Key, Served, Type,
-    applied::{digest, is_as_applied},
-    ours::{is_ours, is_superfluous},
+    Common, Key, Served, Type,
+    applied::created_entry,
+    ours::is_ours,
     parent::Parent,
+    plan::{Delete, How, Owner, Plan, Write},
     report::Trouble,
-    uid,
 };
 use crate::reconcile::{
-    apply::{APPLIED, OWNER, Ownership, children_of, delete, labels, ownership},
+    apply::{children_of, delete, labels},
     controller::chain,
     name::Name,
+    watches::Objects,
 };
 
-/// The reason for a child whose name is somebody else's.
-pub(super) const CONFLICT: &str = "ChildConflict";
 /// The reason for a child whose type the API server does not know, or not any more.
 pub(super) const TYPE_NOT_SERVED: &str = "TypeNotServed";
 /// Writes at a time for one object.
 const WRITES: usize = 8;
+/// The most often that a created child is read again because it changes while it is to be owned by an apply.
+const ATTEMPTS: usize = 4;
 
-/// Children as writes have left them.
-pub(super) type Written = HashMap<Key, Arc<Value>>;
-
-/// What became of the children of a round.
-#[derive(Default)]
-pub(super) struct Round {
-    pub(super) written: Written,
-    pub(super) trouble: Vec<Trouble>,
-}
-
-/// What became of those that nobody says any more.
-#[derive(Default)]
-pub(super) struct Pruned {
-    pub(super) pruned: usize,
-    pub(super) trouble: Vec<Trouble>,
+/// What became of a write.
+pub(super) enum Wrote {
+    /// The child as the write has left it.
+    Done(Arc<Value>),
+    /// It was to be created, and there is one of that name, which was not seen.
+    Found(Arc<Value>),
+    Refused(Trouble),
 }
 
 /// An object and its children.
@@ -64,162 +54,180 @@ impl<'a> Family<'a> {
         Self { it, parent, served }
     }
 
-    /// Whether the garbage collector follows a reference to the owner from there.
-    pub(super) fn can_own(&self, key: &Key) -> bool {
-        let own = self.parent.namespace();
-        own.is_none() || own == key.namespace
+    /// What is written of the object on its children.
+    pub(super) fn owner(&self) -> Owner {
+        let parent = self.parent;
+        let reference = parent.controller_owner_ref(&self.it.resource).map(|mut reference| {
+            // Whoever deletes the parent in the foreground waits for its children.
+            reference.block_owner_deletion = Some(true);
+            json!(reference)
+        });
+        Owner {
+            uid: parent.uid().to_owned(),
+            generation: parent.metadata.generation,
+            namespace: parent.namespace(),
+            name: parent.name_any(),
+            reference: reference.unwrap_or_default(),
+            labels: labels(&self.it.term, parent.uid()),
+            manager: self.it.manager.clone(),
+            is_held: parent.finalizers().contains(&self.it.finalizer),
+        }
     }
 
     pub(super) fn is_namespaced(&self, of: &Type) -> bool {
         self.served.get(of).is_none_or(|(_, scope)| *scope == Scope::Namespaced)
     }
 
-    /// A child as it was last seen, if it is ours.
+    /// A child as it was last seen, whosever it is.
     pub(super) fn seen(&self, key: &Key) -> Option<Arc<Value>> {
         let objects = self.it.children.get(&key.of)?;
-        let object = objects.get(&Name::new(key.namespace.as_deref(), &key.name))?;
-        self.is_ours(&object).then(|| Arc::new(object))
+        objects.get(&Name::new(key.namespace.as_deref(), &key.name)).map(Arc::new)
     }
 
-    fn is_ours(&self, object: &Value) -> bool {
-        is_ours(&meta(object), self.parent.uid(), &self.it.manager)
+    /// The children that bear the label of the object, as they were last seen.
+    pub(super) fn of_owner(&self) -> Vec<Key> {
+        let keys = |(of, objects): (&Arc<Type>, &Objects)| {
+            let key = |name: Name| {
+                let namespace = name.namespace().map(str::to_owned);
+                Key { of: Arc::clone(of), namespace, name: name.name().to_owned() }
+            };
+            objects.of_owner(self.parent.uid()).into_iter().map(key).collect::<Vec<_>>()
+        };
+        self.it.children.iter().flat_map(keys).collect()
     }
 
-    /// Applies what is not as it shall be. `None`: the term drains, and some of it was left out.
-    pub(super) async fn apply_all(&self, composed: &Composed, fresh: &Written) -> Option<Round> {
+    /// Why a type cannot be written, if it cannot.
+    pub(super) fn unserved(&self, of: &Type) -> Option<Trouble> {
+        let words = || format!("{of} is not served");
+        (!self.served.contains_key(of)).then(|| Trouble { reason: TYPE_NOT_SERVED, words: words() })
+    }
+
+    /// Carries all of them out, and tells the plan. `false`: the term drains, and some were left out.
+    pub(super) async fn write_all(&self, writes: Vec<Write>, plan: &mut Plan) -> bool {
         let draining = self.it.term.draining().shared();
-        let mut round = Round::default();
-        let mut interrupted = false;
-        // Each of them is written once in a pass: what changes it at once, such as a webhook, would be fought for ever.
-        let children: Vec<Desired> =
-            composed.children.iter().filter(|child| !fresh.contains_key(&child.key)).cloned().collect();
-        let mut outcomes = stream::iter(children)
-            .map(|child| {
+        let mut is_complete = true;
+        let mut outcomes = stream::iter(writes)
+            .map(|write| {
                 let drains = draining.clone().now_or_never().is_some();
                 async move {
-                    let outcome = if drains { None } else { Some(self.apply(&child).await) };
-                    (child, outcome)
+                    let outcome = if drains { None } else { Some(self.write(&write).await) };
+                    (write.key, outcome)
                 }
             })
             .buffered(WRITES);
-        while let Some((child, outcome)) = outcomes.next().await {
+        while let Some((key, outcome)) = outcomes.next().await {
             match outcome {
-                None => interrupted = true,
-                Some(Ok(None)) => {}
-                Some(Ok(Some(object))) => _ = round.written.insert(child.key, object),
-                Some(Err(trouble)) => round.trouble.push(trouble),
+                None => is_complete = false,
+                Some(Wrote::Done(object)) => plan.wrote(key, object),
+                Some(Wrote::Found(object)) => plan.found(key, object),
+                Some(Wrote::Refused(trouble)) => plan.refused(key, trouble),
             }
         }
-        (!interrupted).then_some(round)
+        is_complete
     }
 
-    /// The child as the write has left it; `None` if there was nothing to write.
-    async fn apply(&self, child: &Desired) -> Result<Option<Arc<Value>>, Trouble> {
-        let key = &child.key;
-        let api = self.api(key)?;
-        let (object, digest) = self.dressed(child);
-        let live = match self.seen(key) {
-            Some(live) => Some(live),
-            // Not ours by what the watch shows, which is not everything: server-side apply would merge into whatever is there.
-            None => match api.get_opt(&key.name).await {
-                Ok(found) => found.and_then(|found| serde_json::to_value(found).ok()).map(Arc::new),
-                Err(error) => return Err(self.refused(key, "get", &error)),
+    async fn write(&self, Write { key, object, how }: &Write) -> Wrote {
+        let api = match self.api(key) {
+            Ok(api) => api,
+            Err(trouble) => return Wrote::Refused(trouble),
+        };
+        let written = match how {
+            How::Create => match self.create(&api, object).await {
+                // Somebody has it, and server-side apply would merge into that.
+                Err(Error::Api(refused)) if refused.code == 409 && refused.reason == "AlreadyExists" => {
+                    return match api.get_opt(&key.name).await {
+                        Ok(Some(found)) => Wrote::Found(Arc::new(serde_json::to_value(found).unwrap_or_default())),
+                        Ok(None) => Wrote::Refused(self.refused(key, "create", &Error::Api(refused))),
+                        Err(error) => Wrote::Refused(self.refused(key, "get", &error)),
+                    };
+                }
+                other => other.map_err(|error| ("create", error)),
             },
+            How::Apply { uid, created } => {
+                let owned = match created {
+                    Some(version) => self.own_by_apply(&api, key, uid, version).await,
+                    None => Ok(()),
+                };
+                match owned {
+                    Ok(()) => {
+                        // Only this very object, and whoever has taken a field from us gives it back.
+                        let mut patch = object.clone();
+                        patch["metadata"]["uid"] = json!(uid);
+                        let params = PatchParams { force: true, ..PatchParams::apply(&self.it.manager) };
+                        let patch = Patch::Apply(&patch);
+                        api.patch(&key.name, &params, &patch).await.map_err(|error| ("apply", error))
+                    }
+                    Err(error) => Err(("apply", error)),
+                }
+            }
         };
-        let mut params = PatchParams::apply(&self.it.manager);
-        let mut patch = object;
-        if let Some(live) = &live {
-            if !self.is_ours(live) {
-                return Err(self.conflict(key, live));
-            }
-            if live.pointer("/metadata/deletionTimestamp").is_some() {
-                return Err(Trouble { reason: "ChildTerminating", words: format!("{key} is being deleted") });
-            }
-            if is_as_applied(live, &patch, &digest, &self.it.manager) {
-                return Ok(None);
-            }
-            // Only this very object, and whoever has taken a field from us gives it back.
-            patch["metadata"]["uid"] = json!(uid(live));
-            params.force = true;
-        }
-        match api.patch(&key.name, &params, &Patch::Apply(&patch)).await {
-            Ok(applied) => {
-                let value = serde_json::to_value(&applied).unwrap_or_default();
+        match written {
+            Ok(written) => {
+                let value = serde_json::to_value(&written).unwrap_or_default();
                 if let Some(objects) = self.it.children.get(&key.of) {
-                    objects.note(applied);
+                    objects.note(written);
                 }
-                Ok(Some(Arc::new(value)))
+                Wrote::Done(Arc::new(value))
             }
-            Err(error) => Err(self.refused(key, "apply", &error)),
+            Err((verb, error)) => Wrote::Refused(self.refused(key, verb, &error)),
         }
     }
 
-    fn conflict(&self, key: &Key, live: &Value) -> Trouble {
-        let meta = meta(live);
-        let whose = match ownership(&meta, self.parent.uid()) {
-            Ownership::Sibling(_) => {
-                let owner = meta.annotations.as_ref().and_then(|all| all.get(OWNER)).cloned();
-                format!("belongs to {}", owner.unwrap_or_else(|| "another object".to_owned()))
-            }
-            Ownership::Ours => "is a copy that bears our labels".to_owned(),
-            Ownership::Foreign => "is not ours".to_owned(),
-        };
-        Trouble { reason: CONFLICT, words: format!("{key} is there and {whose}: rename or delete it") }
+    /// Creates it, and nothing but that: a field that its type does not have is refused, as by an apply.
+    async fn create(&self, api: &Api<DynamicObject>, object: &Value) -> Result<DynamicObject, Error> {
+        let params = PostParams { field_manager: Some(self.it.manager.clone()), ..PostParams::default() };
+        let body = serde_json::to_vec(object).map_err(Error::SerdeError)?;
+        let request = Request::new(api.resource_url()).create(&params, body).map_err(Error::BuildRequest)?;
+        let (mut head, body) = request.into_parts();
+        let strict = format!("{}&fieldValidation=Strict", head.uri);
+        head.uri = strict.parse().map_err(|error: http::uri::InvalidUri| Error::HttpError(error.into()))?;
+        self.it.term.client().request(http::Request::from_parts(head, body)).await
     }
 
-    /// The object with what says whose it is, and the digest of both.
-    fn dressed(&self, child: &Desired) -> (Value, String) {
-        let mut object = child.object.clone();
-        let parent = self.parent;
-        let owner = match parent.namespace() {
-            Some(namespace) => format!("{namespace}/{}", parent.name_any()),
-            None => parent.name_any(),
-        };
-        let metadata = &mut object["metadata"];
-        for (name, value) in labels(&self.it.term, parent.uid()) {
-            metadata["labels"][name] = json!(value);
-        }
-        metadata["annotations"][OWNER] = json!(owner);
-        if self.can_own(&child.key)
-            && let Some(mut reference) = parent.controller_owner_ref(&self.it.resource)
-        {
-            // Whoever deletes the parent in the foreground waits for its children.
-            reference.block_owner_deletion = Some(true);
-            metadata["ownerReferences"] = json!([reference]);
-        }
-        let digest = digest(&object);
-        object["metadata"]["annotations"][APPLIED] = json!(digest);
-        (object, digest)
-    }
-
-    /// Deletes what is ours and nobody says any more.
-    pub(super) async fn prune(&self, wanted: &BTreeSet<&Key>) -> Pruned {
-        let mut done = Pruned::default();
-        for (of, objects) in &self.it.children {
-            // Most are wanted, and need not be read to know that.
-            for name in objects.of_owner(self.parent.uid()) {
-                let namespace = name.namespace().map(str::to_owned);
-                let key = Key { of: Arc::clone(of), namespace, name: name.name().to_owned() };
-                if wanted.contains(&key) {
-                    continue;
-                }
-                let Some(object) = objects.get(&name) else { continue };
-                let meta = meta(&object);
-                if !is_superfluous(&key, &meta, wanted, self.parent.uid(), &self.it.manager) {
-                    continue;
-                }
-                match self.delete(&key, &meta).await {
-                    Ok(()) => done.pruned += 1,
-                    Err(trouble) => done.trouble.push(trouble),
-                }
+    /// What the creation of a child owns becomes what an apply owns, as client-go's csaupgrade does it: or a field that is no
+    /// longer desired would stay, because the creation goes on owning it.
+    async fn own_by_apply(&self, api: &Api<DynamicObject>, key: &Key, uid: &str, version: &str) -> Result<(), Error> {
+        let manager = &self.it.manager;
+        let mut found = self.seen(key).filter(|seen| resource_version(seen) == Some(version));
+        for attempt in 1.. {
+            let live = match found.take() {
+                Some(live) => live,
+                None => match api.get_opt(&key.name).await? {
+                    Some(live) => Arc::new(serde_json::to_value(live).unwrap_or_default()),
+                    None => return Ok(()),
+                },
+            };
+            let Some(entry) = created_entry(&live, manager).filter(|_| super::uid(&live) == Some(uid)) else {
+                // The apply itself is refused if it is another object.
+                return Ok(());
+            };
+            let patch = json!([
+                {"op": "test", "path": "/metadata/resourceVersion", "value": resource_version(&live)},
+                {"op": "replace", "path": format!("/metadata/managedFields/{entry}/operation"), "value": "Apply"},
+            ]);
+            let request = http::Request::patch(format!("{}/{}", api.resource_url(), key.name))
+                .header(http::header::CONTENT_TYPE, "application/json-patch+json")
+                .body(serde_json::to_vec(&patch).map_err(Error::SerdeError)?)
+                .map_err(Error::HttpError)?;
+            match self.it.term.client().request::<DynamicObject>(request).await {
+                Ok(_) => return Ok(()),
+                // It has changed since.
+                Err(Error::Api(refused)) if matches!(refused.code, 409 | 422) && attempt < ATTEMPTS => {}
+                Err(error) => return Err(error),
             }
         }
-        done
+        Ok(())
     }
 
-    async fn delete(&self, key: &Key, meta: &ObjectMeta) -> Result<(), Trouble> {
+    /// Deletes them one by one, and tells the plan.
+    pub(super) async fn delete_each(&self, deletes: Vec<Delete>, plan: &mut Plan) {
+        for Delete { key, uid } in deletes {
+            plan.deleted(self.delete(&key, &uid).await);
+        }
+    }
+
+    async fn delete(&self, key: &Key, uid: &str) -> Result<(), Trouble> {
         let api = self.api(key)?;
-        let uid = meta.uid.as_deref().unwrap_or_default();
         match delete(&api, &key.name, uid, None, PropagationPolicy::Background).await {
             Ok(_) => Ok(()),
             Err(error) => {
@@ -233,11 +241,18 @@ impl<'a> Family<'a> {
     /// Returns how many are still there.
     pub(super) async fn delete_all(&self) -> Result<usize, Error> {
         let mut there = 0;
+        let owner = self.owner();
         for (of, (resource, _)) in self.served {
             let api = Api::<DynamicObject>::all_with(self.it.term.client(), resource);
             let params = ListParams::default().labels(&children_of(self.parent.uid()));
-            for child in api.list(&params).await? {
-                if !is_ours(&child.metadata, self.parent.uid(), &self.it.manager) {
+            let children = match api.list(&params).await {
+                Ok(children) => children,
+                // Its CRD was removed, and its objects with it.
+                Err(Error::Api(status)) if status.code == 404 => continue,
+                Err(error) => return Err(error),
+            };
+            for child in children {
+                if !is_ours(&child.metadata, &owner.claim()) {
                     continue;
                 }
                 there += 1;
@@ -245,7 +260,7 @@ impl<'a> Family<'a> {
                     continue;
                 }
                 let key = Key { of: Arc::clone(of), namespace: child.namespace(), name: child.name_any() };
-                if let Err(trouble) = self.delete(&key, &child.metadata).await {
+                if let Err(trouble) = self.delete(&key, &child.uid().unwrap_or_default()).await {
                     let about = self.parent.object_ref(&self.it.resource);
                     self.it.events.warning(&about, "FinalizeBlocked", &trouble.words).await;
                 }
@@ -270,6 +285,10 @@ impl<'a> Family<'a> {
     }
 }
 
+fn resource_version(object: &Value) -> Option<&str> {
+    object.pointer("/metadata/resourceVersion").and_then(Value::as_str)
+}
+
 fn reason(error: &Error) -> &'static str {
     let Error::Api(status) = error else { return "ApplyFailed" };
     let mut causes = status.details.iter().flat_map(|details| &details.causes);
@@ -290,8 +309,4 @@ fn told(key: &Key, error: &Error) -> String {
         Error::Api(status) if key.of.kind == "Secret" => format!("{} {}", status.code, status.reason),
         other => chain(other),
     }
-}
-
-fn meta(object: &Value) -> ObjectMeta {
-    object.get("metadata").and_then(|meta| serde_json::from_value(meta.clone()).ok()).unwrap_or_default()
 }

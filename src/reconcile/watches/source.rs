@@ -1,4 +1,4 @@
-//! What the API server says of a query, from the moment on when it knows the type.
+//! What the API server says of a query, whenever it knows the type: one whose CRD is removed is looked for again.
 
 use std::time::Duration;
 
@@ -29,10 +29,7 @@ pub(super) enum Event {
 
 /// Looks for the type, after that time, until it is served; then watches.
 pub(super) fn events(client: Client, query: Query, after: Duration) -> BoxStream<'static, Event> {
-    let find = stream::unfold((client, query, false), |(client, query, found)| async move {
-        if found {
-            return None;
-        }
+    let find = stream::unfold((client, query), |(client, query)| async move {
         match discovery::pinned_kind(&client, &query.of.gvk()).await {
             Ok((resource, capabilities)) => {
                 let api: Api<DynamicObject> = match &query.namespace {
@@ -44,19 +41,24 @@ pub(super) fn events(client: Client, query: Query, after: Duration) -> BoxStream
                     field_selector: some(&query.fields),
                     ..watcher::Config::default().timeout(WATCH_TIMEOUT)
                 };
-                let watched = watcher(api, config).default_backoff().map({
+                let watched = watcher(api, config).default_backoff().flat_map({
                     let name = query.to_string();
                     move |item| match item {
-                        Ok(event) => Event::Watched(event),
+                        Ok(event) => stream::iter(vec![Some(Event::Watched(event))]),
                         Err(error) => {
                             let why = chain(&error);
                             warn!(watch = name, error = why, "watch failed");
-                            Event::Trouble(why)
+                            let mut events = vec![Some(Event::Trouble(why))];
+                            // Then the type is looked for, as in the beginning.
+                            events.extend(is_gone(&error).then_some(None));
+                            stream::iter(events)
                         }
                     }
                 });
+                let watched = watched.take_while(|event| std::future::ready(event.is_some()));
+                let watched = watched.filter_map(std::future::ready);
                 let served = stream::iter([Event::Served(resource, capabilities.scope)]);
-                Some((served.chain(watched).boxed(), (client, query, true)))
+                Some((served.chain(watched).boxed(), (client, query)))
             }
             Err(error) => {
                 let news = if is_unserved(&error) {
@@ -66,7 +68,7 @@ pub(super) fn events(client: Client, query: Query, after: Duration) -> BoxStream
                 };
                 let pause = tokio::time::sleep(UNSERVED.mul_f64(0.8 + 0.4 * fastrand::f64()));
                 let waiting = stream::once(pause).filter_map(|()| std::future::ready(None));
-                Some((stream::iter([news]).chain(waiting).boxed(), (client, query, false)))
+                Some((stream::iter([news]).chain(waiting).boxed(), (client, query)))
             }
         }
     });
@@ -75,6 +77,15 @@ pub(super) fn events(client: Client, query: Query, after: Duration) -> BoxStream
     }
     let pause = stream::once(tokio::time::sleep(after)).filter_map(|()| std::future::ready(None));
     pause.chain(find.flatten()).boxed()
+}
+
+/// Whether the API server does not know the resource any more.
+fn is_gone(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => is_unserved(error),
+        watcher::Error::WatchError(status) => status.code == 404,
+        _ => false,
+    }
 }
 
 fn some(text: &str) -> Option<String> {

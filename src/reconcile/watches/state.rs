@@ -13,8 +13,10 @@ use std::{
 };
 
 use futures::{StreamExt, stream::BoxStream};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::{ResourceExt, api::DynamicObject, core::ApiResource, discovery::Scope, runtime::watcher};
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::{
     super::{
@@ -27,7 +29,7 @@ use super::{
 /// What is new in a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// The first list is complete of what the listener wants.
+    /// The first list is complete of what the listener wants, or what was seen has grown old because the watch fails.
     Listed,
     /// An object has come, changed or gone: whose it is by what is written on it, now or before.
     Changed(Option<Name>),
@@ -44,6 +46,8 @@ pub enum Sight {
     Unlisted,
     /// It cannot be, and why.
     Troubled(String),
+    /// It was, and the watch has failed for a while: what has changed since is not seen, and why.
+    Stale(String),
 }
 
 /// Which of the objects of a query.
@@ -114,7 +118,33 @@ struct Source {
     listed: bool,
     /// A list that is not complete; `None`: as the object is known.
     listing: BTreeMap<Name, Option<Held>>,
-    trouble: Option<String>,
+    trouble: Option<Failing>,
+}
+
+/// A watch that fails, and tries again.
+struct Failing {
+    why: String,
+    since: Instant,
+    last: Instant,
+}
+
+/// A watch that has failed for so long shows what was, and not what is.
+const STALE: Duration = Duration::from_secs(10);
+/// One that has not failed for so long does not fail any more: it tries again after half a minute at the latest.
+const WELL: Duration = Duration::from_secs(60);
+
+impl Failing {
+    fn is_stale(&self, now: Instant) -> bool {
+        self.last - self.since >= STALE && now - self.last < WELL
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "for how long a watch fails decides what is said of it, and nothing else"
+)]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// What a listener has not heard yet.
@@ -147,9 +177,11 @@ type Belonging = (Option<Shard>, Option<Name>);
 
 impl Held {
     fn of(mut object: DynamicObject, shard: Option<Shard>) -> Self {
-        // Who else owns which fields is nobody's business here: only what we applied is compared.
-        if let Some(managed) = &mut object.metadata.managed_fields {
-            managed.retain(|entry| entry.manager.as_deref().is_some_and(|manager| manager.starts_with("leasehold/")));
+        // Only what we wrote is compared. Of the entries of others no more is kept than their places.
+        for entry in object.metadata.managed_fields.iter_mut().flatten() {
+            if !entry.manager.as_deref().is_some_and(|manager| manager.starts_with("leasehold/")) {
+                *entry = ManagedFieldsEntry::default();
+            }
         }
         Self {
             version: version(&object),
@@ -185,7 +217,10 @@ impl Source {
         event: watcher::Event<DynamicObject>,
         known: &BTreeMap<Name, Held>,
     ) -> Option<watcher::Event<DynamicObject>> {
-        self.trouble = None;
+        // That a list begins is no sign that it will come.
+        if !matches!(event, watcher::Event::Init) {
+            self.trouble = None;
+        }
         match event {
             watcher::Event::Init => self.listing.clear(),
             watcher::Event::InitApply(object) => {
@@ -291,8 +326,11 @@ impl State {
     pub(super) fn sight(&self, shard: Option<&Shard>) -> Sight {
         match self.source_of(shard) {
             _ if self.unserved => Sight::Unserved,
-            Some(source) if source.listed => Sight::Clear,
-            Some(Source { trouble: Some(why), .. }) => Sight::Troubled(why.clone()),
+            Some(source) if source.listed => match &source.trouble {
+                Some(failing) if failing.is_stale(now()) => Sight::Stale(failing.why.clone()),
+                _ => Sight::Clear,
+            },
+            Some(Source { trouble: Some(failing), .. }) => Sight::Troubled(failing.why.clone()),
             _ => Sight::Unlisted,
         }
     }
@@ -319,11 +357,32 @@ impl State {
                 self.served = Some((resource, scope));
             }
             Event::Unserved => {
+                // What there was went with its CRD.
+                source.listing.clear();
+                self.take_over(number);
+                if let Some(source) = self.sources.get_mut(number) {
+                    source.listed = false;
+                }
+                self.served = None;
                 // Whoever waits to see everything has seen it.
                 self.unserved = true;
                 self.tell_listed();
             }
-            Event::Trouble(why) => source.trouble = Some(why),
+            Event::Trouble(why) => {
+                let now = now();
+                let before = source.trouble.take().filter(|failing| now - failing.last < WELL);
+                let was_stale = before.as_ref().is_some_and(|failing| failing.is_stale(now));
+                let since = before.map_or(now, |failing| failing.since);
+                let failing = Failing { why, since, last: now };
+                let is_news = source.listed && failing.is_stale(now) && !was_stale;
+                source.trouble = Some(failing);
+                if is_news {
+                    // All objects have to say so.
+                    let reach = source.reach.clone();
+                    let concerned = self.ears.values_mut().filter(|ear| ear.listed && reach.covers(ear.shard.as_ref()));
+                    concerned.for_each(|ear| ear.tell(News::Listed));
+                }
+            }
             Event::Watched(event) => match source.list(event, &self.objects) {
                 None | Some(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                 Some(watcher::Event::InitDone) => self.take_over(number),

@@ -303,3 +303,39 @@ fn a_type_that_is_not_served_has_no_objects_until_it_is() {
     send(&sender, list([]));
     assert_eq!((heard(&mut listener), objects.sight()), (vec![News::Listed], Sight::Clear));
 }
+
+#[test]
+fn a_type_whose_crd_is_removed_has_no_objects_any_more_and_its_owners_hear_of_it() {
+    let (sender, shared) = watch();
+    let mut listener = Listener::new(shared, None);
+    let objects = listener.objects();
+    let resource = ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&());
+    sender.of("").unbounded_send(Event::Served(resource, Scope::Namespaced)).unwrap();
+    send(&sender, list([object("a", 1, Some("w"))]));
+    assert_eq!(heard(&mut listener).len(), 2);
+    sender.of("").unbounded_send(Event::Unserved).unwrap();
+    assert_eq!(heard(&mut listener), [changed("w")]);
+    assert_eq!((objects.sight(), objects.all().len(), objects.served().is_none()), (Sight::Unserved, 0, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_goes_on_failing_is_stale_until_it_has_news_or_does_not_fail_any_more() {
+    let (sender, shared) = watch();
+    let mut listener = Listener::new(shared, None);
+    let objects = listener.objects();
+    send(&sender, list([]));
+    assert_eq!(heard(&mut listener), [News::Listed]);
+    let fail = || sender.of("").unbounded_send(Event::Trouble("500".to_owned())).unwrap();
+    fail();
+    assert_eq!((heard(&mut listener), objects.sight()), (vec![], Sight::Clear), "one failure is no news");
+    for news in [vec![News::Listed], vec![]] {
+        tokio::time::advance(std::time::Duration::from_secs(12)).await;
+        fail();
+        send(&sender, [watcher::Event::Init]);
+        assert_eq!((heard(&mut listener), objects.sight()), (news, Sight::Stale("500".to_owned())));
+    }
+    tokio::time::advance(std::time::Duration::from_secs(61)).await;
+    assert_eq!(objects.sight(), Sight::Clear);
+    fail();
+    assert_eq!(objects.sight(), Sight::Clear, "it begins anew");
+}
