@@ -11,6 +11,7 @@
 //! where nothing has changed.
 
 mod applied;
+mod aside;
 mod desired;
 mod ours;
 mod parent;
@@ -19,19 +20,14 @@ mod write;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
-pub use desired::{Compose, Composed, Desired, Failure, Key, Related, Type, View, Waiting};
+pub use desired::{Compose, Composed, Desired, Effort, Failure, Key, Related, Type, View, Waiting};
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture};
 use kube::{Api, Resource, ResourceExt, core::ApiResource, discovery::Scope};
-use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
-use tokio::runtime::{Handle, RuntimeFlavor};
 
 use self::{
     parent::Parent,
@@ -59,6 +55,10 @@ const UNUSABLE: Duration = Duration::from_secs(10);
 const CONFLICT: Duration = Duration::from_secs(30);
 /// How soon the children of a deleted object are looked at again while they go.
 const GOING: Duration = Duration::from_secs(2);
+/// What may be related, in bytes of text.
+const RELATED: u64 = 32 << 20;
+/// What is related and can be read while others wait, in bytes of text.
+const BRIEF: u64 = 64 << 10;
 /// Composing again shows what the last applies have made of it; a child that waits takes one round, and each has an end.
 const ROUNDS: usize = 32;
 
@@ -103,9 +103,7 @@ impl Children {
                 let statuses = Statuses::new(term.clone(), Arc::clone(&events), seen);
                 let manager = field_manager(&term.kind().kind);
                 let finalizer = finalizer::name(&term.kind().kind);
-                let pace = Pace::default();
                 let pass = Pass(Arc::new(Common {
-                    pace,
                     term,
                     events,
                     statuses,
@@ -215,11 +213,26 @@ struct Common {
     finalizer: String,
     children: BTreeMap<Arc<Type>, Objects>,
     related: BTreeMap<String, Objects>,
-    pace: Pace,
 }
 
 #[derive(Clone)]
 struct Pass(Arc<Common>);
+
+/// What a front end is shown of an object, on whatever thread: read when it is first asked for, once in a pass.
+#[derive(Clone)]
+struct Shown {
+    parent: Arc<Parent>,
+    served: Arc<Served>,
+    value: Arc<OnceLock<Value>>,
+    related: Arc<OnceLock<BTreeMap<String, Vec<Arc<Value>>>>>,
+}
+
+impl Shown {
+    fn of(parent: &Arc<Parent>, served: &Arc<Served>) -> Self {
+        let (parent, served) = (Arc::clone(parent), Arc::clone(served));
+        Self { parent, served, value: Arc::default(), related: Arc::default() }
+    }
+}
 
 /// How each type is named in requests, and where its objects live.
 type Served = HashMap<Arc<Type>, (ApiResource, Scope)>;
@@ -228,7 +241,7 @@ impl Pass {
     async fn reconcile(self, parent: Arc<Parent>) -> Result<Again, Error> {
         let it = &self.0;
         let served = match self.served() {
-            Ok(served) => served,
+            Ok(served) => Arc::new(served),
             Err(None) => return Ok(None),
             Err(Some(words)) => {
                 if parent.metadata.deletion_timestamp.is_none() {
@@ -243,14 +256,20 @@ impl Pass {
             return self.finish(&parent, &family).await;
         }
 
-        let (value, related) = (serde_json::to_value(&*parent).unwrap_or_default(), self.related());
-        let mut fresh = Written::new();
+        if let Some(failure) = self.too_much_is_related() {
+            self.report(&parent, &Outcome::Invalid(failure)).await?;
+            return Ok(None);
+        }
+        let shown = Shown::of(&parent, &served);
+        let mut fresh = Arc::new(Written::new());
         let mut written = 0;
         let (composed, mut trouble) = 'rounds: {
             for _ in 0..ROUNDS {
-                let composed = match self.compose(&value, &related, &family, &fresh) {
-                    Ok(composed) => composed,
-                    Err(Failure { reason, message }) => {
+                let composed = match self.compose(&shown, &fresh).await {
+                    // The term drains.
+                    None => return Ok(None),
+                    Some(Ok(composed)) => composed,
+                    Some(Err(Failure { reason, message })) => {
                         let invalid = Outcome::Invalid(Trouble { reason, words: message });
                         self.report(&parent, &invalid).await?;
                         return Ok(None);
@@ -270,7 +289,7 @@ impl Pass {
                 };
                 let news = !round.written.is_empty();
                 written += round.written.len();
-                fresh.extend(round.written);
+                Arc::make_mut(&mut fresh).extend(round.written);
                 if !news || !round.trouble.is_empty() {
                     break 'rounds (composed, round.trouble);
                 }
@@ -297,6 +316,7 @@ impl Pass {
                 .map(|waiting| format!("{} waits {}", waiting.id, waiting.reason))
                 .collect(),
             unready: unready(&composed),
+            failed: composed.failed,
             own: composed.status,
         };
         self.report(&parent, &outcome).await?;
@@ -318,24 +338,48 @@ impl Pass {
         Ok(served.collect())
     }
 
+    /// How many bytes of text are related: nothing is read before that is known.
+    fn related_bytes(&self) -> u64 {
+        self.0.related.values().map(Objects::bytes).fold(0, u64::saturating_add)
+    }
+
+    fn too_much_is_related(&self) -> Option<Trouble> {
+        let bytes = self.related_bytes();
+        (bytes > RELATED).then(|| {
+            let count = |(id, objects): (&String, &Objects)| format!("{id} has {} MiB", objects.bytes() >> 20);
+            let each: Vec<_> = self.0.related.iter().map(count).collect();
+            let words = format!(
+                "more is related than the {} MiB that can be looked at: {}; narrow it down in the composition",
+                RELATED >> 20,
+                each.join(", ")
+            );
+            Trouble { reason: "TooMuchRelated", words }
+        })
+    }
+
     /// Related objects, as they were last seen.
     fn related(&self) -> BTreeMap<String, Vec<Arc<Value>>> {
         let all = |objects: &Objects| objects.all().into_iter().map(Arc::new).collect();
         self.0.related.iter().map(|(id, objects)| (id.clone(), all(objects))).collect()
     }
 
-    /// What the object shall have, with what was just written.
-    fn compose(
-        &self,
-        parent: &Value,
-        related: &BTreeMap<String, Vec<Arc<Value>>>,
-        family: &Family<'_>,
-        fresh: &Written,
-    ) -> Result<Composed, Failure> {
+    /// What the object shall have, with what was just written. `None`: the term drains.
+    async fn compose(&self, shown: &Shown, fresh: &Arc<Written>) -> Option<Result<Composed, Failure>> {
+        let (pass, shown, fresh) = (self.clone(), shown.clone(), Arc::clone(fresh));
+        let is_brief = self.related_bytes() <= BRIEF;
+        let draining = self.0.term.draining();
+        let work = move |effort| pass.composed(&shown, &fresh, effort).transpose();
+        aside::compose(is_brief, draining, work).await
+    }
+
+    fn composed(&self, shown: &Shown, fresh: &Written, effort: Effort) -> Result<Option<Composed>, Failure> {
+        let parent = shown.value.get_or_init(|| serde_json::to_value(&*shown.parent).unwrap_or_default());
+        let related = shown.related.get_or_init(|| self.related());
+        let family = Family::new(&self.0, &shown.parent, &shown.served);
         let child = |key: &Key| fresh.get(key).cloned().or_else(|| family.seen(key));
         let is_namespaced = |of: &Type| family.is_namespaced(of);
         let view = View { parent, child: &child, related, is_namespaced: &is_namespaced };
-        self.0.pace.run(|| self.0.front.compose(&view))
+        self.0.front.compose(&view, effort)
     }
 
     /// Deletes what the garbage collector does not, then lets the object go.
@@ -395,34 +439,6 @@ fn retries(reason: &str) -> bool {
 
 fn again(trouble: &[Trouble]) -> Again {
     (!trouble.is_empty()).then_some(CONFLICT)
-}
-
-/// Longer than this, work keeps others waiting.
-const SLOW: Duration = Duration::from_millis(1);
-
-/// Whether the work of a kind takes long. To make room for others costs two changes of threads, and a thread: far more than
-/// most objects take. So that is done as long as the last object took long.
-#[derive(Default)]
-struct Pace {
-    is_slow: AtomicBool,
-}
-
-impl Pace {
-    fn run<T>(&self, work: impl FnOnce() -> T) -> T {
-        let others = || Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
-        let timed = || {
-            let before = worked();
-            let done = work();
-            self.is_slow.store(worked().saturating_sub(before) > SLOW, Ordering::Relaxed);
-            done
-        };
-        if self.is_slow.load(Ordering::Relaxed) && others() { tokio::task::block_in_place(timed) } else { timed() }
-    }
-}
-
-/// How long this thread has worked: on a busy machine, most of the time that passes belongs to others.
-fn worked() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 /// The uid of an object, as its owner names it.
