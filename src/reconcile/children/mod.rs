@@ -103,6 +103,8 @@ impl Children {
                 let statuses = Statuses::new(term.clone(), Arc::clone(&events), seen);
                 let manager = field_manager(&term.kind().kind);
                 let finalizer = finalizer::name(&term.kind().kind);
+                let types = front.types().into_iter().chain(front.related().into_values().map(|related| related.of));
+                let is_secretive = types.into_iter().any(|of| of.group.is_empty() && of.kind == "Secret");
                 let pass = Pass(Arc::new(Common {
                     term,
                     events,
@@ -114,6 +116,7 @@ impl Children {
                     finalizer,
                     children,
                     related,
+                    is_secretive,
                 }));
                 move |parent| pass.clone().reconcile(parent)
             };
@@ -213,6 +216,8 @@ struct Common {
     finalizer: String,
     children: BTreeMap<Arc<Type>, Objects>,
     related: BTreeMap<String, Objects>,
+    /// What it makes may hold what stands in a Secret.
+    is_secretive: bool,
 }
 
 #[derive(Clone)]
