@@ -25,7 +25,11 @@ use std::{
 };
 
 pub use desired::{Compose, Composed, Desired, Effort, Failure, Key, Related, Type, View, Waiting};
-use futures::{FutureExt, Stream, StreamExt, future::BoxFuture};
+use futures::{
+    FutureExt, Stream, StreamExt,
+    future::{BoxFuture, ready},
+    stream,
+};
 use kube::{Api, Resource, ResourceExt, core::ApiResource, discovery::Scope};
 use serde_json::Value;
 
@@ -59,6 +63,9 @@ const GOING: Duration = Duration::from_secs(2);
 const RELATED: u64 = 32 << 20;
 /// What is related and can be read while others wait, in bytes of text.
 const BRIEF: u64 = 64 << 10;
+/// Between two changes of what is related, for each object that they make due; at least, and at the most.
+const FOR_EACH: Duration = Duration::from_millis(1);
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// Composing again shows what the last applies have made of it; a child that waits takes one round, and each has an end.
 const ROUNDS: usize = 32;
 
@@ -186,9 +193,20 @@ fn owners(listener: Listener, parents: Seen<Parent>) -> impl Stream<Item = (Due,
     })
 }
 
-/// Makes everything due: what is related may be of use to any of them.
+/// Makes everything due: what is related may be of use to any of them. The first change does so at once; what changes
+/// again and again, such as a lock that is renewed, is taken together with what has changed meanwhile.
 fn everybody(listener: Listener, parents: Seen<Parent>) -> impl Stream<Item = (Due, bool)> + Send + 'static {
-    listener.map(move |news| ((Lane::Soon, parents.names()), news == News::Listed))
+    stream::unfold((listener, parents, ready(()).boxed()), |(mut listener, parents, pause)| async move {
+        let mut listed = listener.next().await? == News::Listed;
+        pause.await;
+        while let Some(Some(news)) = listener.next().now_or_never() {
+            listed |= news == News::Listed;
+        }
+        let names = parents.names();
+        let count = u32::try_from(names.len()).unwrap_or(u32::MAX);
+        let pause = tokio::time::sleep((FOR_EACH * count).clamp(PAUSE.0, PAUSE.1)).boxed();
+        Some((((Lane::Soon, names), listed), (listener, parents, pause)))
+    })
 }
 
 /// Why a pass is to be tried again.
