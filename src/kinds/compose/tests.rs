@@ -102,6 +102,32 @@ fn shipped(file: &str) -> Composition {
     Composition::read(file, &std::fs::read_to_string(path).unwrap()).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
+/// A label of a namespace may allow its pods to be root on a node, or have another team's Secrets copied there.
+#[test]
+fn a_tenant_says_no_label_that_others_go_by() {
+    let composition = shipped("tenant.yaml");
+    for labels in [
+        json!({}),
+        json!({"pod-security.kubernetes.io/enforce": "privileged", "team": "other"}),
+        json!({"enforce": "privileged", "tenant.leasehold.dev/x": "y", "leasehold.dev/shard": "z"}),
+        json!({"": "x", "/": "x", "../pod-security.kubernetes.io/enforce": "privileged"}),
+    ] {
+        let parent = json!({"metadata": {"name": "orchid"}, "spec": {"labels": labels}});
+        let composed = World::default().compose(&composition, &parent).unwrap();
+        let said = composed.children[0].object["metadata"]["labels"].as_object().unwrap().clone();
+        assert_eq!(said.len(), labels.as_object().unwrap().len() + 2, "{said:?}");
+        for (name, value) in said {
+            match name.as_str() {
+                "pod-security.kubernetes.io/enforce" => assert_eq!(value, "baseline"),
+                "pod-security.kubernetes.io/warn" => assert_eq!(value, "restricted"),
+                own => assert!(own.starts_with("tenant.leasehold.dev/"), "{own}"),
+            }
+        }
+    }
+    let none = World::default().compose(&composition, &json!({"metadata": {"name": "orchid"}, "spec": {}})).unwrap();
+    assert_eq!(none.children[0].object["metadata"]["labels"].as_object().unwrap().len(), 2);
+}
+
 #[test]
 fn each_makes_a_child_of_each_item_and_null_makes_none() {
     let composition = read(&format!(
