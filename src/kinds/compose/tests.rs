@@ -128,6 +128,36 @@ fn a_tenant_says_no_label_that_others_go_by() {
     assert_eq!(none.children[0].object["metadata"]["labels"].as_object().unwrap().len(), 2);
 }
 
+/// A field that its last writer leaves out is set back to its default: ten pods would become one.
+#[test]
+fn a_web_app_keeps_its_pods_until_the_autoscaler_has_taken_over() {
+    let composition = shipped("webapp.yaml");
+    let ours =
+        json!([{"manager": "leasehold/webapp", "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}}}}]);
+    let theirs =
+        json!([{"manager": "leasehold/webapp", "operation": "Apply", "fieldsV1": {"f:spec": {"f:selector": {}}}}]);
+    let autoscale = json!({"min": 2, "max": 20, "cpu": 80});
+    for (name, spec, live, expected) in [
+        ("new", json!({"replicas": 10}), None, Some(10)),
+        ("new, autoscaled", json!({"replicas": 10, "autoscale": autoscale}), None, Some(10)),
+        ("new, autoscaled, few", json!({"replicas": 1, "autoscale": autoscale}), None, Some(2)),
+        ("still ours", json!({"replicas": 1, "autoscale": autoscale}), Some((10, &ours)), Some(10)),
+        ("still ours, none", json!({"replicas": 0, "autoscale": autoscale}), Some((0, &ours)), Some(2)),
+        ("taken over", json!({"replicas": 10, "autoscale": autoscale}), Some((13, &theirs)), None),
+        ("given back", json!({"replicas": 4}), Some((13, &theirs)), Some(4)),
+    ] {
+        let mut spec = spec;
+        spec["image"] = json!("nginx:1.29");
+        let mut world = World::default();
+        if let Some((replicas, managed)) = live {
+            let live = json!({"metadata": {"name": "p", "managedFields": managed}, "spec": {"replicas": replicas}});
+            world.children.insert(("Deployment".to_owned(), Some("ns".to_owned()), "p".to_owned()), Arc::new(live));
+        }
+        let composed = world.compose(&composition, &parent(spec)).unwrap();
+        assert_eq!(composed.children[0].object["spec"].get("replicas"), expected.map(Json::from).as_ref(), "{name}");
+    }
+}
+
 #[test]
 fn each_makes_a_child_of_each_item_and_null_makes_none() {
     let composition = read(&format!(
