@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 use leasehold::{
     config::Kind,
     kinds::compose::Composition,
-    reconcile::children::{Compose as _, Composed, Failure as NotComposed, Key, Type, View},
+    reconcile::children::{Compose as _, Composed, Effort, Failure as NotComposed, Key, Type, View},
 };
 use serde_json::{Value, json};
 
@@ -99,7 +99,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
     let composed = compose(composition, &parent, there)
         .map_err(|failure| anyhow!("{}: {}: {}", kind.name(), failure.reason, failure.message))?;
     print(&composed, options.output)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(if composed.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Whether an object is of a kind, in whatever version.
@@ -193,7 +193,7 @@ fn compose(composition: &Composition, parent: &Value, there: Vec<Value>) -> Resu
         };
         let is_namespaced = |of: &Type| !IN_NO_NAMESPACE.contains(&(&of.group, &of.kind));
         let view = View { parent, child: &child, related: &related, is_namespaced: &is_namespaced };
-        let composed = composition.compose(&view)?;
+        let composed = composition.compose(&view, Effort::Full)?.unwrap_or_default();
         let before = seen.len();
         for said in &composed.children {
             seen.entry(name(&said.object)).or_insert_with(|| Arc::new(said.object.clone()));
@@ -215,6 +215,9 @@ fn print(composed: &Composed, output: Output) -> Result<(), Failure> {
             for waiting in &composed.waiting {
                 writeln!(out, "---\n# {} waits {}", waiting.id, waiting.reason)?;
             }
+            for failed in &composed.failed {
+                writeln!(out, "---\n# failed: {failed}")?;
+            }
             if !composed.status.is_empty() {
                 let yaml = serde_yaml::to_string(&composed.status).context("failed to write the status as YAML")?;
                 let lines: Vec<_> = yaml.lines().map(|line| format!("#   {line}")).collect();
@@ -225,7 +228,9 @@ fn print(composed: &Composed, output: Output) -> Result<(), Failure> {
             let children: Vec<_> =
                 composed.children.iter().map(|child| json!({"id": child.id, "object": child.object})).collect();
             let waiting: Vec<_> = composed.waiting.iter().map(|it| json!({"id": it.id, "reason": it.reason})).collect();
-            let document = json!({"children": children, "waiting": waiting, "status": composed.status});
+            let document = json!({
+                "children": children, "waiting": waiting, "status": composed.status, "failed": composed.failed,
+            });
             writeln!(out, "{document:#}")?;
         }
     }

@@ -15,6 +15,9 @@ pub const READY: &str = "Ready";
 /// The reason of a condition that holds and needs no more words.
 pub const AS_EXPECTED: &str = "AsExpected";
 
+/// The longest message, in bytes. Some definitions take no more than 32 KiB, and refuse the whole status.
+const LONGEST: usize = 2048;
+
 /// The `status` of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truth {
@@ -51,8 +54,13 @@ impl<'a> Conditions<'a> {
         Self { previous, next: Vec::new(), generation, now }
     }
 
-    /// Sets a condition. `reason` is a fixed word in CamelCase, `message` is for people.
+    /// Sets a condition. `reason` is a fixed word in CamelCase, `message` is for people; one that is too long is cut.
     pub fn set(&mut self, type_: &str, truth: Truth, reason: &str, message: impl Into<String>) {
+        let mut message: String = message.into();
+        if message.len() > LONGEST {
+            message.truncate(message.floor_char_boundary(LONGEST));
+            message.push('…');
+        }
         let since = self
             .previous
             .iter()
@@ -63,7 +71,7 @@ impl<'a> Conditions<'a> {
             type_: type_.to_owned(),
             status: truth.as_str().to_owned(),
             reason: reason.to_owned(),
-            message: message.into(),
+            message,
             observed_generation: self.generation,
             last_transition_time: since,
         });
@@ -103,6 +111,15 @@ mod tests {
             conditions.set(type_, *truth, &format!("{type_}Reason"), format!("{type_} message"));
         }
         conditions.with_ready()
+    }
+
+    #[test]
+    fn a_long_message_is_cut_at_a_character() {
+        let mut conditions = Conditions::new(&[], None, at(1));
+        conditions.set(APPLIED, Truth::False, "Invalid", format!("x{}", "é".repeat(40_000)));
+        for condition in conditions.with_ready() {
+            assert!(condition.message.len() < LONGEST + 4 && condition.message.ends_with("é…"), "{}", condition.type_);
+        }
     }
 
     #[test]

@@ -96,6 +96,24 @@ pub async fn tenants(installation: &Installation) -> Result<()> {
     bindings.get("by-hand").await.context("the copy stays")?;
     bindings.get("tenant-owner-0").await.context("the first owner stays")?;
 
+    // What a label could give away is not given: neither what its pods may do, nor what others copy to whom they select.
+    for labels in [json!({"pod-security.kubernetes.io/enforce": "privileged"}), json!({"team": "orchid"})] {
+        patched(&tenants, "lilac", json!({"spec": {"labels": null}})).await?;
+        patched(&tenants, "lilac", json!({"spec": {"labels": labels}})).await?;
+        let told = |tenant: &Value| ready(tenant) || is("Applied", "False", "Invalid")(tenant);
+        let current = move |tenant: &Value| {
+            tenant["status"]["observedGeneration"] == tenant["metadata"]["generation"] && told(tenant)
+        };
+        installation.becomes("the labels are judged", &["tenant", "lilac"], current).await?;
+        let namespace = installation.object(&["namespace", "lilac"]).await?;
+        let borne = &namespace["metadata"]["labels"];
+        ensure(borne["pod-security.kubernetes.io/enforce"] == "baseline", || namespace.to_string())?;
+        ensure(borne.get("team").is_none(), || namespace.to_string())?;
+    }
+    let root = "{apiVersion: v1, kind: Pod, metadata: {name: root, namespace: lilac}, spec: {containers: [{name: root, image: x, securityContext: {privileged: true}}]}}";
+    let refused = installation.cluster.apply(root).await.err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure(refused.contains("violates PodSecurity \"baseline"), || refused)?;
+
     // A namespace that is not ours is left alone, and said to be in the way.
     installation.cluster.apply("{apiVersion: v1, kind: Namespace, metadata: {name: taken}}").await?;
     installation
@@ -141,12 +159,24 @@ pub async fn web_apps(installation: &Installation) -> Result<()> {
     let ingresses = installation.api("networking.k8s.io/v1", "Ingress", Some("shop"));
     eventually("the Ingress is gone", PATIENCE, || ingresses.get_opt("storefront"), Option::is_none).await?;
 
-    // An autoscaler's number is its own: ours is given up, and not fought for.
-    patched(&web_apps, "storefront", json!({"spec": {"autoscale": {"max": 5}}})).await?;
+    // An autoscaler's number is its own: ours stays until it has written one, and is not fought for then.
+    patched(&web_apps, "storefront", json!({"spec": {"replicas": 4}})).await?;
+    let scaled = |number: i64| move |deployment: &Value| deployment["spec"]["replicas"] == number;
+    let path = ["deployment", "storefront", "-n", "shop"];
+    installation.becomes("four pods are wanted", &path, scaled(4)).await?;
+    patched(&web_apps, "storefront", json!({"spec": {"image": "nginx:1.30", "autoscale": {"max": 5}}})).await?;
     let scalers = installation.api("autoscaling/v2", "HorizontalPodAutoscaler", Some("shop"));
     eventually("the autoscaler is there", PATIENCE, || scalers.get_opt("storefront"), Option::is_some).await?;
+    let with_image = |image: &'static str| {
+        move |deployment: &Value| deployment["spec"]["template"]["spec"]["containers"][0]["image"] == image
+    };
+    let deployment = installation.becomes("it is applied beside it", &path, with_image("nginx:1.30")).await?;
+    ensure(scaled(4)(&deployment), || format!("it was set back: {deployment}"))?;
     let scale = json!({"spec": {"replicas": 3}});
     deployments.patch_scale("storefront", &PatchParams::default(), &Patch::Merge(scale)).await?;
+    patched(&web_apps, "storefront", json!({"spec": {"image": "nginx:1.31"}})).await?;
+    let deployment = installation.becomes("it is applied after it", &path, with_image("nginx:1.31")).await?;
+    ensure(scaled(3)(&deployment), || format!("the autoscaler was fought: {deployment}"))?;
     let service = installation.api("v1", "Service", Some("shop"));
     heals(&service, "storefront").await?;
     let replicas = &deployments.get("storefront").await?.data["spec"]["replicas"];

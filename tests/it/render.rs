@@ -58,7 +58,7 @@ fn what_cannot_be_rendered_says_why() {
             "expected one object of a composed kind, found 0; composed are Tenant.leasehold.dev, WebApp.leasehold.dev",
         ),
         (
-            "{apiVersion: leasehold.dev/v1alpha1, kind: WebApp, metadata: {name: x, namespace: y}, spec: {}}",
+            "{apiVersion: leasehold.dev/v1alpha1, kind: WebApp, metadata: {name: x, namespace: shop}, spec: {}}",
             1,
             "ExpressionFailed: deployment.template.spec.template.spec.containers[0].image: there is no `image`",
         ),

@@ -49,6 +49,10 @@ fn only_the_supervisor_spawns_tasks() {
             // first one runs before there is a supervisor.
             code = code.replacen("tokio::task::spawn_blocking(", "", 1);
         }
+        if file.ends_with("children/aside.rs") {
+            // An expression takes the time it takes; its thread writes nothing but its answer.
+            code = code.replacen("tokio::task::spawn_blocking;", "", 1).replacen("= spawn_blocking(", "", 1);
+        }
         let spawns = code.matches("spawn").count();
         // The binary gives its endpoints a thread.
         let threads = usize::from(file.ends_with("cli/run.rs") && code.contains("thread::Builder"));

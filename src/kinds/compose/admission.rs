@@ -90,11 +90,11 @@ fn old(asked: &Asked<'_>) -> Json {
     asked.request.old_object.as_ref().map_or(Json::Null, |old| json!(old))
 }
 
-fn seeing(parent: &Json, old: &Json, user: &Json) -> Evaluation<'static> {
-    let mut seen = Evaluation::new();
-    seen.show(&Name::Parent, parent);
-    seen.show(&Name::Old, old);
-    seen.show(&Name::User, user);
+fn seeing(parent: &Json, old: &Json, user: &Json) -> Evaluation {
+    let mut seen = Evaluation::new(false);
+    seen.show(Name::Parent, parent);
+    seen.show(Name::Old, old);
+    seen.show(Name::User, user);
     seen
 }
 
@@ -109,7 +109,7 @@ pub(super) fn fill(admission: &Admission, user: &Json, old: &Json, object: &mut 
             }
             Ok(())
         }
-        Ok(_) | Err(Failed { why: Unknown::Missing(_), .. }) => Ok(()),
+        Ok(_) | Err(Failed { why: Unknown::Missing(..), .. }) => Ok(()),
         Err(Failed { path, why: Unknown::Failed(why) }) => Err(Denied { message: format!("{path}: {why}"), code: 500 }),
     }
 }
@@ -134,7 +134,7 @@ pub(super) fn judge(
 ) -> Result<(), Denied> {
     let mut seen = seeing(parent, old, user);
     for (id, object) in found {
-        seen.show(&Name::Related(id.clone()), &Json::Array(object.iter().cloned().collect()));
+        seen.show(Name::Related(id.clone()), &Json::Array(object.iter().cloned().collect()));
     }
     for (number, rule) in admission.rules.iter().enumerate() {
         if rule.creation_only && !old.is_null() {
@@ -149,7 +149,7 @@ pub(super) fn judge(
                 return Err(Denied::new(message.unwrap_or_else(|| rule.rule.text().to_owned())));
             }
             Ok(_) => return Err(broken("must be true or false")),
-            Err(Unknown::Missing(why) | Unknown::Failed(why)) => return Err(broken(&why)),
+            Err(Unknown::Missing(why, _) | Unknown::Failed(why)) => return Err(broken(&why)),
         }
     }
     Ok(())
@@ -162,7 +162,7 @@ async fn look_up(lookup: &Lookup, asked: &Asked<'_>, parent: &Json) -> Result<Op
         match template.value(&seeing(parent, &Json::Null, &Json::Null), &path) {
             Ok(Some(Json::String(text))) if !text.is_empty() => Ok(text),
             Ok(_) => Err(Denied { message: format!("{path}: must be text, and not empty"), code: 500 }),
-            Err(Failed { path, why: Unknown::Missing(why) | Unknown::Failed(why) }) => {
+            Err(Failed { path, why: Unknown::Missing(why, _) | Unknown::Failed(why) }) => {
                 Err(Denied { message: format!("{path}: {why}"), code: 500 })
             }
         }

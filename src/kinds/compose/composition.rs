@@ -158,6 +158,7 @@ impl Reading {
         for (number, node) in child_nodes.iter().enumerate() {
             children.extend(self.child(node, &format!("children[{number}]"), errors));
         }
+        one_version_each(&children, &self.ids, errors);
         Composition { related, children: self.in_order(children, errors), status, admission }
     }
 
@@ -210,12 +211,13 @@ impl Reading {
             (Name::Related(id), _) if !self.knows(id, false) => {
                 Some(format!("nothing related has the id `{id}`; {}", known(false)))
             }
-            (Name::Myself, Place::Ready) | (Name::Each | Name::Index, Place::Template { each: true }) => None,
+            (Name::Myself, Place::Ready | Place::Template { .. })
+            | (Name::Each | Name::Index, Place::Template { each: true }) => None,
             (Name::Each | Name::Index, Place::Template { each: false }) => {
                 Some("`each` and `index` need a forEach beside the template".to_owned())
             }
             (Name::Each | Name::Index, _) => Some("`each` and `index` are of the template only".to_owned()),
-            (Name::Myself, _) => Some("`self` is of readyWhen only".to_owned()),
+            (Name::Myself, _) => Some("`self` is of the template and of readyWhen only".to_owned()),
             (Name::Child(_) | Name::Related(_), Place::Ready) => {
                 Some("readyWhen is about one child: it sees `self` and `parent`".to_owned())
             }
@@ -235,7 +237,13 @@ impl Reading {
         {
             errors.add(found.at, &found.path, format!("`{}` is no namespace name", found.value));
         }
-        let name = section.text("name", errors).map(|found| found.value.to_owned());
+        let name = section.text("name", errors);
+        if let Some(found) = &name
+            && found.value.contains("${")
+        {
+            errors.add(found.at, &found.path, "must be plain text: one watch serves all objects of the kind");
+        }
+        let name = name.map(|found| found.value.to_owned());
         let labels = labels(&mut section, errors);
         let namespace = namespace.map(|found| found.value.to_owned());
         section.finish(errors);
@@ -268,6 +276,13 @@ impl Reading {
         for name in choices.flat_map(|expression| expression.refers()).chain(template.refers()) {
             if let Name::Child(id) = name {
                 refers.insert(id.clone());
+            }
+        }
+        for field in ["name", "namespace"] {
+            let of_metadata = template.field("metadata").and_then(|metadata| metadata.field(field));
+            if of_metadata.is_some_and(|value| value.refers().contains(&Name::Myself)) {
+                let message = "must not refer to `self`: the child is found by it";
+                errors.add(node.at, &format!("{path}.metadata.{field}"), message);
             }
         }
         if for_each.is_some() && !template_name_varies(&template) {
@@ -450,6 +465,22 @@ fn check_status(status: &Template, at: Position, errors: &mut Gathered<'_>) {
     }
 }
 
+/// One object is the same in every version of its type: two templates that say it in two would undo each other for ever.
+fn one_version_each(children: &[Child], ids: &[(String, Position, bool)], errors: &mut Gathered<'_>) {
+    for (number, child) in children.iter().enumerate() {
+        let is_other = |other: &&Child| {
+            other.of.group == child.of.group && other.of.kind == child.of.kind && other.of.version != child.of.version
+        };
+        let Some(other) = children[..number].iter().find(is_other) else { continue };
+        let at = ids.iter().find(|(id, _, is_child)| *is_child && *id == child.id).map(|(_, at, _)| *at);
+        let message = format!(
+            "{} is {}, and {} is {}: one type in two versions; write one of them",
+            child.id, child.of, other.id, other.of
+        );
+        errors.add(at.unwrap_or(Position::START), "children", message);
+    }
+}
+
 /// A circle among children that all wait for one of them.
 fn round(children: &[Child]) -> Vec<String> {
     let mut path: Vec<String> = vec![children[0].id.clone()];
@@ -529,7 +560,17 @@ fn metadata(node: &Node, path: &str, errors: &mut Gathered<'_>) {
     }
     for field in ["labels", "annotations"] {
         let Some(node) = section.take(field) else { continue };
-        let Value::Map(entries) = &node.value else { continue };
+        let entries = match &node.value {
+            Value::Map(entries) => entries,
+            // One expression makes the whole of it, and whether it makes a mapping shows with an object.
+            Value::Text(text) if text.starts_with("${") && text.ends_with('}') => continue,
+            Value::Null => continue,
+            _ => {
+                let message = format!("expected a mapping, found {}", node.describe());
+                errors.add(node.at, &section.path_of(field), message);
+                continue;
+            }
+        };
         for (key, _) in entries {
             if key.name.starts_with("leasehold.dev/") || key.name == "app.kubernetes.io/managed-by" {
                 let path = format!("{}.{}", section.path_of(field), key.name);
@@ -589,11 +630,24 @@ fn labels(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> BTreeMap<Stri
     };
     for (key, value) in entries {
         match &value.value {
+            Value::Text(text) if !is_label_value(text) => {
+                let rule = "at most 63 letters, digits, `-`, `_` and `.`, and a letter or a digit at both ends";
+                let message = format!("`{text}` is no value of a label: {rule}");
+                errors.add(value.at, &format!("{path}.{}", key.name), message);
+            }
             Value::Text(text) => _ = labels.insert(key.name.clone(), text.clone()),
             _ => errors.add(value.at, &format!("{path}.{}", key.name), "expected text; put it in quotes"),
         }
     }
     labels
+}
+
+fn is_label_value(text: &str) -> bool {
+    let ends = |end: Option<char>| end.is_none_or(|end| end.is_ascii_alphanumeric());
+    text.len() <= 63
+        && text.chars().all(|it| it.is_ascii_alphanumeric() || "-_.".contains(it))
+        && ends(text.chars().next())
+        && ends(text.chars().next_back())
 }
 
 fn list<'n>(section: &mut Section<'n>, field: &'static str, errors: &mut Gathered<'_>) -> Vec<&'n Node> {

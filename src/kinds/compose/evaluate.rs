@@ -13,7 +13,7 @@ use super::{
     template::{Failed, Template},
 };
 use crate::{
-    reconcile::children::{Compose, Composed, Desired, Failure, Key, Related, Type, View, Waiting},
+    reconcile::children::{Compose, Composed, Desired, Effort, Failure, Key, Related, Type, View, Waiting},
     replica::term::Access,
 };
 
@@ -29,34 +29,49 @@ impl Compose for Composition {
         Self::types(self)
     }
 
-    /// Whoever gives rights away must have them, or the right to bind that very role.
+    /// Whoever gives rights away must have them, or the right to bind that very role; and so whoever writes a role.
     fn rights(&self) -> Vec<Access> {
         let roles = self.children.iter().filter_map(|child| child.binds.clone());
         let bind = |(resource, name): (&'static str, String)| Access::new("bind", RBAC, resource).named(name);
-        roles.map(bind).collect()
+        let written = self.children.iter().filter(|child| child.of.group == RBAC);
+        let escalate = written.filter_map(|child| match child.of.kind.as_str() {
+            "Role" => Some(Access::new("escalate", RBAC, "roles")),
+            "ClusterRole" => Some(Access::new("escalate", RBAC, "clusterroles")),
+            _ => None,
+        });
+        roles.map(bind).chain(escalate).collect()
     }
 
     fn related(&self) -> BTreeMap<String, Related> {
         self.related.clone()
     }
 
-    fn compose(&self, view: &View<'_>) -> Result<Composed, Failure> {
-        let mut seen = Evaluation::new();
-        seen.show(&Name::Parent, view.parent);
+    fn compose(&self, view: &View<'_>, effort: Effort) -> Result<Option<Composed>, Failure> {
+        let mut seen = Evaluation::new(effort == Effort::Brief);
+        seen.show(Name::Parent, view.parent);
         for (id, objects) in view.related {
             let list = Json::Array(objects.iter().map(|object| Json::clone(object)).collect());
-            seen.show(&Name::Related(id.clone()), &list);
+            seen.show(Name::Related(id.clone()), &list);
         }
+        let composed = self.compose_with(view, &mut seen);
+        // What has failed may have failed for want of time.
+        if effort == Effort::Brief && seen.is_over() { Ok(None) } else { composed.map(Some) }
+    }
+}
+
+impl Composition {
+    fn compose_with(&self, view: &View<'_>, seen: &mut Evaluation) -> Result<Composed, Failure> {
         let mut pass = Pass { view, composed: Composed::default(), keys: BTreeMap::new(), fates: BTreeMap::new() };
         for child in &self.children {
-            let fate = pass.child(child, &mut seen)?;
+            let fate = pass.child(child, seen)?;
             if let Fate::Waits(reason) = &fate {
                 pass.composed.waiting.push(Waiting { id: child.id.clone(), reason: reason.clone() });
             }
             pass.fates.insert(&child.id, fate);
         }
-        pass.composed.status = status(&self.status, &seen)?;
-        Ok(pass.composed)
+        let Pass { mut composed, .. } = pass;
+        composed.status = status(&self.status, seen, &mut composed.failed);
+        Ok(composed)
     }
 }
 
@@ -80,7 +95,7 @@ struct Pass<'a, 'v> {
 }
 
 impl<'a> Pass<'a, '_> {
-    fn child(&mut self, child: &'a Child, seen: &mut Evaluation<'_>) -> Result<Fate, Failure> {
+    fn child(&mut self, child: &'a Child, seen: &mut Evaluation) -> Result<Fate, Failure> {
         for id in &child.refers {
             match self.fates.get(id.as_str()) {
                 Some(Fate::Excluded) => return Ok(Fate::Excluded),
@@ -126,8 +141,8 @@ impl<'a> Pass<'a, '_> {
         let mut waits = None;
         for (index, item) in items.iter().enumerate() {
             let mut inner = seen.inner();
-            inner.show(&Name::Each, item);
-            inner.show(&Name::Index, &Json::from(index));
+            inner.show(Name::Each, item);
+            inner.show(Name::Index, &Json::from(index));
             match self.desired(child, &inner)? {
                 Ok(object) => match object {
                     Some(object) => there.iter_mut().for_each(|there| there.push(Json::clone(&object))),
@@ -140,16 +155,16 @@ impl<'a> Pass<'a, '_> {
             (Some(reason), _) => Fate::Waits(reason),
             (None, None) => Fate::Said,
             (None, Some(there)) => {
-                seen.show(&Name::Child(child.id.clone()), &Json::Array(there));
+                seen.show(Name::Child(child.id.clone()), &Json::Array(there));
                 Fate::Seen
             }
         })
     }
 
-    fn one(&mut self, child: &'a Child, seen: &mut Evaluation<'_>) -> Result<Fate, Failure> {
+    fn one(&mut self, child: &'a Child, seen: &mut Evaluation) -> Result<Fate, Failure> {
         Ok(match self.desired(child, seen)? {
             Ok(Some(object)) => {
-                seen.show(&Name::Child(child.id.clone()), &object);
+                seen.show(Name::Child(child.id.clone()), &object);
                 Fate::Seen
             }
             Ok(None) => Fate::Said,
@@ -158,20 +173,22 @@ impl<'a> Pass<'a, '_> {
     }
 
     /// Says one child. The object as it was last seen, if it was; or what it waits for.
-    fn desired(
-        &mut self,
-        child: &'a Child,
-        seen: &Evaluation<'_>,
-    ) -> Result<Result<Option<Arc<Json>>, String>, Failure> {
-        let template = match child.template.value(seen, "template") {
-            Ok(value) => value,
-            Err(Failed { path, why }) => {
-                let refers = child.template.refers().into_iter().cloned().collect();
-                match may_come(child, &path, Err(why), &refers)? {
-                    Ok(_) => None,
-                    Err(reason) => return Ok(Err(reason)),
-                }
-            }
+    fn desired(&mut self, child: &'a Child, seen: &Evaluation) -> Result<Result<Option<Arc<Json>>, String>, Failure> {
+        let mut with_itself = None;
+        if child.template.refers().contains(&Name::Myself) {
+            let key = match self.found_by(child, seen)? {
+                Ok(key) => key,
+                Err(reason) => return Ok(Err(reason)),
+            };
+            // One that is not there yet has no fields.
+            let there = (self.view.child)(&key).unwrap_or_else(|| Arc::new(Json::Object(Map::new())));
+            let mut inner = seen.inner();
+            inner.show(Name::Myself, &there);
+            with_itself = Some(inner);
+        }
+        let template = match value(child, &child.template, with_itself.as_ref().unwrap_or(seen), "template")? {
+            Ok(template) => template,
+            Err(reason) => return Ok(Err(reason)),
         };
         let Some(mut object) = template else { return Err(failed(child, "template", "must be a mapping")) };
         let key = self.key(child, &mut object)?;
@@ -191,10 +208,34 @@ impl<'a> Pass<'a, '_> {
         let there = (self.view.child)(&key);
         let unready = match &there {
             None => Some("not there yet".to_owned()),
-            Some(there) => unready(child, there, seen)?,
+            Some(there) if !seen.look_at(there) => {
+                return Err(failed(child, "template", "the children of this object take too long to look at"));
+            }
+            Some(there) => unready(child, there, seen).unwrap_or_else(|failure| {
+                // Whether it is ready is asked when it is there: nothing that is applied depends on it.
+                self.composed.failed.push(failure.message.clone());
+                Some(failure.message)
+            }),
         };
         self.composed.children.push(Desired { id: child.id.clone(), key, object, unready });
         Ok(Ok(there))
+    }
+
+    /// The key of a child whose template looks at the child itself: its name and its namespace do not.
+    fn found_by(&self, child: &Child, seen: &Evaluation) -> Result<Result<Key, String>, Failure> {
+        let mut metadata = Map::new();
+        for field in ["name", "namespace"] {
+            let Some(part) = child.template.field("metadata").and_then(|metadata| metadata.field(field)) else {
+                continue;
+            };
+            match value(child, part, seen, &format!("template.metadata.{field}"))? {
+                Ok(Some(text)) => _ = metadata.insert(field.to_owned(), text),
+                Ok(None) => {}
+                Err(reason) => return Ok(Err(reason)),
+            }
+        }
+        let mut object = Json::Object(Map::from_iter([("metadata".to_owned(), Json::Object(metadata))]));
+        self.key(child, &mut object).map(Ok)
     }
 
     /// Its name, and the namespace that it gets if it says none: that of the parent.
@@ -203,6 +244,12 @@ impl<'a> Pass<'a, '_> {
         let Some(metadata) = object.pointer_mut("/metadata").and_then(Json::as_object_mut) else {
             return Err(failed(child, "template.metadata", "must be a mapping"));
         };
+        for field in ["labels", "annotations"] {
+            // The engine adds its own.
+            if metadata.get(field).is_some_and(|value| !value.is_object()) {
+                return Err(failed(child, &format!("template.metadata.{field}"), "must be a mapping"));
+            }
+        }
         let text = |metadata: &Map<String, Json>, field: &str| match metadata.get(field) {
             None => Ok(None),
             Some(Json::String(text)) if !text.is_empty() => Ok(Some(text.clone())),
@@ -227,13 +274,29 @@ impl<'a> Pass<'a, '_> {
     }
 }
 
+/// The value of a template, or of a part of it; or what it waits for.
+fn value(
+    child: &Child,
+    template: &Template,
+    seen: &Evaluation,
+    path: &str,
+) -> Result<Result<Option<Json>, String>, Failure> {
+    match template.value(seen, path) {
+        Ok(value) => Ok(Ok(value)),
+        Err(Failed { path, why }) => {
+            let refers = template.refers().into_iter().cloned().collect();
+            may_come(child, &path, Err(why), &refers)
+        }
+    }
+}
+
 /// What a child is waited for to be ready.
-fn unready(child: &Child, there: &Json, seen: &Evaluation<'_>) -> Result<Option<String>, Failure> {
+fn unready(child: &Child, there: &Json, seen: &Evaluation) -> Result<Option<String>, Failure> {
     if child.ready_when.is_empty() {
         return Ok(None);
     }
     let mut inner = seen.inner();
-    inner.show(&Name::Myself, there);
+    inner.show(Name::Myself, there);
     for (number, condition) in child.ready_when.iter().enumerate() {
         let path = format!("readyWhen[{number}]");
         match inner.value(condition) {
@@ -241,7 +304,7 @@ fn unready(child: &Child, there: &Json, seen: &Evaluation<'_>) -> Result<Option<
             Ok(Json::Bool(false)) => return Ok(Some(condition.text().to_owned())),
             Ok(_) => return Err(failed(child, &path, "must be true or false")),
             // What a controller has not written yet.
-            Err(Unknown::Missing(what)) => return Ok(Some(what)),
+            Err(Unknown::Missing(what, _)) => return Ok(Some(what)),
             Err(Unknown::Failed(why)) => return Err(failed(child, &path, &why)),
         }
     }
@@ -249,37 +312,46 @@ fn unready(child: &Child, there: &Json, seen: &Evaluation<'_>) -> Result<Option<
 }
 
 /// A field that is missing from a child may come; from the parent it does not.
-fn may_come(
+fn may_come<T>(
     child: &Child,
     path: &str,
-    value: Result<Json, Unknown>,
+    value: Result<T, Unknown>,
     refers: &BTreeSet<Name>,
-) -> Result<Result<Json, String>, Failure> {
+) -> Result<Result<T, String>, Failure> {
+    let comes = |name: &Name| match name {
+        Name::Child(_) | Name::Related(_) => true,
+        // The items of a list are whose that list is.
+        Name::Each => child.for_each.iter().flat_map(|(list, _)| list.refers()).any(is_another),
+        Name::Parent | Name::Index | Name::Myself | Name::Old | Name::User => false,
+    };
     match value {
         Ok(value) => Ok(Ok(value)),
-        Err(Unknown::Missing(what)) if refers.iter().any(|name| matches!(name, Name::Child(_) | Name::Related(_))) => {
-            Ok(Err(format!("{path}: {what}")))
-        }
-        Err(Unknown::Missing(why) | Unknown::Failed(why)) => Err(failed(child, path, &why)),
+        Err(Unknown::Missing(what, Some(root))) if comes(&root) => Ok(Err(format!("{path}: {what}"))),
+        // Where the text does not tell whose it is, it may be that of any that it names.
+        Err(Unknown::Missing(what, None)) if refers.iter().any(comes) => Ok(Err(format!("{path}: {what}"))),
+        Err(Unknown::Missing(why, _) | Unknown::Failed(why)) => Err(failed(child, path, &why)),
     }
+}
+
+/// Whether it is of another object, which changes without the parent.
+fn is_another(name: &Name) -> bool {
+    matches!(name, Name::Child(_) | Name::Related(_))
 }
 
 fn failed(child: &Child, path: &str, why: &str) -> Failure {
     Failure { reason: FAILED, message: format!("{}.{path}: {why}", child.id) }
 }
 
-/// The fields of the status that have a value; the others come later.
-fn status(template: &Template, seen: &Evaluation<'_>) -> Result<Map<String, Json>, Failure> {
-    let Template::Map(fields) = template else { return Ok(Map::new()) };
+/// The fields of the status that have a value; the others come later, or have failed.
+fn status(template: &Template, seen: &Evaluation, failed: &mut Vec<String>) -> Map<String, Json> {
+    let Template::Map(fields) = template else { return Map::new() };
     let mut values = Map::new();
     for (name, field) in fields {
         match field.value(seen, &format!("status.{name}")) {
             Ok(Some(value)) => _ = values.insert(name.clone(), value),
-            Ok(None) | Err(Failed { why: Unknown::Missing(_), .. }) => {}
-            Err(Failed { path, why: Unknown::Failed(why) }) => {
-                return Err(Failure { reason: FAILED, message: format!("{path}: {why}") });
-            }
+            Ok(None) | Err(Failed { why: Unknown::Missing(..), .. }) => {}
+            Err(Failed { path, why: Unknown::Failed(why) }) => failed.push(format!("{path}: {why}")),
         }
     }
-    Ok(values)
+    values
 }

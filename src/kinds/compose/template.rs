@@ -153,7 +153,7 @@ impl Template {
     }
 
     /// The value, or `None` where it is left out.
-    pub(super) fn value(&self, seen: &Evaluation<'_>, path: &str) -> Result<Option<Json>, Failed> {
+    pub(super) fn value(&self, seen: &Evaluation, path: &str) -> Result<Option<Json>, Failed> {
         let failed = |why| Failed { path: path.to_owned(), why };
         Ok(match self {
             Self::Plain(Json::Null) => None,
@@ -246,8 +246,8 @@ mod tests {
     use super::*;
 
     fn value(text: &str, parent: &Json) -> Result<Option<Json>, Failed> {
-        let mut seen = Evaluation::new();
-        seen.show(&Name::Parent, parent);
+        let mut seen = Evaluation::new(false);
+        seen.show(Name::Parent, parent);
         Template::text(text).unwrap_or_else(|wrong| panic!("{text}: {wrong}")).value(&seen, "x")
     }
 

@@ -9,7 +9,10 @@ use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
 use super::Composition;
-use crate::reconcile::children::{Compose, Composed, Failure, Key, Type, View};
+use crate::{
+    reconcile::children::{Compose, Composed, Effort, Failure, Key, Type, View},
+    replica::term::Access,
+};
 
 const HEAD: &str = "apiVersion: leasehold.dev/v1alpha1\nkind: Composition\n";
 
@@ -36,7 +39,7 @@ impl World {
             |key: &Key| self.children.get(&(key.of.kind.clone(), key.namespace.clone(), key.name.clone())).cloned();
         let is_namespaced = |of: &Type| of.kind != "Namespace";
         let view = View { parent, child: &child, related: &self.related, is_namespaced: &is_namespaced };
-        composition.compose(&view)
+        composition.compose(&view, Effort::Full).map(Option::unwrap)
     }
 
     fn apply(&mut self, composed: &Composed, status: &Json) {
@@ -61,9 +64,7 @@ fn parent(spec: Json) -> Json {
 
 #[test]
 fn a_tenant_comes_into_being_step_by_step() {
-    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/tenant.yaml");
-    let composition = Composition::read("tenant.yaml", &std::fs::read_to_string(file).unwrap())
-        .unwrap_or_else(|errors| panic!("{errors}"));
+    let composition = shipped("tenant.yaml");
     let parent = json!({"metadata": {"name": "orchid"}, "spec": {
         "owners": [{"kind": "User", "name": "ada"}, {"kind": "ServiceAccount", "name": "ci", "namespace": "build"}],
         "quota": {"pods": "10"}, "isolation": "DenyIngress"}});
@@ -90,11 +91,71 @@ fn a_tenant_comes_into_being_step_by_step() {
     assert_eq!(second.children[0].unready, None);
     assert_eq!(second.children[1].unready.as_deref(), Some("not there yet"));
     assert_eq!(second.children[1].object["spec"], json!({"hard": {"pods": "10"}}));
-    assert_eq!(second.children[0].object["metadata"], json!({"name": "orchid"}), "no labels were asked for");
     assert_eq!(
         second.children[3].object["subjects"],
         json!([{"kind": "ServiceAccount", "name": "ci", "namespace": "build"}])
     );
+}
+
+fn shipped(file: &str) -> Composition {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(file);
+    Composition::read(file, &std::fs::read_to_string(path).unwrap()).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+/// A label of a namespace may allow its pods to be root on a node, or have another team's Secrets copied there.
+#[test]
+fn a_tenant_says_no_label_that_others_go_by() {
+    let composition = shipped("tenant.yaml");
+    for labels in [
+        json!({}),
+        json!({"pod-security.kubernetes.io/enforce": "privileged", "team": "other"}),
+        json!({"enforce": "privileged", "tenant.leasehold.dev/x": "y", "leasehold.dev/shard": "z"}),
+        json!({"": "x", "/": "x", "../pod-security.kubernetes.io/enforce": "privileged"}),
+    ] {
+        let parent = json!({"metadata": {"name": "orchid"}, "spec": {"labels": labels}});
+        let composed = World::default().compose(&composition, &parent).unwrap();
+        let said = composed.children[0].object["metadata"]["labels"].as_object().unwrap().clone();
+        assert_eq!(said.len(), labels.as_object().unwrap().len() + 2, "{said:?}");
+        for (name, value) in said {
+            match name.as_str() {
+                "pod-security.kubernetes.io/enforce" => assert_eq!(value, "baseline"),
+                "pod-security.kubernetes.io/warn" => assert_eq!(value, "restricted"),
+                own => assert!(own.starts_with("tenant.leasehold.dev/"), "{own}"),
+            }
+        }
+    }
+    let none = World::default().compose(&composition, &json!({"metadata": {"name": "orchid"}, "spec": {}})).unwrap();
+    assert_eq!(none.children[0].object["metadata"]["labels"].as_object().unwrap().len(), 2);
+}
+
+/// A field that its last writer leaves out is set back to its default: ten pods would become one.
+#[test]
+fn a_web_app_keeps_its_pods_until_the_autoscaler_has_taken_over() {
+    let composition = shipped("webapp.yaml");
+    let ours =
+        json!([{"manager": "leasehold/webapp", "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}}}}]);
+    let theirs =
+        json!([{"manager": "leasehold/webapp", "operation": "Apply", "fieldsV1": {"f:spec": {"f:selector": {}}}}]);
+    let autoscale = json!({"min": 2, "max": 20, "cpu": 80});
+    for (name, spec, live, expected) in [
+        ("new", json!({"replicas": 10}), None, Some(10)),
+        ("new, autoscaled", json!({"replicas": 10, "autoscale": autoscale}), None, Some(10)),
+        ("new, autoscaled, few", json!({"replicas": 1, "autoscale": autoscale}), None, Some(2)),
+        ("still ours", json!({"replicas": 1, "autoscale": autoscale}), Some((10, &ours)), Some(10)),
+        ("still ours, none", json!({"replicas": 0, "autoscale": autoscale}), Some((0, &ours)), Some(2)),
+        ("taken over", json!({"replicas": 10, "autoscale": autoscale}), Some((13, &theirs)), None),
+        ("given back", json!({"replicas": 4}), Some((13, &theirs)), Some(4)),
+    ] {
+        let mut spec = spec;
+        spec["image"] = json!("nginx:1.29");
+        let mut world = World::default();
+        if let Some((replicas, managed)) = live {
+            let live = json!({"metadata": {"name": "p", "managedFields": managed}, "spec": {"replicas": replicas}});
+            world.children.insert(("Deployment".to_owned(), Some("ns".to_owned()), "p".to_owned()), Arc::new(live));
+        }
+        let composed = world.compose(&composition, &parent(spec)).unwrap();
+        assert_eq!(composed.children[0].object["spec"].get("replicas"), expected.map(Json::from).as_ref(), "{name}");
+    }
 }
 
 #[test]
@@ -163,6 +224,28 @@ fn what_is_related_is_a_list_and_may_come() {
     assert_eq!(composed.children[0].object["data"]["v"], "x");
 }
 
+/// What is applied does not depend on what is told of it.
+#[test]
+fn a_status_or_ready_when_that_fails_holds_up_no_child() {
+    let composition = read(&format!(
+        "children:\n\
+         - id: a\n  template: {{{CONFIG_MAP}, metadata: {{name: a}}, data: {{v: x}}}}\n  readyWhen: [\"${{self.data.v / 0 == 1}}\", \"${{self.data.v}}\"]\n\
+         - id: b\n  template: {{{CONFIG_MAP}, metadata: {{name: b}}, data: {{v: \"${{children.a.data.v}}\"}}}}\n\
+         status: {{bad: \"${{1 / 0}}\", absent: \"${{parent.spec.absent}}\", good: \"${{children.a.data.v}}\"}}\n"
+    ));
+    let mut world = World::default();
+    let first = world.compose(&composition, &parent(json!({}))).expect("a status that fails stops nothing");
+    assert_eq!((names(&first), first.failed.len()), (vec!["ConfigMap ns/a".to_owned()], 1));
+    world.apply(&first, &json!({}));
+    let both = world.compose(&composition, &parent(json!({}))).expect("a readyWhen that fails stops nothing");
+    assert_eq!(names(&both), ["ConfigMap ns/a", "ConfigMap ns/b"]);
+    assert_eq!(Json::Object(both.status), json!({"good": "x"}), "the other fields have their values");
+    assert_eq!(both.failed.len(), 2, "{:?}", both.failed);
+    assert!(both.failed[0].starts_with("a.readyWhen[0]: "), "{:?}", both.failed);
+    assert!(both.failed[1].starts_with("status.bad: "), "{:?}", both.failed);
+    assert!(both.children[0].unready.as_ref().is_some_and(|why| why.contains("readyWhen[0]")));
+}
+
 #[test]
 fn what_cannot_be_carried_out_says_which_child_where_and_why() {
     let child = |name: &str, rest: &str| {
@@ -180,10 +263,25 @@ fn what_cannot_be_carried_out_says_which_child_where_and_why() {
             "DuplicateChild",
             "ConfigMap ns/x is said by a and by b; give one another name",
         ),
+        (
+            child("a", "name: x, labels: \"${parent.spec.v}\""),
+            json!({"v": "text"}),
+            "ExpressionFailed",
+            "a.template.metadata.labels: must be a mapping",
+        ),
+        (
+            format!("- id: c\n  template: {{{CONFIG_MAP}, metadata: {{name: c}}}}\n")
+                + &child("a", "name: x, labels: {a: \"${children.c.metadata.name + parent.spec.absent}\"}"),
+            json!({"v": "text"}),
+            "ExpressionFailed",
+            "a.template.metadata.labels.a: there is no `absent`",
+        ),
         (child("a", "name: x"), json!({"v": "y".repeat(2 << 20)}), "ChildTooLarge", "and the most is"),
     ] {
-        let failure =
-            World::default().compose(&read(&format!("children:\n{children}")), &parent(spec)).expect_err(message);
+        let mut world = World::default();
+        let c = json!({"metadata": {"name": "c"}});
+        world.children.insert(("ConfigMap".to_owned(), Some("ns".to_owned()), "c".to_owned()), Arc::new(c));
+        let failure = world.compose(&read(&format!("children:\n{children}")), &parent(spec)).expect_err(message);
         assert_eq!(failure.reason, reason, "{}", failure.message);
         assert!(failure.message.contains(message), "{}", failure.message);
     }
@@ -194,6 +292,7 @@ fn every_mistake_of_a_file_is_shown_at_its_place() {
     let text = "\
 related:
 - {id: base, apiVersion: v1, kind: ConfigMap, names: [x]}
+- {id: byname, apiVersion: v1, kind: ConfigMap, name: \"${parent.x}\", matchLabels: {x: \"y,z=w\"}}
 children:
 - id: ns
   after: [nope]
@@ -209,6 +308,11 @@ children:
     kind: ConfigMap
     metadata: {name: fixed, ownerReferences: [], labels: {leasehold.dev/x: y}}
     data: {a: \"${chidren.ns}\", b: \"${each.b}${self}\"}
+- id: other
+  template:
+    apiVersion: v1
+    kind: ConfigMap
+    metadata: {name: \"${self.x}\", labels: text}
 - id: Bad
   readyWhen: [\"${children.ns.x}\"]
   template: {apiVersion: v1, kind: ConfigMap, metadata: {}}
@@ -218,24 +322,37 @@ status: {conditions: [], x: \"${children.gone.y}\"}
     let shown = errors(text).join("\n");
     for expected in [
         "4:47 related[0].names: unknown field",
-        "7:11 children[0].after[0]: no child has the id `nope`",
-        "8:17 children[0].includeWhen[0]: expected one expression",
-        "11:11 children[0].template.kind: must be plain text",
-        "13:7 children[1].id: the id `ns` is given twice",
+        "8:11 children[0].after[0]: no child has the id `nope`",
+        "9:17 children[0].includeWhen[0]: expected one expression",
+        "12:11 children[0].template.kind: must be plain text",
+        "14:7 children[1].id: the id `ns` is given twice",
         "children[1].template.metadata.ownerReferences: who owns a child",
         "children[1].template.metadata.labels.leasehold.dev/x: is the engine's",
         "children[1].template.data.a: `${chidren.ns}`: unknown name `chidren`",
-        "`self` is of readyWhen only",
+        "related[1].name: must be plain text",
+        "related[1].matchLabels.x: `y,z=w` is no value of a label",
+        "children[2].template.metadata.name: must not refer to `self`",
+        "children[2].template.metadata.labels: expected a mapping",
         "children[1].template.metadata.name: with a forEach the name needs",
-        "children[2].id: `Bad` is no id",
-        "children[2].readyWhen[0]: readyWhen is about one child",
-        "children[2].template.metadata.name: missing",
-        "children[2].wieght: unknown field",
+        "children[3].id: `Bad` is no id",
+        "children[3].readyWhen[0]: readyWhen is about one child",
+        "children[3].template.metadata.name: missing",
+        "children[3].wieght: unknown field",
         "status.conditions: is written by the engine",
-        "no child has the id `gone`; there are ns",
+        "no child has the id `gone`; there are ns, other",
     ] {
         assert!(shown.contains(expected), "{expected}\n-- in --\n{shown}");
     }
+}
+
+#[test]
+fn a_type_stands_in_one_version() {
+    let child = |id: &str, version: &str| {
+        format!("- {{id: {id}, template: {{apiVersion: apps/{version}, kind: Deployment, metadata: {{name: x}}}}}}\n")
+    };
+    let text = format!("children:\n{}{}", child("a", "v1"), child("b", "v1beta1"));
+    let wrong = "children: b is apps/v1beta1 Deployment, and a is apps/v1 Deployment: one type in two versions";
+    assert!(errors(&text)[0].contains(wrong), "{:?}", errors(&text));
 }
 
 #[test]
@@ -246,6 +363,28 @@ fn a_circle_is_named() {
     let text = format!("children:\n{}{}{}", child("a", "b"), child("b", "c"), child("c", "b"));
     assert_eq!(errors(&text), ["5:8 children: each waits for another: b -> c -> b; break the circle"]);
     assert!(errors(&format!("children:\n{}", child("a", "a")))[0].contains("a -> a"));
+}
+
+#[test]
+fn a_template_sees_its_child_as_it_is_and_without_fields_before_it_is_there() {
+    let composition = read(&format!(
+        "children:\n- id: a\n  forEach: ${{parent.spec.names}}\n  template: {{{CONFIG_MAP}, metadata: {{name: \"${{each}}\"}}, data: {{v: \"${{has(self.status) ? self.status.v : 'none'}}\"}}}}\n"
+    ));
+    let parent = parent(json!({"names": ["x", "y"]}));
+    let mut world = World::default();
+    let first = world.compose(&composition, &parent).unwrap();
+    assert!(first.children.iter().all(|child| child.object["data"]["v"] == "none"));
+    world.apply(&first, &json!({"v": "seen"}));
+    let second = world.compose(&composition, &parent).unwrap();
+    assert!(second.children.iter().all(|child| child.object["data"]["v"] == "seen"), "{:?}", second.children);
+}
+
+#[test]
+fn what_writes_roles_may_escalate_those_and_no_others() {
+    let composition = read(
+        "children:\n- id: role\n  template: {apiVersion: rbac.authorization.k8s.io/v1, kind: Role, metadata: {name: x}, rules: []}\n",
+    );
+    assert_eq!(composition.rights(), [Access::new("escalate", "rbac.authorization.k8s.io", "roles")]);
 }
 
 #[test]

@@ -120,6 +120,8 @@ pub struct Composed {
     pub waiting: Vec<Waiting>,
     /// Fields of the status, besides those of the engine.
     pub status: Map<String, Value>,
+    /// What could not be computed, and takes nothing from the children: a field of the status, or whether a child is ready.
+    pub failed: Vec<String>,
 }
 
 /// Why nothing can be said of what an object shall have. Nothing is deleted then.
@@ -129,6 +131,15 @@ pub struct Failure {
     pub reason: &'static str,
     /// For people: which child, where in its template, why. No value of an object stands in it.
     pub message: String,
+}
+
+/// How much work a front end may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// About a millisecond, for others wait meanwhile.
+    Brief,
+    /// All that an object may take.
+    Full,
 }
 
 /// A front end: says what children an object shall have. It does no IO, reads no clock, and says the same of the same.
@@ -144,9 +155,9 @@ pub trait Compose: Send + Sync + 'static {
     /// What it wants to see besides, by id.
     fn related(&self) -> BTreeMap<String, Related>;
 
-    /// What the object shall have. It may take some milliseconds: whoever takes long is called where that holds nobody up.
+    /// What the object shall have; `None`: that takes more than a brief effort.
     ///
     /// # Errors
     /// If the object says nothing that could be carried out.
-    fn compose(&self, view: &View<'_>) -> Result<Composed, Failure>;
+    fn compose(&self, view: &View<'_>, effort: Effort) -> Result<Option<Composed>, Failure>;
 }

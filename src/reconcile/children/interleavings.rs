@@ -9,10 +9,10 @@ use std::{
 
 use kube::{core::ApiResource, runtime::watcher::Event};
 use proptest::prelude::*;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{
-    Composed, Desired, Failure, Key, Type,
+    Composed, Desired, Key, Type,
     applied::created_entry,
     parent::Parent,
     plan::{Delete, How, Observed, Owner, Plan, Step, Write, meta},
@@ -161,8 +161,8 @@ fn desired(parent: &Value, related: u8) -> BTreeMap<String, String> {
     names.map(|name| (format!("child-{name}"), value.clone())).collect()
 }
 
-impl Observed for Look {
-    fn compose(&self, _: &dyn Fn(&Key) -> Option<Arc<Value>>) -> Result<Composed, Failure> {
+impl Look {
+    fn composed(&self) -> Composed {
         let child = |(name, value): (String, String)| Desired {
             id: "child".to_owned(),
             key: key(&name),
@@ -170,9 +170,11 @@ impl Observed for Look {
             unready: None,
         };
         let children = desired(&self.parent, self.related).into_iter().map(child).collect();
-        Ok(Composed { children, waiting: vec![], status: Map::new() })
+        Composed { children, ..Composed::default() }
     }
+}
 
+impl Observed for Look {
     fn child(&self, key: &Key) -> Option<Arc<Value>> {
         self.children.get(&key.name).cloned()
     }
@@ -267,6 +269,7 @@ impl Leader {
         look.children = self.children(server);
         let generation = look.parent["metadata"]["generation"].as_i64().unwrap();
         match plan.next(&look) {
+            Step::Compose => plan.composed(Ok(look.composed())),
             Step::Hold | Step::Unfinished => panic!("the object is held, and a pass is short"),
             Step::Confirm => {
                 if !self.seen.has_baseline() {

@@ -11,6 +11,7 @@
 //! where nothing has changed.
 
 mod applied;
+mod aside;
 mod desired;
 #[cfg(test)]
 mod interleavings;
@@ -22,23 +23,22 @@ mod write;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
-pub use desired::{Compose, Composed, Desired, Failure, Key, Related, Type, View, Waiting};
-use futures::{FutureExt, Stream, StreamExt, future, future::BoxFuture};
+pub use desired::{Compose, Composed, Desired, Effort, Failure, Key, Related, Type, View, Waiting};
+use futures::{
+    FutureExt, Stream, StreamExt,
+    future::{self, BoxFuture, ready},
+    stream,
+};
 use kube::{Api, Resource, ResourceExt, api::ListParams, core::ApiResource, discovery::Scope};
-use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
-use tokio::runtime::{Handle, RuntimeFlavor};
 
 use self::{
     parent::Parent,
-    plan::{Observed, Plan, Step},
+    plan::{Mine, Observed, Plan, Step},
     report::{Outcome, Trouble},
     write::Family,
 };
@@ -67,6 +67,13 @@ const CONFLICT: Duration = Duration::from_secs(30);
 const GOING: Duration = Duration::from_secs(2);
 /// How soon an object is looked at again that is not as it was seen: its own watch lags.
 const AT_ONCE: Duration = Duration::ZERO;
+/// What may be related, in bytes of text.
+const RELATED: u64 = 32 << 20;
+/// What is related and can be read while others wait, in bytes of text.
+const BRIEF: u64 = 64 << 10;
+/// Between two changes of what is related, for each object that they make due; at least, and at the most.
+const FOR_EACH: Duration = Duration::from_millis(1);
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// Reconciles the objects of one kind: what its front end says they shall have is what they have.
 pub struct Children {
@@ -109,9 +116,9 @@ impl Children {
                 let statuses = Statuses::new(term.clone(), Arc::clone(&events), seen.clone());
                 let manager = field_manager(&term.kind().kind);
                 let finalizer = finalizer::name(&term.kind().kind);
-                let pace = Pace::default();
+                let types = front.types().into_iter().chain(front.related().into_values().map(|related| related.of));
+                let is_secretive = types.into_iter().any(|of| of.group.is_empty() && of.kind == "Secret");
                 let pass = Pass(Arc::new(Common {
-                    pace,
                     term,
                     events,
                     statuses,
@@ -123,6 +130,7 @@ impl Children {
                     finalizer,
                     children,
                     related,
+                    is_secretive,
                 }));
                 move |parent| pass.clone().reconcile(parent)
             };
@@ -192,9 +200,20 @@ fn owners(listener: Listener, parents: Seen<Parent>) -> impl Stream<Item = (Due,
     })
 }
 
-/// Makes everything due: what is related may be of use to any of them.
+/// Makes everything due: what is related may be of use to any of them. The first change does so at once; what changes
+/// again and again, such as a lock that is renewed, is taken together with what has changed meanwhile.
 fn everybody(listener: Listener, parents: Seen<Parent>) -> impl Stream<Item = (Due, bool)> + Send + 'static {
-    listener.map(move |news| ((Lane::Soon, parents.names()), news == News::Listed))
+    stream::unfold((listener, parents, ready(()).boxed()), |(mut listener, parents, pause)| async move {
+        let mut listed = listener.next().await? == News::Listed;
+        pause.await;
+        while let Some(Some(news)) = listener.next().now_or_never() {
+            listed |= news == News::Listed;
+        }
+        let names = parents.names();
+        let count = u32::try_from(names.len()).unwrap_or(u32::MAX);
+        let pause = tokio::time::sleep((FOR_EACH * count).clamp(PAUSE.0, PAUSE.1)).boxed();
+        Some((((Lane::Soon, names), listed), (listener, parents, pause)))
+    })
 }
 
 /// Why a pass is to be tried again.
@@ -225,7 +244,8 @@ struct Common {
     finalizer: String,
     children: BTreeMap<Arc<Type>, Objects>,
     related: BTreeMap<String, Objects>,
-    pace: Pace,
+    /// What it makes may hold what stands in a Secret.
+    is_secretive: bool,
 }
 
 #[derive(Clone)]
@@ -250,6 +270,22 @@ impl Read {
     }
 }
 
+/// What a front end is shown of an object, on whatever thread: read when it is first asked for, once in a pass.
+#[derive(Clone)]
+struct Shown {
+    parent: Arc<Parent>,
+    served: Arc<Served>,
+    value: Arc<OnceLock<Value>>,
+    related: Arc<OnceLock<BTreeMap<String, Vec<Arc<Value>>>>>,
+}
+
+impl Shown {
+    fn of(parent: &Arc<Parent>, served: &Arc<Served>) -> Self {
+        let (parent, served) = (Arc::clone(parent), Arc::clone(served));
+        Self { parent, served, value: Arc::default(), related: Arc::default() }
+    }
+}
+
 /// How each type is named in requests, and where its objects live.
 type Served = HashMap<Arc<Type>, (ApiResource, Scope)>;
 
@@ -257,7 +293,7 @@ impl Pass {
     async fn reconcile(self, parent: Arc<Parent>) -> Result<Again, Error> {
         let it = &self.0;
         let served = match self.served() {
-            Ok(served) => served,
+            Ok(served) => Arc::new(served),
             Err(None) => return Ok(None),
             Err(Some(words)) => {
                 if parent.metadata.deletion_timestamp.is_none() {
@@ -272,16 +308,20 @@ impl Pass {
             return self.finish(&parent, &family).await;
         }
 
-        let look = Look {
-            it,
-            family: &family,
-            value: serde_json::to_value(&*parent).unwrap_or_default(),
-            related: self.related(),
-            is_current: it.seen.is_current(&parent),
-        };
+        if let Some(failure) = self.too_much_is_related() {
+            self.report(&parent, &Outcome::Invalid(failure)).await?;
+            return Ok(None);
+        }
+        let look = Look { family: &family, is_current: it.seen.is_current(&parent) };
+        let shown = Shown::of(&parent, &served);
         let mut plan = Plan::new(family.owner());
         let outcome = loop {
             match plan.next(&look) {
+                Step::Compose => match self.compose(&shown, &plan).await {
+                    Some(composed) => plan.composed(composed),
+                    // The term drains.
+                    None => return Ok(None),
+                },
                 Step::Hold => {
                     let api = self.api(&parent);
                     let held = finalizer::add(&api, &*parent, &it.finalizer).await.map_err(Error::WriteFinalizer)?;
@@ -377,10 +417,48 @@ impl Pass {
         })
     }
 
+    /// How many bytes of text are related: nothing is read before that is known.
+    fn related_bytes(&self) -> u64 {
+        self.0.related.values().map(Objects::bytes).fold(0, u64::saturating_add)
+    }
+
+    fn too_much_is_related(&self) -> Option<Trouble> {
+        let bytes = self.related_bytes();
+        (bytes > RELATED).then(|| {
+            let count = |(id, objects): (&String, &Objects)| format!("{id} has {} MiB", objects.bytes() >> 20);
+            let each: Vec<_> = self.0.related.iter().map(count).collect();
+            let words = format!(
+                "more is related than the {} MiB that can be looked at: {}; narrow it down in the composition",
+                RELATED >> 20,
+                each.join(", ")
+            );
+            Trouble { reason: "TooMuchRelated", words }
+        })
+    }
+
     /// Related objects, as they were last seen.
     fn related(&self) -> BTreeMap<String, Vec<Arc<Value>>> {
         let all = |objects: &Objects| objects.all().into_iter().map(Arc::new).collect();
         self.0.related.iter().map(|(id, objects)| (id.clone(), all(objects))).collect()
+    }
+
+    /// What the object shall have, with what was just written. `None`: the term drains.
+    async fn compose(&self, shown: &Shown, plan: &Plan) -> Option<Result<Composed, Failure>> {
+        let (pass, shown, mine) = (self.clone(), shown.clone(), plan.mine());
+        let is_brief = self.related_bytes() <= BRIEF;
+        let draining = self.0.term.draining();
+        let work = move |effort| pass.composed(&shown, &mine, effort).transpose();
+        aside::compose(is_brief, draining, work).await
+    }
+
+    fn composed(&self, shown: &Shown, mine: &Mine, effort: Effort) -> Result<Option<Composed>, Failure> {
+        let parent = shown.value.get_or_init(|| serde_json::to_value(&*shown.parent).unwrap_or_default());
+        let related = shown.related.get_or_init(|| self.related());
+        let family = Family::new(&self.0, &shown.parent, &shown.served);
+        let child = |key: &Key| mine.child(key, || family.seen(key));
+        let is_namespaced = |of: &Type| family.is_namespaced(of);
+        let view = View { parent, child: &child, related, is_namespaced: &is_namespaced };
+        self.0.front.compose(&view, effort)
     }
 
     /// Deletes what the garbage collector does not, then lets the object go.
@@ -438,20 +516,11 @@ impl Pass {
 
 /// What a pass looks at.
 struct Look<'a> {
-    it: &'a Common,
     family: &'a Family<'a>,
-    value: Value,
-    related: BTreeMap<String, Vec<Arc<Value>>>,
     is_current: bool,
 }
 
 impl Observed for Look<'_> {
-    fn compose(&self, child: &dyn Fn(&Key) -> Option<Arc<Value>>) -> Result<Composed, Failure> {
-        let is_namespaced = |of: &Type| self.family.is_namespaced(of);
-        let view = View { parent: &self.value, child, related: &self.related, is_namespaced: &is_namespaced };
-        self.it.pace.run(|| self.it.front.compose(&view))
-    }
-
     fn child(&self, key: &Key) -> Option<Arc<Value>> {
         self.family.seen(key)
     }
@@ -476,34 +545,6 @@ fn retries(reason: &str) -> bool {
 
 fn again(trouble: &[Trouble]) -> Again {
     (!trouble.is_empty()).then_some(CONFLICT)
-}
-
-/// Longer than this, work keeps others waiting.
-const SLOW: Duration = Duration::from_millis(1);
-
-/// Whether the work of a kind takes long. To make room for others costs two changes of threads, and a thread: far more than
-/// most objects take. So that is done as long as the last object took long.
-#[derive(Default)]
-struct Pace {
-    is_slow: AtomicBool,
-}
-
-impl Pace {
-    fn run<T>(&self, work: impl FnOnce() -> T) -> T {
-        let others = || Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
-        let timed = || {
-            let before = worked();
-            let done = work();
-            self.is_slow.store(worked().saturating_sub(before) > SLOW, Ordering::Relaxed);
-            done
-        };
-        if self.is_slow.load(Ordering::Relaxed) && others() { tokio::task::block_in_place(timed) } else { timed() }
-    }
-}
-
-/// How long this thread has worked: on a busy machine, most of the time that passes belongs to others.
-fn worked() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 /// The uid of an object, as its owner names it.

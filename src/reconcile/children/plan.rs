@@ -33,6 +33,8 @@ pub(super) const ROUNDS: usize = 32;
 /// What is next.
 #[derive(Debug)]
 pub(super) enum Step {
+    /// Say what the object shall have, given [what of its children is its own](Plan::mine).
+    Compose,
     /// Give the object the finalizer, and end the pass: its event makes it due again.
     Hold,
     /// Read the object. The pass goes on if it is as it was seen, and ends if not.
@@ -78,8 +80,6 @@ pub(super) struct Delete {
 
 /// What a pass looks at.
 pub(super) trait Observed {
-    /// What the object shall have, given its children.
-    fn compose(&self, child: &dyn Fn(&Key) -> Option<Arc<Value>>) -> Result<Composed, Failure>;
     /// A child as it was last seen, whosever it is.
     fn child(&self, key: &Key) -> Option<Arc<Value>>;
     /// The children that bear the label of the object, as they were last seen.
@@ -152,16 +152,30 @@ impl Owner {
     }
 }
 
+/// Which children are the object's own.
+pub(super) struct Mine {
+    owner: Owner,
+    fresh: Arc<HashMap<Key, Arc<Value>>>,
+}
+
+impl Mine {
+    /// The child of that key, if it is the object's; `seen` is what was last seen of it.
+    pub(super) fn child(&self, key: &Key, seen: impl FnOnce() -> Option<Arc<Value>>) -> Option<Arc<Value>> {
+        let child = self.fresh.get(key).cloned().or_else(seen);
+        child.filter(|child| is_ours(&meta(child), &self.owner.claim()))
+    }
+}
+
 /// A pass over one object.
 #[derive(Debug)]
 pub(super) struct Plan {
     owner: Owner,
-    composed: Option<Composed>,
+    composed: Option<Result<Composed, Failure>>,
     rounds: usize,
     /// The object was read in this pass.
     confirmed: bool,
     /// Children as writes have left them, and those that were found where there seemed to be none.
-    fresh: HashMap<Key, Arc<Value>>,
+    fresh: Arc<HashMap<Key, Arc<Value>>>,
     /// Each is written once in a pass: what changes it at once, such as a webhook, would be fought for ever.
     done: BTreeSet<Key>,
     trouble: Vec<Trouble>,
@@ -177,7 +191,7 @@ impl Plan {
             composed: None,
             rounds: 0,
             confirmed: false,
-            fresh: HashMap::new(),
+            fresh: Arc::default(),
             done: BTreeSet::new(),
             trouble: Vec::new(),
             written: 0,
@@ -199,14 +213,14 @@ impl Plan {
     pub(super) fn wrote(&mut self, key: Key, object: Arc<Value>) {
         self.composed = None;
         self.written += 1;
-        self.fresh.insert(key.clone(), object);
+        Arc::make_mut(&mut self.fresh).insert(key.clone(), object);
         self.done.insert(key);
     }
 
     /// There is one of that name, which was not seen.
     pub(super) fn found(&mut self, key: Key, object: Arc<Value>) {
         self.composed = None;
-        self.fresh.insert(key, object);
+        Arc::make_mut(&mut self.fresh).insert(key, object);
     }
 
     pub(super) fn refused(&mut self, key: Key, trouble: Trouble) {
@@ -224,21 +238,22 @@ impl Plan {
 
     /// What is next.
     pub(super) fn next(&mut self, seen: &dyn Observed) -> Step {
-        let composed = match self.composed(seen) {
-            Ok(composed) => composed,
-            Err(Failure { reason, message }) => {
+        let composed = match self.composed.take() {
+            None => return Step::Compose,
+            Some(Ok(composed)) => composed,
+            Some(Err(Failure { reason, message })) => {
                 return Step::Report(Outcome::Invalid(Trouble { reason, words: message }));
             }
         };
         if !self.owner.is_held && composed.children.iter().any(|child| !self.owner.can_own(&child.key)) {
-            self.composed = Some(composed);
+            self.composed = Some(Ok(composed));
             return Step::Hold;
         }
         // What is refused in a round is looked at again in the next pass, with all that waits for it.
         let (writes, is_outrun) =
             if self.trouble.is_empty() { self.writes(&composed, seen) } else { (Vec::new(), false) };
         if !writes.is_empty() {
-            self.composed = Some(composed);
+            self.composed = Some(Ok(composed));
             if !self.confirmed && (is_outrun || !seen.is_current()) {
                 return Step::Confirm;
             }
@@ -249,7 +264,7 @@ impl Plan {
         if composed.waiting.is_empty() && self.trouble.is_empty() && self.pruned.is_none() {
             let deletes = self.deletes(&composed, seen);
             if !deletes.is_empty() {
-                self.composed = Some(composed);
+                self.composed = Some(Ok(composed));
                 if !self.confirmed {
                     return Step::Confirm;
                 }
@@ -260,43 +275,18 @@ impl Plan {
         Step::Report(self.outcome(composed))
     }
 
-    fn composed(&mut self, seen: &dyn Observed) -> Result<Composed, Failure> {
-        if let Some(composed) = self.composed.take() {
-            return Ok(composed);
-        }
-        let child = |key: &Key| self.child(key, seen).filter(|child| self.is_ours(child));
-        let composed = seen.compose(&child)?;
-        let mut names = BTreeMap::new();
-        for child in &composed.children {
-            let Key { of, namespace, name } = &child.key;
-            if let Some(version) = names.insert((&of.group, &of.kind, namespace, name), &of.version)
-                && *version != of.version
-            {
-                // Each apply of one would undo the other.
-                let message = format!("{} is desired as {version} and as {}; keep one", child.key, of.version);
-                return Err(Failure { reason: "DuplicateChild", message });
-            }
-            if !child.object.get("metadata").is_some_and(Value::is_object) {
-                let message = format!("{}: metadata is not a mapping", child.key);
-                return Err(Failure { reason: "InvalidChild", message });
-            }
-            for field in ["labels", "annotations"] {
-                let all = child.object["metadata"].get(field);
-                if all.is_some_and(|all| !all.is_object() && !all.is_null()) {
-                    let message = format!("{}: metadata.{field} is not a mapping of text to text", child.key);
-                    return Err(Failure { reason: "InvalidChild", message });
-                }
-            }
-        }
-        Ok(composed)
+    /// What the object shall have, as it was said.
+    pub(super) fn composed(&mut self, composed: Result<Composed, Failure>) {
+        self.composed = Some(composed.and_then(checked));
+    }
+
+    /// Which of its children a front end is shown, as the writes of this pass have left them.
+    pub(super) fn mine(&self) -> Mine {
+        Mine { owner: self.owner.clone(), fresh: Arc::clone(&self.fresh) }
     }
 
     fn child(&self, key: &Key, seen: &dyn Observed) -> Option<Arc<Value>> {
         self.fresh.get(key).cloned().or_else(|| seen.child(key))
-    }
-
-    fn is_ours(&self, child: &Value) -> bool {
-        is_ours(&meta(child), &self.owner.claim())
     }
 
     /// What is not as it shall be, and whether a child was applied from a newer object than this one.
@@ -357,10 +347,38 @@ impl Plan {
             trouble: std::mem::take(&mut self.trouble),
             waiting: waiting.collect(),
             unready: unready.map(|(child, why)| format!("{}: {why}", child.key)).collect(),
+            failed: composed.failed,
             own: composed.status,
             stale: None,
         }
     }
+}
+
+/// Nothing in it contradicts itself, or cannot be a child.
+fn checked(composed: Composed) -> Result<Composed, Failure> {
+    let mut names = BTreeMap::new();
+    for child in &composed.children {
+        let Key { of, namespace, name } = &child.key;
+        if let Some(version) = names.insert((&of.group, &of.kind, namespace, name), &of.version)
+            && *version != of.version
+        {
+            // Each apply of one would undo the other.
+            let message = format!("{} is desired as {version} and as {}; keep one", child.key, of.version);
+            return Err(Failure { reason: "DuplicateChild", message });
+        }
+        if !child.object.get("metadata").is_some_and(Value::is_object) {
+            let message = format!("{}: metadata is not a mapping", child.key);
+            return Err(Failure { reason: "InvalidChild", message });
+        }
+        for field in ["labels", "annotations"] {
+            let all = child.object["metadata"].get(field);
+            if all.is_some_and(|all| !all.is_object() && !all.is_null()) {
+                let message = format!("{}: metadata.{field} is not a mapping of text to text", child.key);
+                return Err(Failure { reason: "InvalidChild", message });
+            }
+        }
+    }
+    Ok(composed)
 }
 
 /// The generation of the object that a child was last written from.
@@ -386,8 +404,6 @@ pub(super) fn meta(object: &Value) -> ObjectMeta {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Map;
-
     use super::*;
 
     /// An object that desires these, and has no child yet.
@@ -396,8 +412,8 @@ mod tests {
         is_current: bool,
     }
 
-    impl Observed for Desires {
-        fn compose(&self, _: &dyn Fn(&Key) -> Option<Arc<Value>>) -> Result<Composed, Failure> {
+    impl Desires {
+        fn composed(&self) -> Composed {
             let child = |(of, metadata): &(Type, Value)| Desired {
                 id: "child".to_owned(),
                 key: Key { of: Arc::new(of.clone()), namespace: Some("ns".to_owned()), name: "a".to_owned() },
@@ -405,9 +421,18 @@ mod tests {
                 unready: None,
             };
             let children = self.children.iter().map(child).collect();
-            Ok(Composed { children, waiting: vec![], status: Map::new() })
+            Composed { children, ..Composed::default() }
         }
 
+        /// The next step of a plan that is told what this desires.
+        fn next(&self, plan: &mut Plan) -> Step {
+            assert!(matches!(plan.next(self), Step::Compose));
+            plan.composed(Ok(self.composed()));
+            plan.next(self)
+        }
+    }
+
+    impl Observed for Desires {
         fn child(&self, _: &Key) -> Option<Arc<Value>> {
             None
         }
@@ -451,7 +476,7 @@ mod tests {
             (vec![(config_map(), json!({"annotations": ["text"]}))], "InvalidChild"),
             (vec![(config_map(), json!("text"))], "InvalidChild"),
         ] {
-            let step = plan().next(&Desires { children, is_current: true });
+            let step = Desires { children, is_current: true }.next(&mut plan());
             let Step::Report(Outcome::Invalid(trouble)) = step else { panic!("{expected}: {step:?}") };
             assert_eq!(trouble.reason, expected, "{}", trouble.words);
         }
@@ -462,11 +487,11 @@ mod tests {
         let desires =
             |is_current| Desires { children: vec![(config_map(), json!({"name": "a", "labels": null}))], is_current };
         let mut plan = plan();
-        assert!(matches!(plan.next(&desires(false)), Step::Confirm));
+        assert!(matches!(desires(false).next(&mut plan), Step::Confirm));
         plan.confirmed();
         let Step::Write(writes) = plan.next(&desires(false)) else { panic!() };
         let [Write { object, how: How::Create, .. }] = &writes[..] else { panic!("{writes:?}") };
         assert_eq!(object["metadata"]["annotations"][OWNER_GENERATION], "3");
-        assert!(matches!(self::plan().next(&desires(true)), Step::Write(_)));
+        assert!(matches!(desires(true).next(&mut self::plan()), Step::Write(_)));
     }
 }

@@ -8,6 +8,8 @@ use crate::reconcile::conditions::{APPLIED, AS_EXPECTED, Conditions, SPEC_VALID,
 
 /// The children do what they are there for.
 pub(super) const CHILDREN_READY: &str = "ChildrenReady";
+/// An expression has no value.
+pub(super) const EXPRESSION_FAILED: &str = "ExpressionFailed";
 /// Children that a message names.
 const NAMED: usize = 3;
 
@@ -33,6 +35,8 @@ pub(super) enum Outcome {
         waiting: Vec<String>,
         /// Children that are not ready.
         unready: Vec<String>,
+        /// What could not be computed besides the children.
+        failed: Vec<String>,
         /// What the front end says.
         own: Map<String, Value>,
         /// The watch that fails: what is known of the children may be old.
@@ -54,8 +58,12 @@ pub(super) fn status(current: Option<&Status>, parent: &Parent, outcome: &Outcom
         Outcome::Blocked(Trouble { reason, words }) => {
             conditions.set(APPLIED, Truth::False, reason, words);
         }
-        Outcome::Done { trouble, waiting, unready, own: said, stale } => {
-            conditions.set(SPEC_VALID, Truth::True, AS_EXPECTED, "");
+        Outcome::Done { trouble, waiting, unready, failed, own: said, stale } => {
+            if failed.is_empty() {
+                conditions.set(SPEC_VALID, Truth::True, AS_EXPECTED, "");
+            } else {
+                conditions.set(SPEC_VALID, Truth::False, EXPRESSION_FAILED, few(failed.iter().map(String::as_str)));
+            }
             match (trouble.first(), waiting.is_empty()) {
                 (Some(first), _) => {
                     let words = few(trouble.iter().map(|trouble| trouble.words.as_str()));
@@ -104,7 +112,14 @@ mod tests {
 
     fn done(trouble: Vec<Trouble>, waiting: &[&str], unready: &[&str]) -> Outcome {
         let texts = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect();
-        Outcome::Done { trouble, waiting: texts(waiting), unready: texts(unready), own: Map::new(), stale: None }
+        Outcome::Done {
+            trouble,
+            waiting: texts(waiting),
+            unready: texts(unready),
+            failed: vec![],
+            own: Map::new(),
+            stale: None,
+        }
     }
 
     fn trouble(reason: &'static str, words: &str) -> Trouble {
@@ -141,6 +156,17 @@ mod tests {
                 Outcome::Invalid(trouble("ExpressionFailed", "x")),
                 vec![("SpecValid", "False"), ("Applied", "Unknown"), ("Ready", "False")],
             ),
+            (
+                Outcome::Done {
+                    trouble: vec![],
+                    waiting: vec![],
+                    unready: vec![],
+                    failed: vec!["status.x: a number is too large".to_owned()],
+                    own: Map::new(),
+                    stale: None,
+                },
+                vec![("SpecValid", "False"), ("Applied", "True"), ("ChildrenReady", "True"), ("Ready", "False")],
+            ),
             (Outcome::Blocked(trouble("TypeNotServed", "x")), vec![("Applied", "False"), ("Ready", "False")]),
         ] {
             let shown = shown(&outcome);
@@ -152,7 +178,8 @@ mod tests {
     #[test]
     fn what_the_front_end_said_stays_while_it_cannot_speak() {
         let own = json!({"phase": "Active"}).as_object().unwrap().clone();
-        let outcome = Outcome::Done { trouble: vec![], waiting: vec![], unready: vec![], own, stale: None };
+        let outcome =
+            Outcome::Done { trouble: vec![], waiting: vec![], unready: vec![], failed: vec![], own, stale: None };
         let before = status(None, &parent(), &outcome, Timestamp::UNIX_EPOCH);
         let after = status(
             Some(&before),

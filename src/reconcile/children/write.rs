@@ -231,7 +231,7 @@ impl<'a> Family<'a> {
         match delete(&api, &key.name, uid, None, PropagationPolicy::Background).await {
             Ok(_) => Ok(()),
             Err(error) => {
-                let words = format!("{key} could not be deleted: {}", told(key, &error));
+                let words = format!("{key} could not be deleted: {}", told(self.it.is_secretive, key, &error));
                 Err(Trouble { reason: "PruneFailed", words })
             }
         }
@@ -281,7 +281,7 @@ impl<'a> Family<'a> {
     }
 
     fn refused(&self, key: &Key, verb: &str, error: &Error) -> Trouble {
-        Trouble { reason: reason(error), words: format!("{verb} {key}: {}", told(key, error)) }
+        Trouble { reason: reason(error), words: format!("{verb} {key}: {}", told(self.it.is_secretive, key, error)) }
     }
 }
 
@@ -303,10 +303,34 @@ fn reason(error: &Error) -> &'static str {
     }
 }
 
-/// What the API server says. Of a Secret only the code: a refusal may quote the values it refuses.
-fn told(key: &Key, error: &Error) -> String {
+/// What the API server says. Where Secrets are seen only the code, and which fields it refuses: it may quote their values.
+fn told(is_secretive: bool, key: &Key, error: &Error) -> String {
     match error {
-        Error::Api(status) if key.of.kind == "Secret" => format!("{} {}", status.code, status.reason),
+        Error::Api(status) if is_secretive || key.of.kind == "Secret" => {
+            let causes = status.details.iter().flat_map(|details| &details.causes);
+            let fields: Vec<_> = causes.filter(|it| !it.field.is_empty()).take(3).map(|it| it.field.as_str()).collect();
+            let of = if fields.is_empty() { String::new() } else { format!(" of {}", fields.join(", ")) };
+            format!("{} {}{of}", status.code, status.reason)
+        }
         other => chain(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_tells_no_value_where_secrets_are_seen() {
+        let status = json!({
+            "status": "Failure", "code": 422, "reason": "Invalid", "message": "data.key: Invalid value: \"geheim\"",
+            "details": {"causes": [{"field": "data.key", "reason": "FieldValueInvalid", "message": "Invalid value: \"geheim\""}]},
+        });
+        let status: kube::core::Status = serde_json::from_value(status).unwrap();
+        let error = Error::Api(Box::new(status));
+        let key = |kind: &str| Key { of: Arc::new(Type::new("", "v1", kind)), namespace: None, name: "x".to_owned() };
+        assert_eq!(told(false, &key("Secret"), &error), "422 Invalid of data.key");
+        assert_eq!(told(true, &key("ConfigMap"), &error), "422 Invalid of data.key");
+        assert!(told(false, &key("ConfigMap"), &error).contains("Invalid value"));
     }
 }

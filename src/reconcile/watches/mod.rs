@@ -225,6 +225,11 @@ impl Objects {
         self.look(|state| state.of_owner.get(uid).cloned()).flatten().unwrap_or_default()
     }
 
+    /// How many bytes all of them take as text.
+    pub fn bytes(&self) -> u64 {
+        self.look(|state| state.bytes).unwrap_or_default()
+    }
+
     /// All objects, in the order of namespace and name.
     pub fn all(&self) -> Vec<Value> {
         self.look(|state| state.objects.values().filter_map(Held::value).collect()).unwrap_or_default()

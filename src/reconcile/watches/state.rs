@@ -79,6 +79,10 @@ impl Reach {
         }
     }
 
+    fn is_of_shards(&self) -> bool {
+        matches!(self, Self::Shards(_))
+    }
+
     fn is_nothing(&self) -> bool {
         matches!(self, Self::Shards(shards) if shards.is_empty())
     }
@@ -106,6 +110,8 @@ pub(super) struct State {
     pub(super) served: Option<(ApiResource, Scope)>,
     unserved: bool,
     pub(super) objects: BTreeMap<Name, Held>,
+    /// How many bytes of text they are.
+    pub(super) bytes: u64,
     pub(super) of_owner: HashMap<Arc<str>, Vec<Name>>,
     pub(super) ears: HashMap<u64, Ear>,
     /// There may be objects out of reach.
@@ -176,24 +182,36 @@ pub(super) struct Held {
 type Belonging = (Option<Shard>, Option<Name>);
 
 impl Held {
-    fn of(mut object: DynamicObject, shard: Option<Shard>) -> Self {
+    /// Of the objects of shards, which are children, what none of us has written is a copy that bears our labels: it may
+    /// be anybody's and of any size, so it is known by its name only.
+    fn of(mut object: DynamicObject, shard: Option<Shard>, is_child: bool) -> Self {
         // Only what we wrote is compared. Of the entries of others no more is kept than their places.
+        let mut is_written = false;
         for entry in object.metadata.managed_fields.iter_mut().flatten() {
-            if !entry.manager.as_deref().is_some_and(|manager| manager.starts_with("leasehold/")) {
+            if entry.manager.as_deref().is_some_and(|manager| manager.starts_with("leasehold/")) {
+                is_written = true;
+            } else {
                 *entry = ManagedFieldsEntry::default();
             }
         }
         Self {
             version: version(&object),
+            text: match is_written || !is_child {
+                true => serde_json::to_vec(&object).unwrap_or_default().into_boxed_slice(),
+                false => Box::default(),
+            },
             owner: object.annotations().get(OWNER).map(|owner| Name::parse(owner)),
             owner_uid: object.labels().get(OWNER_UID).map(|uid| Arc::from(uid.as_str())),
             shard,
-            text: serde_json::to_vec(&object).unwrap_or_default().into_boxed_slice(),
         }
     }
 
     pub(super) fn value(&self) -> Option<Value> {
         serde_json::from_slice(&self.text).ok()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.text.len() as u64
     }
 
     fn belonging(&self) -> Belonging {
@@ -227,7 +245,7 @@ impl Source {
                 if let Some(shard) = self.reach.shard_of(&object) {
                     let name = Name::of(&object);
                     let is_known = known.get(&name).is_some_and(|known| known.version >= version(&object));
-                    self.listing.insert(name, (!is_known).then(|| Held::of(object, shard)));
+                    self.listing.insert(name, (!is_known).then(|| Held::of(object, shard, self.reach.is_of_shards())));
                 }
             }
             other => return Some(other),
@@ -247,6 +265,7 @@ impl State {
             served: None,
             unserved: false,
             objects: BTreeMap::new(),
+            bytes: 0,
             of_owner: HashMap::new(),
             ears: HashMap::new(),
             untidy: false,
@@ -315,6 +334,7 @@ impl State {
             let sources = &self.sources;
             let is_wanted = |held: &Held| sources.iter().any(|source| source.reach.covers(held.shard.as_ref()));
             self.objects.retain(|_, held| is_wanted(held));
+            self.bytes = self.objects.values().map(Held::bytes).sum();
             let objects = &self.objects;
             self.of_owner.retain(|_, names| {
                 names.retain(|name| objects.contains_key(name));
@@ -427,8 +447,9 @@ impl State {
     /// Takes an object in. Whose it was and is, if it is news.
     pub(super) fn put(&mut self, object: DynamicObject) -> Option<[Belonging; 2]> {
         let name = Name::of(&object);
+        let is_child = self.sources.iter().any(|source| source.reach.is_of_shards());
         match self.sources.iter().find_map(|source| source.reach.shard_of(&object)) {
-            Some(shard) => self.keep(name, Held::of(object, shard)),
+            Some(shard) => self.keep(name, Held::of(object, shard, is_child)),
             // It was somebody's whom we listen for, and is not any more.
             None => self.remove(&name).map(|before| [before, Belonging::default()]),
         }
@@ -445,12 +466,14 @@ impl State {
             self.of_owner.entry(Arc::clone(uid)).or_default().push(name.clone());
         }
         let now = held.belonging();
+        self.bytes += held.bytes();
         self.objects.insert(name, held);
         Some([before, now])
     }
 
     fn remove(&mut self, name: &Name) -> Option<Belonging> {
         let held = self.objects.remove(name)?;
+        self.bytes -= held.bytes();
         if let Some(uid) = &held.owner_uid
             && let Some(names) = self.of_owner.get_mut(uid)
         {

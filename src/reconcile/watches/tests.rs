@@ -19,6 +19,7 @@ fn object(name: &str, version: u64, owner: Option<&str>) -> DynamicObject {
     if let Some(owner) = owner {
         object["metadata"]["labels"] = json!({SHARD: "widget", OWNER_UID: format!("{owner}-uid")});
         object["metadata"]["annotations"] = json!({OWNER: format!("ns/{owner}")});
+        object["metadata"]["managedFields"] = json!([{"manager": "leasehold/widget", "operation": "Apply"}]);
     }
     serde_json::from_value(object).unwrap()
 }
@@ -125,6 +126,47 @@ fn who_listens_for_a_shard_hears_of_that_one_only() {
     send_of(&sender, "gadget", [watcher::Event::Delete(of_shard("gadget", "b", 4, "g"))]);
     assert_eq!((heard(&mut ours), heard(&mut others)), (vec![changed("w")], vec![changed("g")]));
     assert_eq!(ours.objects().all().len(), 2);
+}
+
+/// Whoever may create objects with our labels would fill the cache of every replica.
+#[test]
+fn of_a_copy_that_bears_our_labels_no_more_than_the_name_is_kept() {
+    let (sender, shared) = watch();
+    let mut listener = Listener::new(shared, Some("widget"));
+    let (child, mut copy) = (object("a", 1, Some("w")), object("b", 2, Some("w")));
+    copy.metadata.managed_fields = None;
+    copy.data["data"] = json!({"large": "x".repeat(1 << 20)});
+    send_of(&sender, "widget", list([child, copy.clone()]));
+    heard(&mut listener);
+    let objects = listener.objects();
+    assert!(objects.bytes() < 1000, "{}", objects.bytes());
+    assert!(objects.get(&Name::parse("ns/a")).is_some() && objects.get(&Name::parse("ns/b")).is_none());
+    assert_eq!(objects.of_owner("w-uid").len(), 2, "both are known to be there");
+    copy.metadata.resource_version = Some("3".to_owned());
+    send_of(&sender, "widget", [watcher::Event::Apply(copy)]);
+    assert_eq!(heard(&mut listener), [changed("w")]);
+    assert!(objects.bytes() < 1000);
+}
+
+#[test]
+fn how_much_is_kept_is_known_without_reading_it() {
+    let (sender, shared) = watch();
+    let mut listener = Listener::new(shared, None);
+    let large = |name: &str, version, length: usize| {
+        let mut object = object(name, version, None);
+        object.data["data"] = json!({"x": "x".repeat(length)});
+        object
+    };
+    send(&sender, list([large("a", 1, 5000), large("b", 2, 5000)]));
+    heard(&mut listener);
+    let objects = listener.objects();
+    assert!((10_000..11_000).contains(&objects.bytes()), "{}", objects.bytes());
+    send(&sender, [watcher::Event::Apply(large("a", 3, 1000)), watcher::Event::Delete(large("b", 4, 0))]);
+    heard(&mut listener);
+    assert!((1000..2000).contains(&objects.bytes()), "{}", objects.bytes());
+    send(&sender, list([]));
+    heard(&mut listener);
+    assert_eq!(objects.bytes(), 0);
 }
 
 #[test]

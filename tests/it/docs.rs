@@ -1,0 +1,188 @@
+//! Every example of the pages is read, and does what the text beside it says.
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
+
+use serde_json::{Value, json};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn page(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn pages() -> Vec<String> {
+    let mut pages = vec!["README.md".to_owned()];
+    for file in fs::read_dir(root().join("docs")).unwrap() {
+        pages.push(format!("docs/{}", file.unwrap().file_name().into_string().unwrap()));
+    }
+    pages.sort();
+    pages
+}
+
+/// The YAML of a page.
+fn blocks(page: &str) -> Vec<String> {
+    let blocks = page.split("```yaml\n").skip(1);
+    blocks.map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+}
+
+fn leasehold(folder: &Path, arguments: &[&str]) -> String {
+    let said = Command::new(env!("CARGO_BIN_EXE_leasehold")).current_dir(folder).args(arguments).output().unwrap();
+    assert!(said.status.success(), "{arguments:?}: {}{}", text(&said.stdout), text(&said.stderr));
+    text(&said.stdout)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The committed definition of a kind.
+fn schema(kind: &str) -> Option<Value> {
+    fs::read_dir(root().join("crds")).unwrap().find_map(|file| {
+        let crd: Value = serde_yaml::from_str(&fs::read_to_string(file.unwrap().path()).unwrap()).unwrap();
+        (crd["spec"]["names"]["kind"] == kind).then(|| crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone())
+    })
+}
+
+/// Fields that the definition does not know, or has of another type.
+fn unknown(value: &Value, schema: &Value, path: &str, found: &mut Vec<String>) {
+    let type_ = schema["type"].as_str();
+    let fits = match value {
+        Value::Object(_) => type_ == Some("object"),
+        Value::Array(_) => type_ == Some("array"),
+        Value::String(_) => type_ == Some("string"),
+        Value::Bool(_) => type_ == Some("boolean"),
+        Value::Number(_) => matches!(type_, Some("integer" | "number")),
+        Value::Null => false,
+    };
+    if !fits && schema["x-kubernetes-int-or-string"] != true {
+        return found.push(format!("{path} is {value}, and the definition has {type_:?}"));
+    }
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                let path = format!("{path}.{name}");
+                match (schema["properties"].get(name), schema.get("additionalProperties")) {
+                    (Some(schema), _) | (None, Some(schema @ Value::Object(_))) => unknown(field, schema, &path, found),
+                    _ => found.push(format!("{path} is unknown")),
+                }
+            }
+        }
+        Value::Array(items) => {
+            for (number, item) in items.iter().enumerate() {
+                unknown(item, &schema["items"], &format!("{path}[{number}]"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn every_object_of_a_page_fits_its_definition() {
+    let mut shown = BTreeSet::new();
+    for name in pages() {
+        for block in blocks(&page(&name)) {
+            let object: Value = serde_yaml::from_str(&block).unwrap_or_else(|error| panic!("{name}: {error}\n{block}"));
+            let Some(kind) = object["kind"].as_str().filter(|kind| *kind != "Composition") else { continue };
+            let schema = schema(kind).unwrap_or_else(|| panic!("{name}: no definition of {kind}"));
+            let mut found = Vec::new();
+            unknown(&object["spec"], &schema["properties"]["spec"], "spec", &mut found);
+            assert!(found.is_empty(), "{name}: {found:?}");
+            shown.insert(kind.to_owned());
+        }
+    }
+    let all = ["ExpiryPolicy", "Propagation", "ScaleSchedule", "Tenant", "WebApp"].map(str::to_owned);
+    assert_eq!(shown, BTreeSet::from(all), "each kind has an example");
+}
+
+/// The first column of a page's tables names fields of the spec that there are, and all of them.
+#[test]
+fn the_tables_of_composed_kinds_name_their_fields() {
+    for (name, kind) in [("docs/tenant.md", "Tenant"), ("docs/webapp.md", "WebApp")] {
+        let schema = schema(kind).unwrap();
+        let fields: BTreeSet<_> =
+            schema["properties"]["spec"]["properties"].as_object().unwrap().keys().cloned().collect();
+        let page = page(name);
+        let named: BTreeSet<_> =
+            page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).map(str::to_owned).collect();
+        assert_eq!(named, fields, "{name}");
+    }
+}
+
+/// A configuration and its composition, as a page shows them one after the other, in a folder.
+fn folder(page: &str) -> tempfile::TempDir {
+    let all: Vec<String> = blocks(page);
+    let at = all.iter().position(|block| block.contains("reconciler: {compose: queue.yaml}")).unwrap();
+    let head = "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nleases: {namespace: leasehold-system}\n";
+    let composition = if all[at + 1].contains("kind: Composition") {
+        all[at + 1].clone()
+    } else {
+        format!("apiVersion: leasehold.dev/v1alpha1\nkind: Composition\n{}", all[at + 1])
+    };
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("leasehold.yaml"), format!("{head}{}", all[at])).unwrap();
+    fs::write(folder.path().join("queue.yaml"), composition).unwrap();
+    folder
+}
+
+/// What a Queue gets by the page, with what is there.
+fn rendered(page: &str, spec: Value, there: &[Value]) -> Value {
+    let folder = folder(page);
+    leasehold(folder.path(), &["check", "-f", "."]);
+    let metadata = json!({"name": "mail", "namespace": "post"});
+    let parent = json!({"apiVersion": "example.com/v1", "kind": "Queue", "metadata": metadata, "spec": spec});
+    fs::write(folder.path().join("parent.json"), parent.to_string()).unwrap();
+    let there: Vec<_> = there.iter().map(|object| format!("---\n{object}\n")).collect();
+    fs::write(folder.path().join("there.yaml"), there.concat()).unwrap();
+    let arguments = ["render", "-f", ".", "--parent", "parent.json", "--related", "there.yaml", "-o", "json"];
+    serde_json::from_str(&leasehold(folder.path(), &arguments)).unwrap()
+}
+
+#[test]
+fn the_queue_of_the_readme_gets_its_settings() {
+    let said = rendered(&page("README.md"), json!({"depth": 3}), &[]);
+    assert_eq!(said["children"][0]["object"]["data"], json!({"depth": "3"}));
+}
+
+/// It composed nothing: its status failed as long as the workers were not there, and a status that fails held up all.
+#[test]
+fn the_queue_of_the_page_gets_its_workers_and_counts_them() {
+    let page = page("docs/compose.md");
+    let worker = |name: &str, replicas: u32| json!({"name": name, "replicas": replicas, "image": "worker:1"});
+    let said = rendered(&page, json!({"depth": 3, "workers": [worker("a", 1), worker("b", 2)]}), &[]);
+    let children = said["children"].as_array().unwrap();
+    let names: Vec<_> = children.iter().map(|child| child["object"]["metadata"]["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["mail-settings", "mail-a", "mail-b"]);
+    assert_eq!(children[2]["object"]["spec"]["replicas"], 2, "a number stays a number");
+    let container = &children[1]["object"]["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["envFrom"], json!([{"configMapRef": {"name": "mail-settings"}}]));
+    assert_eq!(said["status"], json!({"workers": 2}), "{said}");
+    assert_eq!((&said["waiting"], &said["failed"]), (&json!([]), &json!([])));
+}
+
+/// What the page says of expressions, on the example of it.
+#[test]
+fn the_snippets_of_the_page_are_expressions() {
+    let page = page("docs/compose.md");
+    let mut checked = 0;
+    for line in page.lines().filter(|line| !line.trim_start().starts_with("```")) {
+        // Inline code that holds a whole expression, quoted or not.
+        for code in line.split('`').skip(1).step_by(2) {
+            let Some(begin) = code.find("${") else { continue };
+            if !code[begin..].contains('}') || code.contains("$${") || code.contains('…') {
+                continue;
+            }
+            let expression = &code[begin..=code.rfind('}').unwrap()];
+            let composition = format!(
+                "apiVersion: leasehold.dev/v1alpha1\nkind: Composition\nchildren:\n- id: workers\n  forEach: ${{parent.spec.workers}}\n  \
+                 template: {{apiVersion: v1, kind: ConfigMap, metadata: {{name: \"${{each}}\"}}, data: {{x: {}}}}}\n",
+                json!(expression)
+            );
+            let read = leasehold::kinds::compose::Composition::read("x.yaml", &composition);
+            assert!(read.is_ok(), "{line}: {:?}", read.err().map(|errors| errors.to_string()));
+            checked += 1;
+        }
+    }
+    assert!(checked > 1, "{checked}");
+}
