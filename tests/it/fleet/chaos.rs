@@ -70,8 +70,8 @@ pub(super) fn duel(world: &mut World) {
 /// When the faults stop, and a rollout that was begun is finished or rests, all comes to rest.
 fn ends_well(world: &mut World, template: Template) {
     world.calm_down();
-    // What a hand has taken from the record is known again.
-    let wait = world.no_start_before.saturating_sub(world.now()) + MILLI;
+    // What a hand has taken from the record is known again, and what restarts is there: it is of the old template, too.
+    let wait = world.no_start_before.saturating_sub(world.now()).max(11 * SECOND) + MILLI;
     world.run_for(wait);
     let newest = world.active().into_iter().max_by_key(|&host| world.hosts[host].template.revision);
     let template = newest.map_or(template, |host| world.hosts[host].template.clone());
@@ -84,8 +84,9 @@ fn ends_well(world: &mut World, template: Template) {
     if finish {
         old.into_iter().for_each(|host| world.terminate(host));
     }
-    // The last containers restart, and what a replica did not take is forgiven.
+    // The last containers restart, and what a replica did not take is forgiven, a lengthened duration is over.
     world.run_for(11 * SECOND);
+    world.run_for(world.counted_until.saturating_sub(world.now()));
     let forgiven = world.avoided.values().max().copied().unwrap_or(0);
     world.run_for(forgiven.saturating_sub(world.now()));
     // Besides what is due when all is well: a Lease and a barrier, a failed request, and kinds that cool down first.

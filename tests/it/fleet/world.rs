@@ -141,6 +141,8 @@ pub(super) struct World {
     pub(super) restarted: BTreeMap<String, String>,
     /// A record was lost by hand: what starts before cannot know of it.
     pub(super) no_start_before: Global,
+    /// Until when replicas that saw a duration which a hand has lengthened may leave what they are given.
+    pub(super) counted_until: Global,
     /// What goes wrong, and which of it is left out.
     pub(super) faults: Vec<Fault>,
     pub(super) skip: BTreeSet<usize>,
@@ -171,6 +173,7 @@ impl World {
             ended: BTreeMap::new(),
             restarted: BTreeMap::new(),
             no_start_before: 0,
+            counted_until: 0,
             faults: Vec::new(),
             skip,
             terms: Vec::new(),
