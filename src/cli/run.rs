@@ -104,6 +104,10 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     if outcome.as_ref().is_err_and(is_deposed) {
         // Neither runtimes nor threads are waited for: the restart is the cleaning up. The log has said why.
         lines.end_at_once();
+        #[expect(
+            clippy::exit,
+            reason = "a lost term ends the process at once: its fences are shut, and its Leases expire"
+        )]
         process::exit(DEPOSED.into());
     }
     // What still blocks a thread has outlived its term, or is a credentials plugin; the process waits for neither.

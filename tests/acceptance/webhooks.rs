@@ -307,7 +307,7 @@ async fn tenants(stage: &Stage) -> Result<()> {
     let namespaces = stage.api("v1", "Namespace", None);
     let labelled = |namespace: &Option<DynamicObject>| {
         let labels = namespace.iter().flat_map(|namespace| namespace.metadata.labels.clone().unwrap_or_default());
-        labels.collect::<BTreeMap<_, _>>().get("team").is_some_and(|team| team == "rose")
+        labels.collect::<BTreeMap<_, _>>().get("tenant.leasehold.dev/team").is_some_and(|team| team == "rose")
     };
     eventually("its namespace bears the label", PATIENCE, || namespaces.get_opt("rose"), labelled).await?;
     // An update is judged too, and a Tenant that is there can be deleted.

@@ -37,12 +37,15 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The committed definition of a kind.
-fn schema(kind: &str) -> Option<Value> {
-    fs::read_dir(root().join("crds")).unwrap().find_map(|file| {
-        let crd: Value = serde_yaml::from_str(&fs::read_to_string(file.unwrap().path()).unwrap()).unwrap();
-        (crd["spec"]["names"]["kind"] == kind).then(|| crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone())
-    })
+/// The committed definition of a kind, with webhooks or without; of this version, or of the first.
+fn schema(kind: &str, version: Option<&str>) -> Option<Value> {
+    let files = ["crds", "crds/webhooks"].map(|folder| fs::read_dir(root().join(folder)).unwrap());
+    let files = files.into_iter().flatten().map(|file| file.unwrap().path()).filter(|path| path.is_file());
+    let crds = files.map(|path| serde_yaml::from_str::<Value>(&fs::read_to_string(path).unwrap()).unwrap());
+    let of_kind = crds.filter(|crd| crd["spec"]["names"]["kind"] == kind);
+    let mut versions = of_kind.flat_map(|crd| crd["spec"]["versions"].as_array().cloned().unwrap_or_default());
+    let found = versions.find(|it| version.is_none_or(|version| it["name"] == version))?;
+    Some(found["schema"]["openAPIV3Schema"].clone())
 }
 
 /// Fields that the definition does not know, or has of another type.
@@ -84,8 +87,15 @@ fn every_object_of_a_page_fits_its_definition() {
     for name in pages() {
         for block in blocks(&page(&name)) {
             let object: Value = serde_yaml::from_str(&block).unwrap_or_else(|error| panic!("{name}: {error}\n{block}"));
-            let Some(kind) = object["kind"].as_str().filter(|kind| *kind != "Composition") else { continue };
-            let schema = schema(kind).unwrap_or_else(|| panic!("{name}: no definition of {kind}"));
+            let Some(version) = object["apiVersion"].as_str().and_then(|it| it.strip_prefix("leasehold.dev/")) else {
+                continue;
+            };
+            let kind = object["kind"].as_str().unwrap();
+            if ["Composition", "Configuration"].contains(&kind) {
+                continue;
+            }
+            let schema =
+                schema(kind, Some(version)).unwrap_or_else(|| panic!("{name}: no definition of {kind} {version}"));
             let mut found = Vec::new();
             unknown(&object["spec"], &schema["properties"]["spec"], "spec", &mut found);
             assert!(found.is_empty(), "{name}: {found:?}");
@@ -96,11 +106,26 @@ fn every_object_of_a_page_fits_its_definition() {
     assert_eq!(shown, BTreeSet::from(all), "each kind has an example");
 }
 
+/// A configuration that is copied from a page is right.
+#[test]
+fn every_configuration_of_a_page_is_right() {
+    let mut checked = 0;
+    for name in pages() {
+        for block in blocks(&page(&name)).iter().filter(|block| block.contains("kind: Configuration")) {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("leasehold.yaml"), block).unwrap();
+            leasehold(folder.path(), &["check", "-f", "."]);
+            checked += 1;
+        }
+    }
+    assert!(checked >= 4, "{checked}");
+}
+
 /// The first column of a page's tables names fields of the spec that there are, and all of them.
 #[test]
 fn the_tables_of_composed_kinds_name_their_fields() {
     for (name, kind) in [("docs/tenant.md", "Tenant"), ("docs/webapp.md", "WebApp")] {
-        let schema = schema(kind).unwrap();
+        let schema = schema(kind, None).unwrap();
         let fields: BTreeSet<_> =
             schema["properties"]["spec"]["properties"].as_object().unwrap().keys().cloned().collect();
         let page = page(name);
