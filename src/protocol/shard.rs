@@ -252,10 +252,15 @@ impl Shard {
         begins.chain([self.deaf_until]).filter(|at| *at > now).min().unwrap_or(Moment::NEVER)
     }
 
+    /// Until when its last failure here is remembered.
+    pub fn failing_until(&self, now: Moment) -> Option<Moment> {
+        self.slot.failing_until(now)
+    }
+
     /// Until when another replica is preferred for it: its last term here failed, or heard nothing.
     pub fn avoided_until(&self, now: Moment) -> Option<Moment> {
         let deaf = Some(self.deaf_until).filter(|until| *until > now);
-        self.slot.failing_until(now).max(deaf)
+        self.failing_until(now).max(deaf)
     }
 
     /// What is to be done about it.

@@ -27,7 +27,7 @@ impl Replica {
             if !stopping && !hopeful && (!shard.slot.can_run(now) || shard.is_deaf(now)) {
                 unable.insert(lease);
             }
-            if shard.slot.failing_until(now).is_some() {
+            if shard.failing_until(now).is_some() {
                 failing.insert(lease);
             }
             let filled = shard.standby.as_ref().is_some_and(|standby| standby.prepared) && shard.standby_hears();

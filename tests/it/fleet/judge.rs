@@ -138,7 +138,7 @@ impl World {
         let before = since.saturating_sub(AFTERCARE * SETTLE);
         self.hosts.iter().any(|it| {
             let before = it.clock.read(before);
-            it.replica.shards().iter().any(|shard| shard.avoided_until(before).is_some())
+            it.replica.shards().iter().any(|shard| shard.failing_until(before).is_some())
         })
     }
 
@@ -239,7 +239,11 @@ impl World {
     fn check_one_at_a_time(&self, host: usize) {
         let it = &self.hosts[host];
         // What fails anywhere is given on at once.
-        if !self.faults.is_empty() || !it.is_active() || self.cools_for() > 0 {
+        let fails = |host: usize| {
+            let now = self.local(host);
+            self.hosts[host].replica.shards().iter().any(|shard| shard.failing_until(now).is_some())
+        };
+        if !self.faults.is_empty() || !it.is_active() || self.active().into_iter().any(fails) {
             return;
         }
         let now = self.local(host);
