@@ -71,7 +71,7 @@ pub async fn tenants(installation: &Installation) -> Result<()> {
     ensure(quota.labels()["leasehold.dev/shard"] == "tenant.leasehold.dev", || format!("{quota:?}"))?;
     heals(&installation.api("networking.k8s.io/v1", "NetworkPolicy", Some("lilac")), "tenant").await?;
 
-    // Whoever changes a field of ours loses it; a field of his own stays.
+    // A field of ours that another writer changes is set back; a field of its own stays.
     patched(&quotas, "tenant", json!({"metadata": {"labels": {"own": "yes"}}, "spec": {"hard": {"pods": "9999"}}}))
         .await?;
     let reverted = |quota: &Value| quota["spec"]["hard"]["pods"] == "20";

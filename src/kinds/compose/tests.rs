@@ -134,14 +134,20 @@ fn a_web_app_keeps_its_pods_until_the_autoscaler_has_taken_over() {
     let composition = shipped("webapp.yaml");
     let ours =
         json!([{"manager": "leasehold/webapp", "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}}}}]);
-    let theirs =
-        json!([{"manager": "leasehold/webapp", "operation": "Apply", "fieldsV1": {"f:spec": {"f:selector": {}}}}]);
+    let created =
+        json!([{"manager": "leasehold/webapp", "operation": "Update", "fieldsV1": {"f:spec": {"f:replicas": {}}}}]);
+    // Of another's entry a replica keeps who wrote it, and not what.
+    let theirs = json!([
+        {"manager": "leasehold/webapp", "operation": "Apply", "fieldsV1": {"f:spec": {"f:selector": {}}}},
+        {"manager": "horizontal-pod-autoscaler", "operation": "Update", "subresource": "scale"},
+    ]);
     let autoscale = json!({"min": 2, "max": 20, "cpu": 80});
     for (name, spec, live, expected) in [
         ("new", json!({"replicas": 10}), None, Some(10)),
         ("new, autoscaled", json!({"replicas": 10, "autoscale": autoscale}), None, Some(10)),
         ("new, autoscaled, few", json!({"replicas": 1, "autoscale": autoscale}), None, Some(2)),
         ("still ours", json!({"replicas": 1, "autoscale": autoscale}), Some((10, &ours)), Some(10)),
+        ("created, not applied yet", json!({"replicas": 1, "autoscale": autoscale}), Some((10, &created)), Some(10)),
         ("still ours, none", json!({"replicas": 0, "autoscale": autoscale}), Some((0, &ours)), Some(2)),
         ("taken over", json!({"replicas": 10, "autoscale": autoscale}), Some((13, &theirs)), None),
         ("given back", json!({"replicas": 4}), Some((13, &theirs)), Some(4)),

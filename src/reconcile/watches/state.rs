@@ -185,13 +185,18 @@ impl Held {
     /// Of the objects of shards, which are children, what none of us has written is a copy that bears our labels: it may
     /// be anybody's and of any size, so it is known by its name only.
     fn of(mut object: DynamicObject, shard: Option<Shard>, is_child: bool) -> Self {
-        // Only what we wrote is compared. Of the entries of others no more is kept than their places.
+        // Only what we wrote is compared. Of the entries of others their place and their writer are kept, and not the fields.
         let mut is_written = false;
         for entry in object.metadata.managed_fields.iter_mut().flatten() {
             if entry.manager.as_deref().is_some_and(|manager| manager.starts_with("leasehold/")) {
                 is_written = true;
             } else {
-                *entry = ManagedFieldsEntry::default();
+                *entry = ManagedFieldsEntry {
+                    manager: entry.manager.take(),
+                    operation: entry.operation.take(),
+                    subresource: entry.subresource.take(),
+                    ..ManagedFieldsEntry::default()
+                };
             }
         }
         Self {

@@ -148,6 +148,22 @@ fn of_a_copy_that_bears_our_labels_no_more_than_the_name_is_kept() {
     assert!(objects.bytes() < 1000);
 }
 
+/// A composition may ask who writes a field; which ones another writes takes much memory, and is not compared.
+#[test]
+fn of_the_entries_of_others_their_place_and_their_writer_are_kept() {
+    let (sender, shared) = watch();
+    let mut listener = Listener::new(shared, Some("widget"));
+    let mut child = serde_json::to_value(object("a", 1, Some("w"))).unwrap();
+    let of = |manager: &str| json!({"manager": manager, "operation": "Update", "subresource": "scale", "time": "2026-01-02T03:04:05Z", "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {"f:replicas": {}}}});
+    let ours = child["metadata"]["managedFields"][0].clone();
+    child["metadata"]["managedFields"] = json!([of("autoscaler"), ours, of("kubectl")]);
+    send_of(&sender, "widget", list([serde_json::from_value(child).unwrap()]));
+    heard(&mut listener);
+    let kept = listener.objects().get(&Name::parse("ns/a")).unwrap();
+    let by = |manager: &str| json!({"manager": manager, "operation": "Update", "subresource": "scale"});
+    assert_eq!(kept["metadata"]["managedFields"], json!([by("autoscaler"), ours, by("kubectl")]));
+}
+
 #[test]
 fn how_much_is_kept_is_known_without_reading_it() {
     let (sender, shared) = watch();
