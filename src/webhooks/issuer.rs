@@ -1,5 +1,5 @@
 //! The shard that makes and renews the serving certificate: one leader writes the Secret and the configurations, and each
-//! step is decided by [`rotation`](super::rotation).
+//! step is decided by [`rotation`].
 
 use std::{
     collections::BTreeSet,
