@@ -152,11 +152,6 @@ impl Gate {
         self.state.valid_until.load(Ordering::SeqCst) == 0 && !self.state.closed.load(Ordering::SeqCst)
     }
 
-    /// Both are handles on one fence.
-    pub fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.state, &other.state)
-    }
-
     /// When validity ends unless it is extended.
     pub fn valid_until(&self) -> Moment {
         Moment::after_origin(Duration::from_nanos(self.state.valid_until.load(Ordering::SeqCst)))
@@ -191,11 +186,6 @@ impl Gate {
         let unanswered = self.state.unanswered.load(Ordering::SeqCst);
         let recent = || self.state.clock.now().since(Moment::after_origin(Duration::from_nanos(unanswered))) < within;
         self.state.in_flight.load(Ordering::SeqCst) > 0 || (unanswered > 0 && recent())
-    }
-
-    /// Says what the kind's resource is, where [`Fence::new`] could not. Has no effect if it is known already.
-    pub fn set_resource(&self, resource: String) {
-        self.state.ears.set_resource(resource);
     }
 
     /// Whether the term, or the standby, hears of its kind's objects. Changes when that changes.
