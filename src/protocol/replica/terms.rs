@@ -79,9 +79,11 @@ impl Replica {
         if shard.is_deaf(now) && shard.deaf.is_some() {
             shard.deaf_until = now + slot::pause(DEAF_PAUSE, shard.deaf_terms, DEAF_PAUSE_MOST);
             shard.deaf_terms += 1;
+            self.shards.iter_mut().for_each(|shard| shard.doubtful = true);
         } else {
             shard.deaf_terms = 0;
         }
+        let shard = &mut self.shards[index];
         shard.deaf = None;
         self.show_hearing(index, now);
         let failure = match &outcome {
