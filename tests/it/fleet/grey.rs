@@ -35,7 +35,9 @@ impl Price {
             Grey::RequestsRefused => Self { gap: LEASE + 2 * SECOND + SECOND, ..USUAL },
             // A reconciler that cannot stand by is found to be deaf when it leads, after ten seconds; others when they take a
             // kind that is free. No kind is tried there again for ten minutes, and then for two seconds.
-            Grey::Deaf | Grey::DeafAfterLists => Self { gap: 10 * SECOND + USUAL.gap, ..USUAL },
+            Grey::Deaf | Grey::DeafAfterLists => {
+                Self { gap: 10 * SECOND + USUAL.gap, lost: 10 * SECOND + USUAL.gap, ..USUAL }
+            }
             _ => USUAL,
         }
     }

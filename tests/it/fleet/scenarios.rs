@@ -117,7 +117,7 @@ pub(super) fn fresh_start_shares(world: &mut World) {
     world.count(count);
     world.add(held, busiest as u64);
     world.add(even, even_at / MILLI);
-    let (most, within) = if expected { (4, 12 * SECOND) } else { (10, 20 * SECOND) };
+    let (most, within) = if expected { (5, 12 * SECOND) } else { (10, 20 * SECOND) };
     world.demand(busiest <= most && even_at <= within, || {
         format!("the busiest held {busiest}, and they were even at {} ms", even_at / MILLI)
     });
