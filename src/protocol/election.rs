@@ -113,6 +113,8 @@ pub struct Election {
     highest: Option<(String, i32)>,
     /// Why the last grant has ended, until that is asked for.
     loss: Option<Loss>,
+    /// The last term whose renew deadline has passed.
+    late: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -165,6 +167,7 @@ impl Election {
             dead: None,
             highest: None,
             loss: None,
+            late: None,
         }
     }
 
@@ -383,8 +386,14 @@ impl Election {
         }
     }
 
-    /// Drops a grant whose validity is over.
+    /// Drops a grant whose validity is over, and notes when the renew deadline of one has passed.
     pub fn expire(&mut self, now: Moment) {
+        if let Some(grant) = self.grant.as_ref().filter(|grant| now >= self.renew_deadline(grant))
+            && self.late != Some(grant.term)
+        {
+            self.late = Some(grant.term);
+            self.loss = Some(Loss::Deadline);
+        }
         if self.grant.take_if(|grant| now >= grant.valid_until).is_some() {
             self.loss = Some(Loss::Expired);
         }
@@ -739,6 +748,21 @@ mod tests {
         assert_eq!(election.step(at(1.0)), write(Purpose::Renew, Some(7), 0));
         election.written(at(1.1), stored(8, Some("baz"), 0));
         assert_eq!(election.step(at(2.0)), write(Purpose::Renew, Some(8), 0));
+    }
+
+    #[test]
+    fn a_grant_is_lost_by_the_renew_deadline_and_said_to_be_once() {
+        let mut election = leader();
+        let Standing::Leading(grant) = election.standing(at(0.0)) else { panic!("it leads") };
+        let deadline = election.renew_deadline(&grant);
+        election.expire(deadline - Duration::from_millis(1));
+        assert_eq!(election.take_loss(), None);
+        election.expire(deadline);
+        assert_eq!(election.take_loss(), Some(Loss::Deadline));
+        election.expire(deadline + Duration::from_millis(1));
+        assert_eq!(election.take_loss(), None);
+        election.expire(grant.valid_until);
+        assert_eq!(election.take_loss(), Some(Loss::Expired));
     }
 
     #[test]
