@@ -311,8 +311,10 @@ impl Replica {
             return;
         }
         if now >= self.collect_at {
+            // A process that was stopped takes for silent whom it has not heard; what has happened meanwhile is yet to come.
+            let overslept = now >= self.collect_at + self.setup.timings.retry_period;
             self.collect_at = now + self.setup.timings.lease_duration;
-            for (lease, version, why) in self.roster.garbage(now) {
+            for (lease, version, why) in self.roster.garbage(now).into_iter().filter(|_| !overslept) {
                 self.collect(lease, version, why);
             }
         }

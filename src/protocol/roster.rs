@@ -452,8 +452,8 @@ impl Roster {
     }
 
     /// Leases that no replica needs, by name, at the version they may be deleted at: memberships of processes that are
-    /// gone, and shards that no replica is configured for. Never one that was renewed within [`GARBAGE_AFTER`] lease
-    /// durations. One replica sees to it, so that the others find nothing to do.
+    /// gone, and shards that no replica is configured for which may still be there. Never one that was renewed within
+    /// [`GARBAGE_AFTER`] lease durations. One replica sees to it, so that the others find nothing to do.
     pub fn garbage(&self, now: Moment) -> Vec<(String, Version, Garbage)> {
         let present = self.present(now);
         let collector = present.iter().find(|one| one.profile.activity == Activity::Active && !one.profile.blind);
@@ -470,8 +470,14 @@ impl Roster {
             let garbage = absent && (dead || is_silent(member.what.duration, member.since));
             garbage.then(|| (member.what.name.clone(), member.what.version.clone(), why))
         });
+        // A replica that is late counts for no move, and may be configured for the shard all the same.
+        let perhaps = self.members.values().filter(|member| {
+            let dead = self.is_dead(&member.what.identity, member.what.profile.pod_uid.as_deref());
+            !dead && !is_silent(member.what.duration, member.since)
+        });
+        let perhaps: Vec<_> = perhaps.map(|member| &member.what.profile.shards).collect();
         let orphaned = self.holdings.iter().filter(|(lease, holding)| {
-            let known = present.iter().any(|one| one.profile.shards.contains(lease));
+            let known = perhaps.iter().any(|shards| shards.contains(lease));
             !known && !self.specs.contains_key(*lease) && is_silent(holding.what.duration, holding.since)
         });
         let orphaned = orphaned.map(|(lease, holding)| (lease.clone(), holding.what.version.clone(), Garbage::Orphan));

@@ -435,6 +435,11 @@ fn a_kind_that_another_replica_is_configured_for_is_not_collected() {
         it.shards.insert("new");
     });
     assert!(roster.garbage(at(61)).iter().all(|(name, ..)| name != "new"));
+    assert!(roster.garbage(at(85)).iter().all(|(name, ..)| name != "new"), "x is late, and may come back");
+    assert!(roster.garbage(at(115)).iter().any(|(name, ..)| name == "new"), "x was silent for as long as the Lease");
+    change(&mut roster, at(116), "x", 3, |_| {});
+    roster.mark_dead(&dead("x"));
+    assert!(roster.garbage(at(117)).iter().any(|(name, ..)| name == "new"), "x is proven dead");
 }
 
 #[test]
