@@ -139,19 +139,23 @@ impl Roster {
             return Duration::ZERO;
         }
         let rank = me.and_then(|me| placement::rank(shard, me, &view.shards, &view.replicas, placement));
+        let total: u32 = self.specs.values().map(|spec| spec.weight).sum();
+        let before = *queued;
+        let with_it = before.saturating_add(view.shards[shard].weight);
+        // Others are being started, or do not know yet what they can run: what is more than our share waits until they had
+        // the time for that. It has been free since before they came, so that a place in the line gives them none.
+        let share = total.div_ceil(u32::try_from(self.expected).unwrap_or(u32::MAX).max(1));
+        let able = view.replicas.iter().filter(|one| one.active && one.able.can(shard)).count();
+        let is_due = now >= self.started_at + grace * EXPECTED_WITHIN;
+        let is_awaited = (self.expected > able || rank != Some(0)) && with_it > share && !is_due;
+        if rank == Some(0) {
+            *queued = with_it;
+        }
+        if is_awaited {
+            return grace * EXPECTED_WITHIN;
+        }
         match rank {
             Some(0) => {
-                let total: u32 = self.specs.values().map(|spec| spec.weight).sum();
-                let before = *queued;
-                *queued = queued.saturating_add(view.shards[shard].weight);
-                // Others are being started, or do not know yet what they can run: what is more than our share waits until they
-                // had the time for that.
-                let able = view.replicas.iter().filter(|one| one.active && one.able.can(shard)).count();
-                let share = total.div_ceil(u32::try_from(self.expected).unwrap_or(u32::MAX).max(1));
-                let is_due = now >= self.started_at + grace * EXPECTED_WITHIN;
-                if self.expected > able && *queued > share && !is_due {
-                    return grace * EXPECTED_WITHIN;
-                }
                 if now >= self.joined_at + grace {
                     return Duration::ZERO;
                 }

@@ -585,6 +585,10 @@ fn a_replica_that_starts_while_others_do_takes_its_share_first() {
     };
     assert_eq!(patience(&mut alone, at(0)), [0, 500, 4000, 4000], "two of four are the other's");
     assert_eq!(patience(&mut alone, at(4)), [0; 4], "it has not come");
+    let mut late = roster(&["x"], ["me", "me", "", ""]);
+    late.expect(2);
+    assert_eq!(patience(&mut late, at(0))[2..], [4000; 2], "x has just come, and what is left is its share");
+    assert_eq!(patience(&mut late, at(4))[2..], [2000; 2], "x had its time");
 }
 
 #[test]
