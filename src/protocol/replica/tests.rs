@@ -478,7 +478,7 @@ fn what_is_odd_on_a_lease_is_said_once() {
 #[test]
 fn a_process_that_was_stopped_collects_nothing_before_it_has_seen_what_happened_meanwhile() {
     const LEFT: &str = "left.example.com";
-    let knows = |profile: &mut Profile| _ = profile.shards.insert(LEFT);
+    let knows = |profile: &mut Profile| profile.shards.insert(LEFT);
     let deletes = |stage: &mut Stage| {
         let deleted =
             |(_, request): &(RequestId, Request)| matches!(request, Request::Delete { lease, .. } if lease == LEFT);
