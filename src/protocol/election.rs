@@ -106,6 +106,9 @@ pub struct Election {
     failures: u32,
     /// A holder whose claim was not ended in order may count itself leader until then.
     barrier: Moment,
+    /// For how long the holder that is seen counts a renewal itself. A holder writes the same duration throughout its term,
+    /// so another one is believed when two versions in a row say it: a single one is a hand's.
+    held_for: Duration,
     /// A holder whose process is proven dead, and since when that is known (rule 11).
     dead: Option<(String, Moment)>,
     /// The greatest count of transitions seen on the Lease with this uid: a record that is restored to an older one must
@@ -113,6 +116,8 @@ pub struct Election {
     highest: Option<(String, i32)>,
     /// Why the last grant has ended, until that is asked for.
     loss: Option<Loss>,
+    /// The last term whose renew deadline has passed.
+    late: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -162,9 +167,11 @@ impl Election {
             not_before: Moment::default(),
             failures: 0,
             barrier: Moment::default(),
+            held_for: timings.lease_duration,
             dead: None,
             highest: None,
             loss: None,
+            late: None,
         }
     }
 
@@ -314,6 +321,7 @@ impl Election {
         if !overtaken {
             // Only a creation can follow on something else than what was seen last: it rests on no version.
             self.mind_disorder(now, running.is_some(), Some(&stored));
+            self.note_held_for(Some(&stored));
             self.note_transitions(Some(&stored));
             self.store = Store::Present { what: stored, since: now };
         }
@@ -383,8 +391,14 @@ impl Election {
         }
     }
 
-    /// Drops a grant whose validity is over.
+    /// Drops a grant whose validity is over, and notes when the renew deadline of one has passed.
     pub fn expire(&mut self, now: Moment) {
+        if let Some(grant) = self.grant.as_ref().filter(|grant| now >= self.renew_deadline(grant))
+            && self.late != Some(grant.term)
+        {
+            self.late = Some(grant.term);
+            self.loss = Some(Loss::Deadline);
+        }
         if self.grant.take_if(|grant| now >= grant.valid_until).is_some() {
             self.loss = Some(Loss::Expired);
         }
@@ -488,6 +502,7 @@ impl Election {
             }
         }
         self.mind_disorder(now, held, what.as_ref());
+        self.note_held_for(what.as_ref());
         self.note_transitions(what.as_ref());
         self.store = match what {
             // A read that finds the same version again must not restart the count of its holder's time (rule 2).
@@ -508,9 +523,25 @@ impl Election {
     fn mind_disorder(&mut self, now: Moment, held: bool, next: Option<&Observation>) {
         if let Store::Present { what: before, .. } = &self.store
             && !held
-            && !next.is_some_and(|next| before.goes_on_as(next))
+            && !next.is_some_and(|next| before.goes_on_as(next) && !self.is_cut_short(before, next))
         {
-            self.barrier = now + self.duration_of(before).max(self.timings.lease_duration);
+            self.barrier = now + self.held_for.max(self.timings.lease_duration);
+        }
+    }
+
+    /// The holder is said to hold it for less time than it counts itself.
+    fn is_cut_short(&self, before: &Observation, next: &Observation) -> bool {
+        before.is_same_term(next) && next.holder.is_some() && self.duration_of(next) < self.held_for
+    }
+
+    fn note_held_for(&mut self, next: Option<&Observation>) {
+        let Some(next) = next else { return };
+        let duration = self.duration_of(next);
+        match &self.store {
+            Store::Present { what: before, .. }
+                if before.version == next.version
+                    || (before.is_same_term(next) && self.duration_of(before) != duration) => {}
+            _ => self.held_for = duration,
         }
     }
 
@@ -582,17 +613,19 @@ impl Election {
 
 impl Observation {
     /// A change that the protocol makes: a renewal, a release, a take-over. Anything else (deletion, a hand that clears
-    /// or renames the holder, shortens the duration or restores an older record) takes nothing from the time that a holder counts for itself.
+    /// or renames the holder, or restores an older record) takes nothing from the time that a holder counts for itself.
     fn goes_on_as(&self, next: &Self) -> bool {
         let orderly = match &next.holder {
-            // A holder that is said to hold it for less time than before counts by what it wrote itself.
-            Some(_) if next.transitions == self.transitions => {
-                next.holder == self.holder && next.duration >= self.duration
-            }
+            Some(_) if next.transitions == self.transitions => next.holder == self.holder,
             Some(_) => next.transitions > self.transitions,
             None => next.duration == Some(RELEASED) || (self.holder.is_none() && next.transitions == self.transitions),
         };
         self.version.uid == next.version.uid && orderly
+    }
+
+    /// Both are of one term, and it goes on.
+    fn is_same_term(&self, next: &Self) -> bool {
+        self.version.uid == next.version.uid && (self.transitions, &self.holder) == (next.transitions, &next.holder)
     }
 }
 
@@ -739,6 +772,21 @@ mod tests {
         assert_eq!(election.step(at(1.0)), write(Purpose::Renew, Some(7), 0));
         election.written(at(1.1), stored(8, Some("baz"), 0));
         assert_eq!(election.step(at(2.0)), write(Purpose::Renew, Some(8), 0));
+    }
+
+    #[test]
+    fn a_grant_is_lost_by_the_renew_deadline_and_said_to_be_once() {
+        let mut election = leader();
+        let Standing::Leading(grant) = election.standing(at(0.0)) else { panic!("it leads") };
+        let deadline = election.renew_deadline(&grant);
+        election.expire(deadline - Duration::from_millis(1));
+        assert_eq!(election.take_loss(), None);
+        election.expire(deadline);
+        assert_eq!(election.take_loss(), Some(Loss::Deadline));
+        election.expire(deadline + Duration::from_millis(1));
+        assert_eq!(election.take_loss(), None);
+        election.expire(grant.valid_until);
+        assert_eq!(election.take_loss(), Some(Loss::Expired));
     }
 
     #[test]
@@ -1101,6 +1149,29 @@ mod tests {
         let mut leader = leader();
         leader.sighted(at(0.2), Some(Observation { holder: Some("baz".to_owned()), ..short }));
         assert_eq!(leader.step(at(0.2)), write(Purpose::Renew, Some(8), 0), "the others are told at once");
+    }
+
+    #[test]
+    fn a_duration_that_is_lengthened_by_hand_counts_until_the_holder_has_put_it_right() {
+        let of = |version: u64, holder: Option<&str>, seconds: u32| {
+            Some(Observation { duration: Some(seconds * SECOND), ..stored(version, holder, 0) })
+        };
+        let mut election = after_reading(of(7, Some("bing"), 30));
+        election.sighted(at(1.0), of(8, Some("bing"), 600));
+        assert_eq!(election.step(at(1.0)), Step::Wait(at(601.0)));
+        let mut shortened = election.clone();
+        election.sighted(at(2.0), of(9, Some("bing"), 30));
+        election.sighted(at(3.0), of(10, None, 1));
+        assert_eq!(election.step(at(3.0)), write(Purpose::Acquire, Some(10), 1), "released in order, and free");
+        shortened.sighted(at(2.0), of(9, Some("bing"), 1));
+        assert_eq!(shortened.step(at(2.0)), Step::Wait(at(32.0)), "it holds it for the 30 s that it wrote itself");
+
+        let mut election = after_reading(of(7, Some("bing"), 10));
+        election.sighted(at(1.0), of(8, Some("bing"), 600));
+        election.sighted(at(2.0), of(9, Some("bing"), 600));
+        election.sighted(at(3.0), of(10, Some("bing"), 10));
+        election.sighted(at(4.0), of(11, None, 1));
+        assert_eq!(election.step(at(4.0)), Step::Wait(at(603.0)), "what it said twice it may have counted by");
     }
 
     #[test]

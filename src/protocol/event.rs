@@ -312,9 +312,9 @@ pub enum Freed {
 /// Why a right to work has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Loss {
-    /// No renewal succeeded by the renew deadline.
+    /// No renewal succeeded by the renew deadline: its work is to finish.
     Deadline,
-    /// Nor until its validity was over.
+    /// Nor until its validity was over, and its work had not finished.
     Expired,
     /// Another holder is on the Lease.
     Taken(String),

@@ -49,11 +49,6 @@ impl LeaseSet {
         self.0.insert(Self::short(lease));
     }
 
-    /// Takes a Lease out.
-    pub fn remove(&mut self, lease: &str) {
-        self.0.remove(&Self::short(lease));
-    }
-
     /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -149,7 +144,14 @@ pub struct Profile {
     /// Shards it has filled a cache for as the named successor, and the token of the term it is to follow.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub prepared: BTreeMap<String, String>,
+    /// By holder identity of a replica that did not take what it was given: the shards that it is not to be given, or
+    /// [`ANY_SHARD`]. For replicas that start later and did not see it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub avoids: BTreeMap<String, LeaseSet>,
 }
+
+/// Stands for every shard in [`Profile::avoids`]; no Lease is called so.
+pub const ANY_SHARD: &str = "*";
 
 /// The most that a capacity may be: what a configuration may say at the most.
 pub const CAPACITY_MOST: u32 = 1000;

@@ -4,14 +4,24 @@
 //! to do: placement would choose it again and again, and each time no replica would lead until the others have waited
 //! their grace. So a miss keeps it from being chosen, for that shard for longer than for others, and for longer each time.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use super::moment::Moment;
+use super::{
+    membership::{ANY_SHARD as ANY, LeaseSet},
+    moment::Moment,
+};
 
 /// First pause before a replica that has missed a shard is chosen for any other one: a trial costs a gap.
 const ANY_SHARD: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1800));
 /// First pause, and the longest, before it is chosen for the same one again.
 const SAME_SHARD: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(3600));
+
+/// Of so many replicas misses are told to those that start later, and of so many shards of each.
+const TOLD_MOST: usize = 16;
+const TOLD_SHARDS: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Miss {
@@ -53,6 +63,41 @@ impl Misses {
         let holds = |miss: Option<&Miss>| miss.is_some_and(|miss| now < miss.until);
         holds(self.any.get(replica))
             || (!self.same.is_empty() && holds(self.same.get(&(replica.to_owned(), lease.to_owned()))))
+    }
+
+    /// What a replica that starts now shall know of it, of [`TOLD_MOST`] replicas at the most, and by shard of
+    /// [`TOLD_SHARDS`] at the most: a membership stays small.
+    pub fn told(&self, now: Moment) -> BTreeMap<String, LeaseSet> {
+        let any = self.any.iter().map(|(replica, miss)| (replica, ANY, miss));
+        let same = self.same.iter().map(|((replica, lease), miss)| (replica, lease.as_str(), miss));
+        let mut told = BTreeMap::<String, BTreeSet<&str>>::new();
+        for (replica, lease, _) in any.chain(same).filter(|(_, _, miss)| now < miss.until) {
+            if told.contains_key(replica) || told.len() < TOLD_MOST {
+                told.entry(replica.clone()).or_default().insert(lease);
+            }
+        }
+        let short = |leases: BTreeSet<&str>| leases.into_iter().take(TOLD_SHARDS).collect();
+        told.into_iter().map(|(replica, leases)| (replica, short(leases))).collect()
+    }
+
+    /// Takes over what another replica saw before this one was there, of these shards.
+    pub fn adopt<'a>(
+        &mut self,
+        now: Moment,
+        told: &BTreeMap<String, LeaseSet>,
+        leases: impl Iterator<Item = &'a String> + Clone,
+    ) {
+        for (replica, missed) in told.iter().take(TOLD_MOST) {
+            if missed.contains(ANY) && !self.any.contains_key(replica) {
+                once_more(self.any.entry(replica.clone()).or_insert(Miss::NONE), now, ANY_SHARD);
+            }
+            for lease in leases.clone().filter(|lease| missed.contains(lease)) {
+                let key = (replica.clone(), lease.clone());
+                if !self.same.contains_key(&key) {
+                    once_more(self.same.entry(key).or_insert(Miss::NONE), now, SAME_SHARD);
+                }
+            }
+        }
     }
 
     /// No replica has missed anything.
@@ -99,6 +144,27 @@ mod tests {
         misses.add(at(60), "f", "c");
         assert!(misses.avoid(at(179), "f", "d") && !misses.avoid(at(180), "f", "d"));
         assert_eq!(misses.next_change(at(60)), Some(at(180)));
+    }
+
+    #[test]
+    fn a_replica_that_starts_later_is_told_what_is_avoided_now_and_no_more_than_fits() {
+        let mut misses = Misses::default();
+        misses.add(at(0), "f", "a");
+        let mut later = Misses::default();
+        let leases = ["a".to_owned(), "b".to_owned()];
+        later.adopt(at(10), &misses.told(at(10)), leases.iter());
+        assert!(later.avoid(at(10), "f", "a") && later.avoid(at(10), "f", "b"));
+        assert!(!later.avoid(at(70), "f", "b") && later.avoid(at(309), "f", "a") && !later.avoid(at(310), "f", "a"));
+        assert_eq!(misses.told(at(300)), BTreeMap::new());
+        for replica in 0..100 {
+            for lease in 0..100 {
+                misses.add(at(0), &format!("r{replica}"), &lease.to_string());
+            }
+        }
+        let told = misses.told(at(0));
+        let shards = |set: &LeaseSet| (0..100).filter(|lease| set.contains(&lease.to_string())).count();
+        assert_eq!((told.len(), told.values().map(shards).max()), (TOLD_MOST, Some(TOLD_SHARDS - 1)));
+        assert!(told.values().all(|set| set.contains(ANY)));
     }
 
     #[test]

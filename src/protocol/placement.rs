@@ -492,7 +492,7 @@ impl Item<'_> {
 
 impl Able {
     /// Whether it can run the shard of that index.
-    fn can(&self, shard: usize) -> bool {
+    pub(super) fn can(&self, shard: usize) -> bool {
         match self {
             Self::All => true,
             Self::Only(able) => able.get(shard) == Some(&true),

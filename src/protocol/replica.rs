@@ -14,12 +14,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     election::Election,
-    event::{Deaths, Effect, Event, KindIndex, Notice, RequestId, ShardIndex},
+    event::{Deaths, Effect, Event, KindIndex, Notice, RequestId, ShardIndex, Verdict},
     membership::{Membership, Profile},
     moment::Moment,
     rivals::Rivals,
     roster::{self, Peer, Roster, Rules, ShardSpec},
-    shard::Shard,
+    shard::{Member, Shard},
     slot::Slot,
 };
 use crate::config::{OnLoss, Timings};
@@ -34,6 +34,11 @@ const CONFIRM: Duration = Duration::from_millis(500);
 const DEAF_PAUSE: Duration = Duration::from_secs(600);
 /// The longest of these pauses.
 const DEAF_PAUSE_MOST: Duration = Duration::from_secs(3600);
+
+/// For so long a replica that has just started is not ready because the API server does not answer what it asks about
+/// some kind: until then a rollout would give its kinds to replicas that cannot take them. One that never answers, such
+/// as an aggregated one that is down, must not hold up the rollout of the other kinds for ever.
+const UNSURE: Duration = Duration::from_secs(30);
 
 /// What a stop may take beside the drains: the release, its repetition, and the writes that are answered late.
 const STOP: Duration = Duration::from_secs(3);
@@ -90,6 +95,8 @@ pub struct Replica {
     by_lease: BTreeMap<String, ShardIndex>,
     roster: Roster,
     rivals: Rivals,
+    /// A rival was known at the last look: what it kept from us may be free now.
+    rivalled: bool,
     membership: Membership,
     requests: BTreeMap<RequestId, Subject>,
     next_request: RequestId,
@@ -104,6 +111,9 @@ pub struct Replica {
     peers: Vec<Peer>,
     /// What is odd on the membership Leases of others.
     odd: BTreeMap<String, Vec<String>>,
+    /// Until when we are not ready while the API server does not say of every kind whether it can be reconciled.
+    unsure_until: Moment,
+    unsure: bool,
     /// When the stop has taken as long as it may; set by the first signal.
     give_up: Option<Moment>,
     /// Leases whose work had not drained when the second signal came.
@@ -148,6 +158,7 @@ impl Replica {
                 (timings.lease_duration, timings.request_timeout),
                 now + timings.request_timeout,
             ),
+            rivalled: false,
             shards,
             shard_of,
             requests: BTreeMap::new(),
@@ -159,6 +170,8 @@ impl Replica {
             collect_at: now,
             peers: Vec::new(),
             odd: BTreeMap::new(),
+            unsure_until: now + UNSURE,
+            unsure: true,
             give_up: None,
             cut_off: Vec::new(),
             ended: false,
@@ -222,7 +235,8 @@ impl Replica {
             return Moment::NEVER;
         }
         let shards = self.shards.iter().map(|shard| shard.wake_at).min().unwrap_or(Moment::NEVER);
-        let stop = self.give_up.unwrap_or(Moment::NEVER);
+        let stop =
+            self.give_up.unwrap_or(Moment::NEVER).min(if self.unsure { self.unsure_until } else { Moment::NEVER });
         shards.min(self.advise_at).min(self.collect_at).min(self.membership.next_wake()).min(stop)
     }
 
@@ -261,7 +275,14 @@ impl Replica {
             return Some(trouble.unwrap_or("the membership Lease is not written yet").to_owned());
         }
         // A rollout goes on when we are ready: by then we must be a replica that others can hand over to.
-        self.shards.iter().any(|shard| !shard.is_asked()).then(|| NOT_ASKED.to_owned())
+        if self.shards.iter().any(|shard| !shard.is_asked()) {
+            return Some(NOT_ASKED.to_owned());
+        }
+        let unknown = |member: &Member| match &member.verdict {
+            Verdict::Unknown(why) => Some(format!("whether {} can be reconciled is not known: {why}", member.kind)),
+            Verdict::Runnable | Verdict::Blocked(_) => None,
+        };
+        self.shards.iter().flat_map(Shard::members).find_map(unknown).filter(|_| self.unsure)
     }
 
     /// It was told to stop.
@@ -273,6 +294,8 @@ impl Replica {
 
     /// Follows up until nothing new comes of it.
     fn conclude(&mut self, now: Moment) {
+        let is_unknown = |member: &Member| matches!(member.verdict, Verdict::Unknown(_));
+        self.unsure &= now < self.unsure_until && self.shards.iter().flat_map(Shard::members).any(is_unknown);
         for _ in 0..ROUNDS {
             if self.ended {
                 return;
@@ -288,8 +311,10 @@ impl Replica {
             return;
         }
         if now >= self.collect_at {
+            // A process that was stopped takes for silent whom it has not heard; what has happened meanwhile is yet to come.
+            let overslept = now >= self.collect_at + self.setup.timings.retry_period;
             self.collect_at = now + self.setup.timings.lease_duration;
-            for (lease, version, why) in self.roster.garbage(now) {
+            for (lease, version, why) in self.roster.garbage(now).into_iter().filter(|_| !overslept) {
                 self.collect(lease, version, why);
             }
         }

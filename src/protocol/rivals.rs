@@ -153,6 +153,11 @@ impl Rivals {
         })
     }
 
+    /// No such Lease is held.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// When a rival's Lease expires.
     pub fn next_change(&self, now: Moment) -> Option<Moment> {
         self.held.values().map(|held| held.expiry(self.lease_duration)).filter(|at| *at > now).min()

@@ -156,6 +156,8 @@ pub struct Roster {
     dead: BTreeMap<String, Option<String>>,
     /// Everything is seen: the watch is up.
     current: bool,
+    /// It has been at least once.
+    listed: bool,
     /// The replicas that count and what they cannot run, at the last look, and since when that is so.
     peers: BTreeMap<String, State>,
     changed_at: Moment,
@@ -179,6 +181,8 @@ pub struct Roster {
     named_at: Moment,
     /// A rollout has ended, and its result was not evened out yet.
     rolled: bool,
+    /// When the last change was seen that ends it.
+    rolled_at: Moment,
     generations: usize,
 }
 
@@ -222,6 +226,7 @@ impl Roster {
             holdings: BTreeMap::new(),
             dead: BTreeMap::new(),
             current: false,
+            listed: false,
             peers: BTreeMap::new(),
             changed_at: Moment::default(),
             joined_at: Moment::default(),
@@ -235,6 +240,7 @@ impl Roster {
             naming: BTreeMap::new(),
             named_at: Moment::default(),
             rolled: false,
+            rolled_at: Moment::default(),
             generations: 1,
         }
     }
@@ -273,6 +279,11 @@ impl Roster {
 
     /// Everything there is. What was known before and is the same version keeps its time.
     pub fn listed(&mut self, now: Moment, members: Vec<Member>, holdings: Vec<(String, Holding)>) {
+        if !std::mem::replace(&mut self.listed, true) {
+            // What was missed before we were there is known to the others only.
+            let others = members.iter().filter(|member| member.identity != self.identity && !member.profile.blind);
+            others.for_each(|member| self.misses.adopt(now, &member.profile.avoids, self.specs.keys()));
+        }
         let names: BTreeSet<_> = members.iter().map(|member| member.identity.clone()).collect();
         self.members.retain(|identity, _| names.contains(identity));
         self.misses.keep(|replica| replica == self.identity || names.contains(replica));
@@ -397,6 +408,11 @@ impl Roster {
         self.missed.push(Missed { lease: lease.to_owned(), replica: replica.to_owned(), avoided_for });
     }
 
+    /// The misses that replicas which start later shall know of.
+    pub fn told_misses(&self, now: Moment) -> BTreeMap<String, LeaseSet> {
+        self.misses.told(now)
+    }
+
     /// The misses that were seen since this was last asked.
     pub fn take_missed(&mut self) -> Vec<Missed> {
         std::mem::take(&mut self.missed)
@@ -436,8 +452,8 @@ impl Roster {
     }
 
     /// Leases that no replica needs, by name, at the version they may be deleted at: memberships of processes that are
-    /// gone, and shards that no replica is configured for. Never one that was renewed within [`GARBAGE_AFTER`] lease
-    /// durations. One replica sees to it, so that the others find nothing to do.
+    /// gone, and shards that no replica is configured for which may still be there. Never one that was renewed within
+    /// [`GARBAGE_AFTER`] lease durations. One replica sees to it, so that the others find nothing to do.
     pub fn garbage(&self, now: Moment) -> Vec<(String, Version, Garbage)> {
         let present = self.present(now);
         let collector = present.iter().find(|one| one.profile.activity == Activity::Active && !one.profile.blind);
@@ -454,8 +470,14 @@ impl Roster {
             let garbage = absent && (dead || is_silent(member.what.duration, member.since));
             garbage.then(|| (member.what.name.clone(), member.what.version.clone(), why))
         });
+        // A replica that is late counts for no move, and may be configured for the shard all the same.
+        let perhaps = self.members.values().filter(|member| {
+            let dead = self.is_dead(&member.what.identity, member.what.profile.pod_uid.as_deref());
+            !dead && !is_silent(member.what.duration, member.since)
+        });
+        let perhaps: Vec<_> = perhaps.map(|member| &member.what.profile.shards).collect();
         let orphaned = self.holdings.iter().filter(|(lease, holding)| {
-            let known = present.iter().any(|one| one.profile.shards.contains(lease));
+            let known = perhaps.iter().any(|shards| shards.contains(lease));
             !known && !self.specs.contains_key(*lease) && is_silent(holding.what.duration, holding.since)
         });
         let orphaned = orphaned.map(|(lease, holding)| (lease.clone(), holding.what.version.clone(), Garbage::Orphan));
@@ -472,6 +494,7 @@ impl Roster {
         let named = self.holdings.values().filter(|holding| holding.what.successor.is_some());
         let awaited = named.map(|holding| holding.since + self.rules.grace);
         let settled = [
+            self.changed_at + NAMING_TAKES,
             self.changed_at + self.rules.settle,
             self.changed_at + self.rules.settle * ROLLOUT_STALLED_AFTER,
             self.joined_at + self.rules.grace,

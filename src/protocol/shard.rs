@@ -119,6 +119,8 @@ pub struct Shard {
     /// Terms in a row that ended deaf, and until when the next one had better be elsewhere.
     pub(super) deaf_terms: u32,
     pub(super) deaf_until: Moment,
+    /// The last term here that was told from a hearing one, of whatever kind, was deaf: the next is believed sooner.
+    pub(super) doubtful: bool,
     pub(super) trouble: Option<String>,
     /// How the last term or standby failed.
     pub(super) failure: Option<String>,
@@ -152,6 +154,7 @@ impl Shard {
             broken: None,
             deaf_terms: 0,
             deaf_until: Moment::default(),
+            doubtful: false,
             trouble: None,
             failure: None,
             stale: true,
@@ -243,12 +246,23 @@ impl Shard {
 
     /// Its term has heard nothing of one of its kinds for long.
     pub(super) fn term_is_deaf(&self, now: Moment) -> bool {
-        self.deaf_since().any(|since| now >= since + DEAF)
+        self.deaf_since().any(|since| now >= since + self.deaf_after())
+    }
+
+    fn deaf_after(&self) -> Duration {
+        if self.doubtful { DEAF_AGAIN } else { DEAF }
+    }
+
+    /// Its term has run for long, and hears of all of its kinds.
+    pub(super) fn is_heard(&self, now: Moment) -> bool {
+        self.deaf_since().next().is_none() && self.slot.running_since().is_some_and(|since| now >= since + DEAF)
     }
 
     /// When that changes by itself.
     pub(super) fn deaf_change(&self, now: Moment) -> Moment {
-        let begins = self.deaf_since().flat_map(|since| [since + DEAF_SHOWN, since + DEAF]);
+        let begins = self.deaf_since().flat_map(|since| [since + DEAF_SHOWN, since + self.deaf_after()]);
+        let heard = self.slot.running_since().filter(|_| self.doubtful).map(|since| since + DEAF);
+        let begins = begins.chain(heard);
         begins.chain([self.deaf_until]).filter(|at| *at > now).min().unwrap_or(Moment::NEVER)
     }
 
@@ -331,6 +345,9 @@ pub(super) const DEAF_SHOWN: Duration = Duration::from_secs(1);
 
 /// A term that has been deaf for so long is given to a replica that hears.
 pub(super) const DEAF: Duration = Duration::from_secs(10);
+
+/// The same where the last term was deaf: a trial may cost the kind a hundredth of ten minutes, the move included.
+const DEAF_AGAIN: Duration = Duration::from_secs(2);
 
 /// The verdict before the first one.
 pub const NOT_ASKED: &str = "the API server was not asked yet whether every kind can be reconciled";

@@ -141,7 +141,7 @@ const PAUSE_MOST: Duration = Duration::from_secs(300);
 const REFUSED: Duration = Duration::from_secs(2);
 /// A first failure is remembered for so long after its pause; it doubles with each further one. While the kind works
 /// elsewhere there is no hurry to have it back.
-const REMEMBERED: Duration = Duration::from_secs(60);
+const REMEMBERED: Duration = Duration::from_secs(120);
 /// The longest that a failure is remembered after its pause.
 const REMEMBERED_MOST: Duration = Duration::from_secs(900);
 /// A term that lasted this long clears the failures before it.
@@ -192,6 +192,14 @@ impl Slot {
             Work::Running { .. } => State::Running,
             Work::Draining { .. } => State::Draining,
             Work::Aborting { .. } => State::Aborting,
+        }
+    }
+
+    /// Since when its term works.
+    pub fn running_since(&self) -> Option<Moment> {
+        match self.work {
+            Work::Running { since, .. } => Some(since),
+            _ => None,
         }
     }
 
@@ -576,7 +584,11 @@ mod tests {
             slot.on(Event::Standing(Standing::Leading(grant(term, now))), at(now));
             slot.on(ended(term, Outcome::Panicked("it happens".to_owned())), at(now));
             assert_eq!(slot.cooling_until(at(now)), Some(at(now + pause)), "after term {term}");
-            assert_eq!(slot.failing_until(at(now)), Some(at(now + pause + 60 * pause)), "it is remembered for longer");
+            assert_eq!(
+                slot.failing_until(at(now)),
+                Some(at(now + pause + (120 * pause).min(900))),
+                "it is remembered for longer"
+            );
             assert!(!slot.intent(at(now)).compete);
             now += pause;
             assert!(slot.intent(at(now)).compete);

@@ -19,10 +19,14 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::{
+    clock::about,
     connections::WATCH_TIMEOUT,
     problem::describe,
     record::{Lease, ROLE_LABEL},
 };
+
+/// The pause before a watch that has failed is made anew.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What the watch shows.
 #[derive(Debug)]
@@ -100,7 +104,7 @@ impl Board {
                 said = Some(error.clone());
             }
             self.tell(Shown::Failed(format!("the Lease watch is down: {error}")));
-            tokio::time::sleep(Duration::from_millis(fastrand::u64(500..1500))).await;
+            tokio::time::sleep(about(AGAIN)).await;
         }
     }
 

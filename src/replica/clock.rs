@@ -5,6 +5,11 @@ use std::time::Duration;
 
 use crate::protocol::moment::Moment;
 
+/// A pause of about that length, by a fifth more or less: replicas that begin together shall not ask together for ever.
+pub fn about(pause: Duration) -> Duration {
+    pause.mul_f64(0.8 + 0.4 * fastrand::f64())
+}
+
 /// Reads monotonic time. Copies read the same clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Source);

@@ -211,11 +211,6 @@ impl Gate {
         self.state.in_flight.load(Ordering::SeqCst) > 0 || (unanswered > 0 && recent())
     }
 
-    /// Says what the kind's resource is, where [`Fence::new`] could not. Has no effect if it is known already.
-    pub fn set_resource(&self, resource: String) {
-        self.ears.set_resource(resource);
-    }
-
     /// Whether the term, or the standby, hears of its kind's objects. Changes when that changes.
     pub fn hearing(&self) -> watch::Receiver<Hearing> {
         self.ears.hearing()

@@ -5,7 +5,7 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -111,20 +111,14 @@ impl Target {
 /// Keeps what a term hears.
 pub(super) struct Ears {
     clock: Clock,
-    resource: OnceLock<String>,
+    resource: Option<String>,
     hearing: watch::Sender<Hearing>,
     refusals: watch::Sender<Refusals>,
 }
 
 impl Ears {
     pub(super) fn new(clock: Clock, resource: Option<String>) -> Self {
-        let resource = resource.map_or_else(OnceLock::new, OnceLock::from);
         Self { clock, resource, hearing: watch::Sender::default(), refusals: watch::Sender::default() }
-    }
-
-    /// Has no effect if one is set already.
-    pub(super) fn set_resource(&self, resource: String) {
-        let _set_already = self.resource.set(resource);
     }
 
     pub(super) fn hearing(&self) -> watch::Receiver<Hearing> {
@@ -168,7 +162,7 @@ impl Ears {
     }
 
     fn concerns(&self, target: &Target) -> bool {
-        target.lists() && self.resource.get() == Some(&target.resource)
+        target.lists() && self.resource.as_ref() == Some(&target.resource)
     }
 
     fn heard(&self) {
@@ -428,11 +422,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_is_told_of_changes_only_and_needs_to_know_the_resource() {
-        let fence = Fence::new("widget.example.com".to_owned(), None, Clock::tokio(), |_| ());
+        let unaware = Fence::new("widget.example.com".to_owned(), None, Clock::tokio(), |_| ()).gate();
+        fail(&unaware, WATCH).await;
+        assert_eq!(deaf_since(&unaware), None);
+        let fence = fence();
         let gate = fence.gate();
-        fail(&gate, WATCH).await;
-        assert_eq!(deaf_since(&gate), None);
-        gate.set_resource("example.com/v1/widgets".to_owned());
         let mut hearing = gate.hearing();
         hearing.mark_unchanged();
         let (server, mut watch) = hear(&gate).await;

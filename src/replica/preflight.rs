@@ -33,6 +33,7 @@ use tokio::{
 };
 
 use super::{
+    clock::about,
     problem::{describe, is_unserved},
     term::Access,
 };
@@ -259,16 +260,16 @@ impl Preflight {
                 })
                 .collect();
             if now >= all_at {
-                // Replicas that start together would otherwise ask together for ever.
-                all_at = now + CONFIRM.mul_f64(0.8 + 0.4 * fastrand::f64());
+                all_at = now + about(CONFIRM);
             }
-            let jitter = 1.0 + 0.2 * fastrand::f64();
             for index in due.iter().filter(|index| requested.contains(index)) {
                 (self.kinds[*index].retry, self.kinds[*index].doubts) = (0, DOUBTS + 1);
             }
             let Some(all) = self.look_and_tell(&due).await else { return };
+            // What was looked at together is looked at together again.
+            let retry = RETRY.map(about);
             for looked in all {
-                self.kinds[looked.kind].settle(looked, jitter);
+                self.kinds[looked.kind].settle(looked, &retry);
             }
         }
     }
@@ -397,15 +398,15 @@ impl Preflight {
 }
 
 impl State {
-    fn settle(&mut self, looked: Looked, jitter: f64) {
+    fn settle(&mut self, looked: Looked, retry: &[Duration]) {
         self.denied = looked.denied;
         self.doubts = self.doubts.saturating_sub(1);
         if matches!(looked.verdict, Verdict::Runnable(_)) && self.doubts == 0 {
             (self.again_at, self.retry) = (None, 0);
         } else {
             // From now, not from before the look: an API server that answers late is not asked more often.
-            self.again_at = Some(now() + RETRY[self.retry].mul_f64(jitter));
-            self.retry = (self.retry + 1).min(RETRY.len() - 1);
+            self.again_at = Some(now() + retry[self.retry]);
+            self.retry = (self.retry + 1).min(retry.len() - 1);
         }
     }
 

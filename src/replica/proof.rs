@@ -31,7 +31,7 @@ use kube::{Api, Client, ResourceExt, runtime::watcher};
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::{connections::WATCH_TIMEOUT, problem::describe};
+use super::{clock::about, connections::WATCH_TIMEOUT, problem::describe};
 
 /// What a process writes to its container's termination log, before its holder identity.
 const TESTIMONY: &str = "leasehold holder ";
@@ -276,7 +276,7 @@ impl Witness {
                 warn!("Pods are not seen, Leases of ended processes have to expire: {error}");
                 said = Some(error);
             }
-            tokio::time::sleep(pause.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
+            tokio::time::sleep(about(pause)).await;
         }
     }
 

@@ -711,8 +711,8 @@ fn worse(known: &Outcome, new: &Outcome) -> Outcome {
 /// Why a term was lost, in words.
 pub(super) fn why(loss: &Loss) -> String {
     match loss {
-        Loss::Deadline => "no renewal succeeded by the renew deadline".to_owned(),
-        Loss::Expired => "no renewal succeeded before its validity was over".to_owned(),
+        Loss::Deadline => "no renewal succeeded by the renew deadline, and its work is to finish".to_owned(),
+        Loss::Expired => "no renewal succeeded before its validity was over, and its work had not finished".to_owned(),
         Loss::Taken(holder) => format!("{holder} holds the Lease now"),
         Loss::Gone => "the Lease is gone, or its holder was cleared".to_owned(),
     }

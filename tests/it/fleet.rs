@@ -38,6 +38,7 @@ macro_rules! scenarios {
 
 scenarios! {
     a_fresh_start_ends_even_and_moves_next_to_nothing: "fresh_start", scenarios::fresh_start, 40;
+    a_fresh_start_gives_no_replica_more_than_its_share: "fresh_start_shares", scenarios::fresh_start_shares, 20;
     a_replica_that_joins_gets_its_share_and_nothing_else_moves: "join", scenarios::join, 40;
     a_replica_that_joins_and_fills_no_cache_gets_nothing: "join_in_vain", scenarios::join_in_vain, 10;
     a_replica_that_leaves_hands_over_its_kinds_and_nothing_else_moves: "leave", scenarios::leave, 40;
@@ -50,6 +51,8 @@ scenarios! {
     unequal_weights_come_to_rest_when_no_move_evens_anything_out: "weights", scenarios::weights, 20;
     a_kind_that_fails_goes_round_until_it_works_and_moves_no_other: "failing", scenarios::failing, 8;
     a_kind_that_a_replica_cannot_run_is_led_by_another: "blocked", scenarios::blocked_kind, 20;
+    a_kind_that_is_denied_to_a_replica_is_led_by_another: "denied", scenarios::denied_kind, 20;
+    a_replica_that_cannot_ask_is_not_ready_for_a_while_and_given_nothing: "unsure", scenarios::unsure, 20;
     replicas_that_disagree_about_weights_come_to_rest: "skewed_weights", scenarios::skewed_weights, 20;
     kinds_stay_where_they_are_if_the_configuration_says_so: "modes", scenarios::modes, 20;
     two_deployments_share_by_capacity: "two_deployments", scenarios::two_deployments, 30;
@@ -60,6 +63,8 @@ scenarios! {
     a_rollout_that_is_rolled_back_moves_back_only_what_had_moved: "rollout_rolled_back", rollouts::rollout_rolled_back, 20;
     a_rollout_whose_new_pods_crash_moves_nothing: "rollout_crashes", rollouts::rollout_crashes, 20;
     a_rollout_that_renames_a_lease_never_has_two_leaders: "rollout_renames", rollouts::rollout_renames, 40;
+    a_rollout_that_moves_the_leases_to_another_namespace_never_has_two_leaders: "rollout_moves_namespace", rollouts::rollout_moves_namespace, 30;
+    a_rollout_that_begins_uneven_leaves_no_new_replica_idle_for_long: "rollout_uneven", rollouts::rollout_uneven, 20;
     replicas_that_disagree_on_the_lock_of_a_kind_never_both_lead_it: "two_names", rollouts::two_names, 60;
     a_rollout_that_regroups_kinds_never_has_two_leaders: "rollout_regroups", rollouts::rollout_regroups, 60;
     a_rollout_to_one_lock_for_all_and_back_never_has_two_leaders: "rollout_to_single", rollouts::rollout_to_single_and_back, 30;

@@ -17,6 +17,11 @@ impl Replica {
         let stopping = self.is_stopping();
         let activity = if stopping { Activity::Draining } else { Activity::Active };
         let blind = self.blind.is_some() && self.membership.is_published();
+        if self.shards.iter().any(|shard| shard.doubtful && shard.is_heard(now)) {
+            self.shards.iter_mut().for_each(|shard| shard.doubtful = false);
+        }
+        // One that was deaf to a kind, and hears no other one, would be deaf to the next as well.
+        let deaf = self.shards.iter().any(|shard| shard.doubtful && now < shard.deaf_until);
         let (mut unable, mut failing) = (LeaseSet::default(), LeaseSet::default());
         let mut prepared = BTreeMap::new();
         for shard in &self.shards {
@@ -24,7 +29,10 @@ impl Replica {
             // A process that is restarted is to get its kinds back before any other, and could run them before.
             let hopeful = !shard.is_asked() && self.roster.comes_back(lease);
             // While we stop we say so by our activity; a term that runs is no sign of being unable.
-            if !stopping && !hopeful && (!shard.slot.can_run(now) || shard.is_deaf(now)) {
+            if !stopping
+                && !hopeful
+                && (!shard.slot.can_run(now) || shard.is_deaf(now) || (deaf && shard.task.is_none()))
+            {
                 unable.insert(lease);
             }
             if shard.failing_until(now).is_some() {
@@ -37,11 +45,12 @@ impl Replica {
                 prepared.insert(lease.clone(), token.clone());
             }
         }
+        let avoids = self.roster.told_misses(now);
         let me = self.roster.me();
-        if (me.activity, me.blind, &me.unable, &me.failing, &me.prepared)
-            != (activity, blind, &unable, &failing, &prepared)
+        if (me.activity, me.blind, &me.unable, &me.failing, &me.prepared, &me.avoids)
+            != (activity, blind, &unable, &failing, &prepared, &avoids)
         {
-            let me = Profile { activity, blind, unable, failing, prepared, ..me.clone() };
+            let me = Profile { activity, blind, unable, failing, prepared, avoids, ..me.clone() };
             self.introduce(me, now);
         }
     }

@@ -105,9 +105,11 @@ impl Replica {
         if shard.term_is_deaf(now) {
             shard.deaf_until = now + slot::pause(DEAF_PAUSE, shard.deaf_terms, DEAF_PAUSE_MOST);
             shard.deaf_terms += 1;
+            self.shards.iter_mut().for_each(|shard| shard.doubtful = true);
         } else {
             shard.deaf_terms = 0;
         }
+        let shard = &mut self.shards[index];
         shard.members.iter_mut().for_each(|member| member.deaf = None);
         // That a kind of a group has failed was said when it did.
         let broken = shard.broken.take();
@@ -280,9 +282,6 @@ impl Replica {
             self.shut(index, term);
         }
         self.note_loss(index);
-        if matches!(standing, Standing::Losing(_)) {
-            self.exit_on_loss(index, &Loss::Deadline);
-        }
         let Some(grant) = grant else {
             self.shards[index].unconfirmed = None;
             return self.tell(index, slot::Event::Standing(Standing::Standby), now);

@@ -476,6 +476,28 @@ fn what_is_odd_on_a_lease_is_said_once() {
 }
 
 #[test]
+fn a_process_that_was_stopped_collects_nothing_before_it_has_seen_what_happened_meanwhile() {
+    const LEFT: &str = "left.example.com";
+    let knows = |profile: &mut Profile| profile.shards.insert(LEFT);
+    let deletes = |stage: &mut Stage| {
+        let deleted =
+            |(_, request): &(RequestId, Request)| matches!(request, Request::Delete { lease, .. } if lease == LEFT);
+        let any = stage.sent.iter().any(deleted);
+        stage.sent.clear();
+        any
+    };
+    let mut stage = Stage::seeing(vec![shard(LEFT, 5, None), member("other", 6, knows)]);
+    stage.now = stage.now + 100 * SECOND;
+    stage.on(Event::Woken);
+    assert!(!deletes(&mut stage), "the other replica may have renewed what it says all the time");
+    stage.on(Event::Watched(Watch::Stored(member("other", 7, knows))));
+    stage.pass(59 * SECOND);
+    assert!(!deletes(&mut stage));
+    stage.pass(20 * SECOND);
+    assert!(deletes(&mut stage), "no replica that is there is configured for it");
+}
+
+#[test]
 fn an_abort_is_no_clean_end() {
     let mut stage = Stage::leading();
     stage.on(Event::Signalled);

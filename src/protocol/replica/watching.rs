@@ -133,6 +133,10 @@ impl Replica {
     }
 
     pub(super) fn review_rivals(&mut self, now: Moment) {
+        if self.rivals.is_empty() && !std::mem::take(&mut self.rivalled) {
+            return;
+        }
+        self.rivalled = !self.rivals.is_empty();
         for index in 0..self.shards.len() {
             let shard = &self.shards[index];
             let term = shard.task.map(|_| shard.won_at);

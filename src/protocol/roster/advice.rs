@@ -139,22 +139,30 @@ impl Roster {
             return Duration::ZERO;
         }
         let rank = me.and_then(|me| placement::rank(shard, me, &view.shards, &view.replicas, placement));
+        let total: u32 = self.specs.values().map(|spec| spec.weight).sum();
+        let before = *queued;
+        let with_it = before.saturating_add(view.shards[shard].weight);
+        // Others are being started, or do not know yet what they can run: what is more than our share waits until they had
+        // the time for that. It has been free since before they came, so that a place in the line gives them none.
+        let share = total.div_ceil(u32::try_from(self.expected).unwrap_or(u32::MAX).max(1));
+        let able = view.replicas.iter().filter(|one| one.active && one.able.can(shard)).count();
+        let is_due = now >= self.started_at + grace * EXPECTED_WITHIN;
+        let is_awaited = (self.expected > able || rank != Some(0)) && with_it > share && !is_due;
+        if rank == Some(0) {
+            *queued = with_it;
+        }
+        if is_awaited {
+            return grace * EXPECTED_WITHIN;
+        }
         match rank {
-            Some(0) if now < self.joined_at + grace => {
+            Some(0) => {
+                if now >= self.joined_at + grace {
+                    return Duration::ZERO;
+                }
                 // Replicas that start together do not know of each other yet: one takes its shards slowly,
                 // so that the next one finds some left.
-                let total: u32 = self.specs.values().map(|spec| spec.weight).sum();
-                let before = *queued;
-                *queued = queued.saturating_add(view.shards[shard].weight);
-                // Others are being started: what is more than our share waits until they had the time to come.
-                let share = total.div_ceil(u32::try_from(self.expected).unwrap_or(u32::MAX).max(1));
-                let is_due = now >= self.started_at + grace * EXPECTED_WITHIN;
-                if self.expected > view.present.len() && *queued > share && !is_due {
-                    return grace * EXPECTED_WITHIN;
-                }
                 grace.mul_f64(f64::from(before.min(total)) / f64::from(total.max(1)))
             }
-            Some(0) => Duration::ZERO,
             Some(rank) => {
                 let others = view.present.len().max(2) - 1;
                 grace.mul_f64(0.5 + 0.5 * rank.min(others) as f64 / others as f64)
@@ -205,7 +213,13 @@ impl Roster {
     }
 
     fn may_move(&self, now: Moment, present: &[Present<'_>]) -> bool {
-        let settled = now >= (self.changed_at + self.rules.settle).max(self.named_at + NAMING_TAKES);
+        // What ends a rollout was expected by all: what it left uneven is evened out when no replica stops any more.
+        let stops = present.iter().any(|one| one.profile.activity == Activity::Draining);
+        let settle = match self.rolled && !stops && self.changed_at == self.rolled_at {
+            true => NAMING_TAKES.min(self.rules.settle),
+            false => self.rules.settle,
+        };
+        let settled = now >= (self.changed_at + settle).max(self.named_at + NAMING_TAKES);
         let rolling = self.generations > 1 && now < self.changed_at + self.rules.settle * ROLLOUT_STALLED_AFTER;
         settled
             && !rolling

@@ -32,7 +32,12 @@ impl Roster {
         };
         self.failing.retain(|_, last| now < *last + self.rules.settle * FAILING_COOL_DOWN);
         self.failing.extend(failing.into_iter().map(|lease| (lease, now)));
+        let rolled = self.rolled || (self.generations > 1 && generations == 1);
         if peers != self.peers {
+            // Of a rollout the last replicas go, and none comes.
+            if rolled && peers.keys().all(|identity| self.peers.contains_key(identity)) {
+                self.rolled_at = now;
+            }
             if peers.keys().any(|identity| !self.peers.contains_key(identity)) {
                 self.joined_at = now;
             }
@@ -40,7 +45,7 @@ impl Roster {
             self.claims.clear();
             self.peers = peers;
         }
-        self.rolled |= self.generations > 1 && generations == 1;
+        self.rolled = rolled;
         self.generations = generations;
     }
 

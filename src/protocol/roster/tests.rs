@@ -366,7 +366,7 @@ fn a_kind_that_fails_somewhere_moves_no_other_one() {
 fn a_shard_is_never_given_to_one_that_does_not_know_it() {
     let mut roster = roster(&["x", "y"], ["me", "x", "x", "y"]);
     change(&mut roster, at(0), "y", 2, |it| {
-        it.shards.remove("a");
+        it.shards = LEASES[1..].iter().collect();
     });
     roster.introduce(Profile { activity: Activity::Draining, ..roster.me().clone() });
     assert_eq!(given_away(&mut roster, at(1)), [("a".to_owned(), "x".to_owned())]);
@@ -435,6 +435,11 @@ fn a_kind_that_another_replica_is_configured_for_is_not_collected() {
         it.shards.insert("new");
     });
     assert!(roster.garbage(at(61)).iter().all(|(name, ..)| name != "new"));
+    assert!(roster.garbage(at(85)).iter().all(|(name, ..)| name != "new"), "x is late, and may come back");
+    assert!(roster.garbage(at(115)).iter().any(|(name, ..)| name == "new"), "x was silent for as long as the Lease");
+    change(&mut roster, at(116), "x", 3, |_| {});
+    roster.mark_dead(&dead("x"));
+    assert!(roster.garbage(at(117)).iter().any(|(name, ..)| name == "new"), "x is proven dead");
 }
 
 #[test]
@@ -580,6 +585,10 @@ fn a_replica_that_starts_while_others_do_takes_its_share_first() {
     };
     assert_eq!(patience(&mut alone, at(0)), [0, 500, 4000, 4000], "two of four are the other's");
     assert_eq!(patience(&mut alone, at(4)), [0; 4], "it has not come");
+    let mut late = roster(&["x"], ["me", "me", "", ""]);
+    late.expect(2);
+    assert_eq!(patience(&mut late, at(0))[2..], [4000; 2], "x has just come, and what is left is its share");
+    assert_eq!(patience(&mut late, at(4))[2..], [2000; 2], "x had its time");
 }
 
 #[test]
@@ -610,4 +619,21 @@ fn a_move_that_is_called_off_is_not_begun_again_at_once() {
     let (lease, to) = given_away(&mut roster, at(9)).remove(0);
     roster.miss(at(9), &lease, &to);
     assert_eq!(given_away(&mut roster, at(9)), [], "x was not prepared in time");
+}
+
+#[test]
+fn a_replica_that_starts_knows_from_the_others_what_was_missed_before() {
+    let told = |avoids: bool| {
+        let mut roster = Roster::new("me".to_owned(), profile("me"), specs(StandbyMode::None), RULES, at(0));
+        let mut other = member("x");
+        if avoids {
+            other.profile.avoids = [("y".to_owned(), LEASES.iter().collect())].into();
+        }
+        let held = |lease: &str| (lease.to_owned(), Holding { holder: None, ..held_by("") });
+        roster.listed(at(0), vec![other, member("y")], LEASES.map(held).into());
+        let targets: Vec<_> = roster.advise(at(1)).shards.into_values().filter_map(|advice| advice.target).collect();
+        assert_eq!(roster.told_misses(at(1)).contains_key("y"), avoids, "it tells those that come after it");
+        targets.contains(&"y".to_owned())
+    };
+    assert!(told(false) && !told(true));
 }

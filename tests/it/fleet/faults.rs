@@ -192,6 +192,10 @@ impl World {
                 weather.silent_after_lists = rng.bool();
                 self.silence(host, now + 2 * time, SILENCE_NOTICED);
             }
+            Evil::Judge if rng.u8(..) < 90 => {
+                self.deny(host, &kind.name);
+                self.at(until, What::Allows { host, kind: kind.name });
+            }
             Evil::Judge => {
                 let verdict = match rng.u8(0..4) {
                     0 => Verdict::Unknown("no answer".to_owned()),

@@ -29,19 +29,15 @@ struct Price {
 const USUAL: Price = Price { gap: 4 * SECOND, lost: TIME / 100, terms: 4 };
 
 impl Price {
-    fn of(grey: Grey, declines: bool) -> Self {
+    fn of(grey: Grey) -> Self {
         match grey {
             // It led and has lost its renewals: a Lease, the grace, and a second.
             Grey::RequestsRefused => Self { gap: LEASE + 2 * SECOND + SECOND, ..USUAL },
             // A reconciler that cannot stand by is found to be deaf when it leads, after ten seconds; others when they take a
-            // kind that is free. It is not tried again for ten minutes, and for twice as long each time.
-            Grey::Deaf | Grey::DeafAfterLists => Self {
-                gap: 10 * SECOND + USUAL.gap,
-                lost: 10 * SECOND + USUAL.gap,
-                terms: if declines { 8 } else { 4 },
-            },
-            // It is tried again after one, two, and four minutes, and no time is lost by that.
-            Grey::Fails => Self { terms: 6, ..USUAL },
+            // kind that is free. No kind is tried there again for ten minutes, and then for two seconds.
+            Grey::Deaf | Grey::DeafAfterLists => {
+                Self { gap: 10 * SECOND + USUAL.gap, lost: 10 * SECOND + USUAL.gap, ..USUAL }
+            }
             _ => USUAL,
         }
     }
@@ -157,7 +153,7 @@ fn afflict(world: &mut World, host: usize, grey: Grey, kind: &str) {
 }
 
 fn watch(world: &mut World, template: &Template, grey: Grey, since: Global) {
-    let price = Price::of(grey, template.declines);
+    let price = Price::of(grey);
     let mut lost = BTreeMap::<&str, Global>::new();
     let mut gone_since = BTreeMap::<&str, Global>::new();
     let mut worst = (0, "");

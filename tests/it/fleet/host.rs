@@ -51,6 +51,8 @@ pub(super) struct Template {
     pub(super) revision: Option<u64>,
     pub(super) owner: Option<String>,
     pub(super) capacity: u32,
+    /// How many Pods its owner runs; `None`: replicas may not read that.
+    pub(super) replicas: Option<usize>,
     pub(super) kinds: Vec<Kind>,
     pub(super) rebalance: Rebalance,
     pub(super) standby: StandbyMode,
@@ -69,6 +71,7 @@ impl Template {
             revision: Some(1),
             owner: Some("Deployment/one".to_owned()),
             capacity: 1,
+            replicas: None,
             kinds: (0..kinds).map(Kind::new).collect(),
             rebalance: Rebalance::Automatic,
             standby: StandbyMode::Successor,
@@ -123,9 +126,14 @@ impl Template {
         self.kinds.iter().find(|kind| kind.name == name)
     }
 
+    /// Where its Leases are: a Lease elsewhere than usual is called by its namespace and name.
+    pub(super) fn namespace(&self) -> &str {
+        self.kinds.first().and_then(|kind| kind.lease.split_once('/')).map_or(NAMESPACE, |(namespace, _)| namespace)
+    }
+
     pub(super) fn setup(&self, identity: String, pod: &str) -> Setup {
         let spec = |kinds: &[Kind]| ShardSpec {
-            lease: kinds[0].lease.clone(),
+            lease: kinds[0].lease.rsplit('/').next().unwrap_or_default().to_owned(),
             kinds: kinds.iter().map(|kind| kind.name.clone()).collect(),
             weight: kinds.iter().map(|kind| kind.weight).sum(),
             standby: self.standby,
@@ -134,7 +142,7 @@ impl Template {
             identity,
             pod: pod.to_owned(),
             pod_uid: self.pod_lock.then(|| pod_uid(pod)),
-            namespace: NAMESPACE.to_owned(),
+            namespace: self.namespace().to_owned(),
             instance: INSTANCE.to_owned(),
             generation: self.name.clone(),
             capacity: self.capacity,
@@ -199,6 +207,8 @@ pub(super) struct Host {
     pub(super) standbys: BTreeMap<ShardIndex, (TermNumber, bool)>,
     /// Terms that left a write behind that may still land, and until when.
     pub(super) unanswered: BTreeMap<ShardIndex, Moment>,
+    /// Kinds whose requests the API server refuses here, whether that has been noticed or not.
+    pub(super) denied: BTreeSet<String>,
     /// Kinds that cannot be reconciled here, and those whose terms fail.
     pub(super) blocked: BTreeSet<String>,
     pub(super) failing: BTreeSet<String>,
@@ -232,6 +242,7 @@ impl Host {
             tasks: BTreeMap::new(),
             standbys: BTreeMap::new(),
             unanswered: BTreeMap::new(),
+            denied: BTreeSet::new(),
             blocked: BTreeSet::new(),
             failing: BTreeSet::new(),
             knows: BTreeMap::new(),

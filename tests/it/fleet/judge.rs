@@ -17,7 +17,7 @@ use leasehold::{
 
 use super::{
     host::{Host, SETTLE, Template},
-    server::Commit,
+    server::{Commit, key_of},
     world::{Began, World},
 };
 use crate::timeline::{Global, MILLI, SECOND};
@@ -168,7 +168,7 @@ impl World {
                 self.check_naming(host, before, after);
                 let released_to = after.holder.is_none().then(|| after.successor.clone());
                 let now = self.time.now;
-                let entry = self.judge.entries.entry(after.name.clone()).or_default();
+                let entry = self.judge.entries.entry(key_of(after)).or_default();
                 entry.touched = false;
                 entry.renewed = now;
                 entry.duration = duration_of(after);
@@ -181,7 +181,7 @@ impl World {
                 }
             }
             (_, Some(after)) => {
-                let entry = self.judge.entries.entry(after.name.clone()).or_default();
+                let entry = self.judge.entries.entry(key_of(after)).or_default();
                 (entry.renewed, entry.duration) = (self.time.now, duration_of(after));
             }
             (Some(before), None) => self.check_deletion(host, request, before),
@@ -200,7 +200,7 @@ impl World {
     /// Never released before its work has ended.
     fn check_release(&mut self, host: usize, after: &Record) {
         let it = &self.hosts[host];
-        let shard = it.template.shards().position(|kinds| kinds[0].lease == after.name);
+        let shard = it.template.shards().position(|kinds| kinds[0].lease == key_of(after));
         let Some(shard) = shard.filter(|_| it.alive) else { return };
         self.demand(!it.tasks.contains_key(&shard), || format!("{} was released under running work", after.name));
         let writes = it.unanswered.get(&shard).is_some_and(|until| self.local(host) < *until);
@@ -214,7 +214,7 @@ impl World {
     fn check_take_over(&mut self, host: usize, before: Option<&Record>, after: &Record) {
         let Some(old) = before.filter(|old| old.holder.is_some() && old.holder != after.holder) else { return };
         let holder = old.holder.as_ref().unwrap();
-        let entry = self.judge.entries.get(&old.name).cloned().unwrap_or_default();
+        let entry = self.judge.entries.get(&key_of(old)).cloned().unwrap_or_default();
         let expired = self.time.now >= entry.renewed + nearly(entry.duration);
         let dead = self.hosts.iter().any(|it| !it.alive && it.identity == *holder);
         let own = self.hosts[host].pod_uid.as_ref();
@@ -264,7 +264,7 @@ impl World {
     fn check_deletion(&mut self, host: usize, request: &Request, gone: &Record) {
         self.note(format_args!("{} deletes {}", self.name(host), gone.name));
         self.count("deletion");
-        let entry = self.judge.entries.get(&gone.name).cloned().unwrap_or_default();
+        let entry = self.judge.entries.get(&key_of(gone)).cloned().unwrap_or_default();
         let silence = self.time.now - entry.renewed;
         let lease = u64::try_from(self.hosts[host].template.timings.lease_duration.as_micros()).unwrap();
         let silent = silence >= nearly(4 * lease.max(entry.duration));
@@ -287,10 +287,11 @@ impl World {
         }
         self.demand(silent || entry.touched, || format!("{} was renewed and is deleted", gone.name));
         let configured = self.server.leases.values().any(|record| {
-            let renewed = self.judge.entries.get(&record.name).map_or(0, |entry| entry.renewed);
+            let renewed = self.judge.entries.get(&key_of(record)).map_or(0, |entry| entry.renewed);
             let created = u64::try_from(record.created).unwrap() * SECOND;
             let lately = created + 20 * SECOND < self.time.now && self.time.now < renewed + 6 * SECOND;
-            lately && record.profile.as_ref().is_some_and(|profile| profile.shards.contains(&gone.name))
+            let known = lately && record.namespace == gone.namespace;
+            known && record.profile.as_ref().is_some_and(|profile| profile.shards.contains(&gone.name))
         });
         self.demand(!configured, || format!("{} is configured and is deleted", gone.name));
     }

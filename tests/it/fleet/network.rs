@@ -9,7 +9,7 @@ use leasehold::protocol::{
 };
 
 use super::{
-    server::{Commit, Shown, read},
+    server::{Commit, Shown, key_of, read},
     world::{What, World},
 };
 use crate::timeline::{Global, MILLI, SECOND};
@@ -115,7 +115,10 @@ impl World {
 
     fn commit(&mut self, host: usize, id: RequestId, request: Request) -> Answer {
         let decided_at = self.hosts[host].waits.get(&id).copied();
-        let (answer, commit) = self.server.carry_out(self.time.now, request.clone());
+        let (answer, commit) = {
+            let namespace = self.hosts[host].template.namespace().to_owned();
+            self.server.carry_out(self.time.now, &namespace, request.clone())
+        };
         if let Some(commit) = commit {
             self.check_commit(host, decided_at, &request, &commit);
             self.show(&commit);
@@ -154,7 +157,7 @@ impl World {
         if self.hosts[host].waits.remove(&id).is_some() {
             match &answer {
                 Answer::Found(Some(record)) | Answer::Stored(record) => {
-                    self.hosts[host].knows.insert(record.name.clone(), term_of(record));
+                    self.hosts[host].knows.insert(key_of(record), term_of(record));
                 }
                 _ => {}
             }
@@ -211,11 +214,11 @@ impl World {
         }
         let watch = match shown {
             Shown::Listed(records) => {
-                it.knows.extend(records.iter().map(|record| (record.name.clone(), term_of(record))));
+                it.knows.extend(records.iter().map(|record| (key_of(record), term_of(record))));
                 Watch::Listed(records.iter().map(read).collect())
             }
             Shown::Stored(record) => {
-                it.knows.insert(record.name.clone(), term_of(&record));
+                it.knows.insert(key_of(&record), term_of(&record));
                 Watch::Stored(read(&record))
             }
             Shown::Deleted(record) => Watch::Deleted(read(&record)),

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use leasehold::protocol::lease::Role;
+
 use super::{
     faults::{regroup, rename, retime},
     host::{Kind, LEASE, Template},
@@ -200,6 +202,84 @@ pub(super) fn two_groupings(world: &mut World) {
     let old: Vec<_> = world.active().into_iter().filter(|&it| world.hosts[it].template.name == template.name).collect();
     old.into_iter().for_each(|host| world.terminate(host));
     world.comes_to_rest(2 * LEASE + bound(2 * template.kinds.len()));
+}
+
+/// The new template keeps all Leases in another namespace: no replica of one sees the replicas of the other, only that
+/// kinds are held there.
+pub(super) fn rollout_moves_namespace(world: &mut World) {
+    let (template, replicas) = some(world, 1..=5);
+    begin(world, &template, replicas);
+    let since = world.now();
+    let mut next = template.next(2);
+    next.kinds.iter_mut().for_each(|kind| kind.lease.insert_str(0, "other/"));
+    if world.flip(128) {
+        roll(world, &next, replicas);
+    } else {
+        // Both live side by side for a while.
+        let half = world.rng.usize(0..replicas);
+        roll(world, &next, half);
+        world.join(&next);
+        world.run_for(4 * LEASE);
+        for kind in &template.kinds {
+            world.demand(world.leader(&kind.name).is_some(), || format!("{} is not led", kind.name));
+        }
+        let old = |&host: &usize| world.hosts[host].template.name == template.name;
+        let old: Vec<_> = world.active().into_iter().filter(old).collect();
+        for host in old {
+            if world.flip(200) {
+                world.terminate(host);
+            } else {
+                world.crash(host);
+            }
+        }
+        world.run_for(LEASE);
+    }
+    world.comes_to_rest(LEASE + bound(2 * template.kinds.len()));
+    let away = world
+        .server
+        .leases
+        .values()
+        .find(|it| it.namespace != "other" && it.holder.is_some() && it.role == Role::Shard);
+    let away =
+        away.filter(|it| world.hosts.iter().any(|host| host.alive && it.holder.as_ref() == Some(&host.identity)));
+    world.demand(away.is_none(), || format!("{away:?} is held where it was"));
+    let terms = world.terms_since(since);
+    let often = terms.iter().find(|(_, hosts)| hosts.len() > replicas + 2);
+    world.demand(often.is_none(), || format!("{often:?} has moved too often"));
+}
+
+/// A replica has just joined when a rollout begins, and leads nothing yet: its successor begins with nothing either.
+pub(super) fn rollout_uneven(world: &mut World) {
+    let (mut template, _) = some(world, 1..=1);
+    template.kinds = Template::new(world.rng.usize(6..=10)).kinds;
+    let replicas = world.rng.usize(2..=4);
+    begin(world, &template, replicas);
+    world.join(&template);
+    world.run_for(SECOND);
+    let since = world.now();
+    roll(world, &template.next(2), replicas + 1);
+    let last = |world: &World| world.alive().iter().any(|&host| world.hosts[host].template.name == template.name);
+    let by = world.now() + 30 * SECOND;
+    while last(world) {
+        world.demand(world.now() < by, || "the rollout does not end".to_owned());
+        world.run_for(50 * MILLI);
+    }
+    let ended = world.now();
+    let idle = |world: &World| world.active().into_iter().any(|host| world.hosts[host].tasks.is_empty());
+    while idle(world) {
+        world.demand(world.now() < ended + 20 * SECOND, || "a new replica is idle".to_owned());
+        world.run_for(50 * MILLI);
+    }
+    let idle_for = (world.now() - ended) / MILLI;
+    world.note(format_args!("a new replica was idle for {idle_for} ms after the rollout"));
+    world.add("ms idle after an uneven rollout", idle_for);
+    world.comes_to_rest(bound(template.kinds.len()));
+    let terms = world.terms_since(since);
+    let moves: usize = terms.values().map(Vec::len).sum();
+    let share = template.kinds.len() / (replicas + 1);
+    world.add("moves of uneven rollouts beyond one a kind", (moves - terms.len()) as u64);
+    world.demand(moves <= template.kinds.len() + share, || format!("{moves} moves: {terms:?}"));
+    world.demand(idle_for <= 4_000, || format!("a new replica was idle for {idle_for} ms after the rollout"));
 }
 
 /// Replicas that disagree on the lock of every kind start at once: each wins its own, and one of the two gives way.

@@ -90,6 +90,40 @@ pub(super) fn fresh_start(world: &mut World) {
     world.demand(extra <= most, || format!("{extra} moves after the first acquisitions"));
 }
 
+/// The ten kinds of three replicas that start within two seconds, as Pods of one Deployment do: how unevenly do they
+/// begin, and when are they even? Half of the time they know how many they shall be.
+pub(super) fn fresh_start_shares(world: &mut World) {
+    let mut template = Template::new(10);
+    let expected = world.flip(128);
+    template.replicas = expected.then_some(3);
+    for _ in 0..3 {
+        let wait = world.rng.u64(0..2_000) * MILLI;
+        world.join_later(&template, wait);
+    }
+    let (mut busiest, mut even_at) = (0, None);
+    while world.now() < 30 * SECOND {
+        world.run_for(50 * MILLI);
+        let spread = world.spread();
+        busiest = busiest.max(spread.iter().max().copied().unwrap_or(0));
+        let even = spread.len() == 3 && spread.iter().sum::<usize>() == 10 && spread.iter().all(|led| *led >= 3);
+        even_at = even_at.filter(|_| even).or(even.then_some(world.now()));
+    }
+    let even_at = even_at.unwrap_or(Global::MAX);
+    world.note(format_args!("the busiest held {busiest}, even at {} ms", even_at / MILLI));
+    let (count, held, even) = match expected {
+        true => ("fresh start, expected", "kinds of the busiest, expected", "ms until even, expected"),
+        false => ("fresh start, unexpected", "kinds of the busiest, unexpected", "ms until even, unexpected"),
+    };
+    world.count(count);
+    world.add(held, busiest as u64);
+    world.add(even, even_at / MILLI);
+    let (most, within) = if expected { (5, 12 * SECOND) } else { (10, 20 * SECOND) };
+    world.demand(busiest <= most && even_at <= within, || {
+        format!("the busiest held {busiest}, and they were even at {} ms", even_at / MILLI)
+    });
+    world.comes_to_rest(0);
+}
+
 pub(super) fn join(world: &mut World) {
     let (template, replicas) = some(world, 1..=4);
     begin(world, &template, replicas);
@@ -322,6 +356,72 @@ pub(super) fn blocked_kind(world: &mut World) {
     world.judge(leader, shard, Verdict::Runnable);
     world.comes_to_rest(bound(template.kinds.len()));
     world.demand(world.leader(&kind.name) == Some(leader), || "the only one that can does not lead".to_owned());
+}
+
+/// A permission goes, and no one says so but the API server, to those who ask for the objects.
+pub(super) fn denied_kind(world: &mut World) {
+    let (template, replicas) = some(world, 2..=5);
+    begin(world, &template, replicas);
+    let (_, kind) = pick_kind(world, &template);
+    let (since, leader) = (world.now(), world.leader(&kind.name).unwrap());
+    world.deny(leader, &kind.name);
+    // A watch is asked for anew within 15 s; then the preflight looks, and a cache may have to be filled.
+    let by = since + 15 * SECOND + SECOND + bound(1);
+    while world.leader(&kind.name).is_none_or(|it| it == leader) {
+        world.demand(world.now() < by, || format!("{} is not led where it is permitted", kind.name));
+        world.run_for(100 * MILLI);
+    }
+    world.comes_to_rest(bound(template.kinds.len()));
+    let terms = world.terms_since(since);
+    world.demand(terms[&kind.name].len() == 1, || format!("{terms:?}"));
+    world.allow(leader, &kind.name);
+    world.run_for(6 * SECOND);
+    world.comes_to_rest(bound(template.kinds.len()));
+    // And to all of them.
+    let since = world.now();
+    for host in 0..replicas {
+        world.deny(host, &kind.name);
+    }
+    world.run_for(15 * SECOND + bound(2));
+    world.demand(world.leader(&kind.name).is_none(), || format!("{} is led where it is not permitted", kind.name));
+    let tried = world.terms_since(since).get(&kind.name).map_or(0, Vec::len);
+    world.demand(tried < replicas, || format!("{} was tried {tried} times", kind.name));
+    world.allow(leader, &kind.name);
+    world.run_for(6 * SECOND);
+    world.comes_to_rest(bound(template.kinds.len()));
+    world.demand(world.leader(&kind.name) == Some(leader), || "the only one that may does not lead".to_owned());
+}
+
+/// The API server does not say of a replica that starts whether it can reconcile a kind, for a while or for ever.
+pub(super) fn unsure(world: &mut World) {
+    let (template, replicas) = some(world, 1..=4);
+    begin(world, &template, replicas);
+    let (shard, kind) = pick_kind(world, &template);
+    let since = world.now();
+    world.answers = false;
+    let new = world.join(&template).unwrap();
+    world.answers = true;
+    for each in 0..template.kinds.len() {
+        let verdict = if each == shard { Verdict::Unknown("no answer".to_owned()) } else { Verdict::Runnable };
+        world.judge(new, each, verdict);
+    }
+    let answered = world.flip(128);
+    let wait = world.rng.u64(2..25) * SECOND;
+    world.run_for(wait);
+    world.demand(!world.hosts[new].replica.is_ready(), || "it is ready and cannot take every kind".to_owned());
+    if answered {
+        world.judge(new, shard, Verdict::Runnable);
+        world.run_for(SECOND);
+    } else {
+        world.run_for(32 * SECOND - wait);
+    }
+    world.demand(world.hosts[new].replica.is_ready(), || "one answer that is missing holds up a rollout".to_owned());
+    if !answered {
+        let moved = world.terms_since(since).remove(&kind.name).unwrap_or_default();
+        world.demand(!moved.contains(&new), || format!("{} went where it is not known to run", kind.name));
+        world.judge(new, shard, Verdict::Runnable);
+    }
+    world.comes_to_rest(bound(template.kinds.len()));
 }
 
 // Configurations that differ.

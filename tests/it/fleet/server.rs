@@ -8,6 +8,7 @@ use leasehold::protocol::{
     lease::{Record, Role, Version},
 };
 
+use super::host::NAMESPACE;
 use crate::timeline::{Global, SECOND};
 
 /// A commit: what was stored before it, and what is stored after it.
@@ -42,25 +43,34 @@ fn is_labelled(record: &Record) -> bool {
     record.role != Role::None
 }
 
+/// What a Lease is called here: by its name alone in the usual namespace.
+pub(super) fn key_of(record: &Record) -> String {
+    key(&record.namespace, &record.name)
+}
+
+fn key(namespace: &str, name: &str) -> String {
+    if namespace == NAMESPACE { name.to_owned() } else { format!("{namespace}/{name}") }
+}
+
 impl Server {
-    /// Carries a request out, at once and as a whole.
-    pub(super) fn carry_out(&mut self, now: Global, request: Request) -> (Answer, Option<Commit>) {
+    /// Carries a request out, at once and as a whole. `namespace`: where the Leases of its sender are.
+    pub(super) fn carry_out(&mut self, now: Global, namespace: &str, request: Request) -> (Answer, Option<Commit>) {
         match request {
-            Request::Get { lease } => (Answer::Found(self.leases.get(&lease).map(read)), None),
+            Request::Get { lease } => (Answer::Found(self.leases.get(&key(namespace, &lease)).map(read)), None),
             Request::List => {
                 let shards = self.leases.values().filter(|record| record.role == Role::Shard);
                 (Answer::Listed(shards.map(read).collect()), None)
             }
-            Request::Update { record, .. } if self.stores(&record.name, &record.version) => {
+            Request::Update { record, .. } if self.stores(&key_of(&record), &record.version) => {
                 let commit = self.store(record);
                 (Answer::Stored(commit.after.as_ref().map(read).unwrap()), Some(commit))
             }
-            Request::Create { record, .. } if !self.leases.contains_key(&record.name) => {
+            Request::Create { record, .. } if !self.leases.contains_key(&key_of(&record)) => {
                 let commit = self.create(now, record);
                 (Answer::Stored(commit.after.as_ref().map(read).unwrap()), Some(commit))
             }
-            Request::Delete { lease, version, .. } if self.stores(&lease, &version) => {
-                (Answer::Deleted, self.delete(&lease))
+            Request::Delete { lease, version, .. } if self.stores(&key(namespace, &lease), &version) => {
+                (Answer::Deleted, self.delete(&key(namespace, &lease)))
             }
             Request::Update { .. } | Request::Create { .. } | Request::Delete { .. } => (Answer::Conflict, None),
         }
@@ -103,8 +113,8 @@ impl Server {
         let highest = self.highest.entry(record.version.uid.clone()).or_default();
         *highest = record.transitions.max(*highest);
         let after = Rc::new(record);
-        self.backups.entry(after.name.clone()).or_insert_with(|| Rc::clone(&after));
-        let before = self.leases.insert(after.name.clone(), Rc::clone(&after));
+        self.backups.entry(key_of(&after)).or_insert_with(|| Rc::clone(&after));
+        let before = self.leases.insert(key_of(&after), Rc::clone(&after));
         Commit { before, after: Some(after) }
     }
 

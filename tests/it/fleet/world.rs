@@ -19,7 +19,7 @@ use leasehold::protocol::{
 
 use super::{
     faults::Fault,
-    host::{Host, LEASE, Task, Template, pod_uid},
+    host::{Host, Kind, LEASE, Task, Template, pod_uid},
     judge::Judge,
     server::{Server, Shown},
     stranger::Stranger,
@@ -95,6 +95,10 @@ pub(super) enum What {
         in_process: bool,
     },
     Stutters(usize),
+    Allows {
+        host: usize,
+        kind: String,
+    },
     Stranger(usize),
     Fault(usize),
 }
@@ -134,6 +138,8 @@ pub(super) struct World {
     pub(super) all_lag: (Global, Range<Global>),
     /// No cache is ever filled.
     pub(super) lazy: bool,
+    /// What the preflights of replicas that start ask is answered.
+    pub(super) answers: bool,
     /// The kubelet's word reaches the replicas.
     pub(super) witnessed: bool,
     /// By identity of a process that has ended: the uid of its Pod.
@@ -169,6 +175,7 @@ impl World {
             trouble: Trouble::default(),
             all_lag: (0, 0..1),
             lazy: false,
+            answers: true,
             witnessed: true,
             ended: BTreeMap::new(),
             restarted: BTreeMap::new(),
@@ -203,7 +210,11 @@ impl World {
     }
 
     pub(super) fn count(&mut self, what: &'static str) {
-        *self.seen.entry(what).or_default() += 1;
+        self.add(what, 1);
+    }
+
+    pub(super) fn add(&mut self, what: &'static str, number: u64) {
+        *self.seen.entry(what).or_default() += number;
     }
 
     pub(super) fn flip(&mut self, of_256: u8) -> bool {
@@ -281,6 +292,7 @@ impl World {
             }
             What::Restarts { host, in_process } => self.restart_now(host, in_process),
             What::Stutters(host) => self.stutter(host),
+            What::Allows { host, kind } => self.allow(host, &kind),
             What::Stranger(number) => self.stranger_acts(number),
             What::Fault(index) => self.strike(index),
         }
@@ -429,7 +441,8 @@ impl World {
     }
 
     fn ask_preflight(&mut self, host: usize, kind: KindIndex) {
-        let is_blocked = self.hosts[host].blocked.contains(&self.hosts[host].template.kinds[kind].name);
+        let name = &self.hosts[host].template.kinds[kind].name;
+        let is_blocked = [&self.hosts[host].blocked, &self.hosts[host].denied].iter().any(|kinds| kinds.contains(name));
         let verdict = if is_blocked { Verdict::Blocked("its CRD is missing".to_owned()) } else { Verdict::Runnable };
         let wait = self.rng.u64(5..500) * MILLI;
         self.at(self.time.now + wait, What::Happens(host, Event::Judged(kind, verdict)));
@@ -496,6 +509,7 @@ impl World {
             return self.at(now + took, What::Happens(host, Event::StandbyDeclined(shard)));
         }
         self.deafen_later(host, shard, term);
+        self.deny_later(host, shard, SECOND);
         let never = self.lazy || unprepared || (self.trouble.tasks && self.flip(30));
         let took = self.rng.u64(30..2_000) * MILLI;
         let error = self.trouble.tasks && self.flip(10);
@@ -525,6 +539,7 @@ impl World {
         }
         it.tasks.insert(shard, Task { term, hears: true, works: true });
         self.deafen_later(host, shard, term);
+        self.deny_later(host, shard, SECOND);
         let fails = self.hosts[host].is_failing(shard);
         if fails || (self.trouble.tasks && self.flip(15)) {
             let took = self.rng.u64(0..3_000) * MILLI;
@@ -589,10 +604,45 @@ impl World {
             None => return,
         }
         // It is given up, and evened out, later.
-        [0, 10, 15].into_iter().for_each(|wait| self.changed(self.time.now + wait * SECOND));
+        [0, 2, 10, 15].into_iter().for_each(|wait| self.changed(self.time.now + wait * SECOND));
         let hearing = if hears { Hearing::Hears } else { Hearing::Deaf("its watch has failed".to_owned()) };
         let kind = self.hosts[host].last_kind_of(shard);
         self.deliver(host, Event::Heard(kind, term, hearing));
+    }
+
+    /// The API server refuses all requests about the kind there. A watch that is up goes on for a while.
+    pub(super) fn deny(&mut self, host: usize, kind: &str) {
+        self.note(format_args!("{kind} is denied to {}", self.name(host)));
+        self.count("denied");
+        self.hosts[host].denied.insert(kind.to_owned());
+        if let Some(shard) = self.hosts[host].shard_of(kind) {
+            self.deny_later(host, shard, 15 * SECOND);
+        }
+    }
+
+    /// It refuses them no more, and the preflight looks every few seconds at what is blocked.
+    pub(super) fn allow(&mut self, host: usize, kind: &str) {
+        if self.hosts[host].denied.remove(kind)
+            && let Some(index) = self.hosts[host].template.kinds.iter().position(|it| it.name == *kind)
+        {
+            self.note(format_args!("{kind} is allowed to {}", self.name(host)));
+            let wait = self.rng.u64(0..5_000) * MILLI;
+            [0, wait, wait + 5 * SECOND].into_iter().for_each(|wait| self.changed(self.time.now + wait));
+            self.at(self.time.now + wait, What::Happens(host, Event::Judged(index, Verdict::Runnable)));
+        }
+    }
+
+    /// A term or a standby asks for what is denied.
+    fn deny_later(&mut self, host: usize, shard: ShardIndex, within: Global) {
+        let it = &self.hosts[host];
+        let asks = it.tasks.contains_key(&shard) || it.standbys.contains_key(&shard);
+        let kinds = it.template.kinds.iter();
+        let denied = |kind: &Kind| it.shard_of(&kind.name) == Some(shard) && it.denied.contains(&kind.name);
+        if let (true, Some(kind)) = (asks, kinds.clone().position(denied)) {
+            let wait = self.rng.u64(0..within);
+            [0, wait, wait + SECOND].into_iter().for_each(|wait| self.changed(self.time.now + wait));
+            self.at(self.time.now + wait, What::Happens(host, Event::Denied(kind)));
+        }
     }
 
     fn deafen_later(&mut self, host: usize, shard: ShardIndex, term: TermNumber) {
@@ -643,7 +693,12 @@ impl World {
         let wait = self.rng.u64(10..400) * MILLI;
         let Template { revision, owner, .. } = template.clone();
         self.at(now + wait, What::Happens(host, Event::Originated { revision, owner }));
-        for kind in 0..template.kinds.len() {
+        if let Some(replicas) = template.replicas {
+            let wait = self.rng.u64(10..400) * MILLI;
+            self.at(now + wait, What::Happens(host, Event::Expected(replicas)));
+        }
+        let asked = if self.answers { template.kinds.len() } else { 0 };
+        for kind in 0..asked {
             let mut wait = self.rng.u64(20..500) * MILLI;
             if self.trouble.requests && self.flip(20) {
                 let unknown = Verdict::Unknown("no answer".to_owned());
@@ -813,6 +868,9 @@ impl World {
             self.hosts[host].weather = super::network::Weather::default();
             self.hosts[host].paused_until = self.time.now;
             self.hosts[host].failing.clear();
+            for kind in self.hosts[host].denied.clone() {
+                self.allow(host, &kind);
+            }
             self.turn(host);
             if !self.hosts[host].alive {
                 continue;
