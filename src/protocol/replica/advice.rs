@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Replica;
+use crate::config::LockKind;
 use crate::protocol::{
     event::{Notice, ShardIndex},
     membership::{Activity, LeaseSet, Profile},
@@ -18,6 +19,7 @@ impl Replica {
         let activity = if stopping { Activity::Draining } else { Activity::Active };
         let blind = self.blind.is_some() && self.membership.is_published();
         let (mut unable, mut failing) = (LeaseSet::default(), LeaseSet::default());
+        let mut config_maps = LeaseSet::default();
         let mut prepared = BTreeMap::new();
         for shard in &self.shards {
             let lease = &shard.spec.lease;
@@ -26,6 +28,10 @@ impl Replica {
             // While we stop we say so by our activity; a term that runs is no sign of being unable.
             if !stopping && !hopeful && (!shard.slot.can_run(now) || shard.is_deaf(now)) {
                 unable.insert(lease);
+            }
+            // The last word of one that stops is that others need not wait for it.
+            if shard.spec.lock == LockKind::ConfigMap && !(stopping && shard.has_ended(now)) {
+                shard.spec.kinds.iter().for_each(|kind| config_maps.insert(kind));
             }
             if shard.failing_until(now).is_some() {
                 failing.insert(lease);
@@ -38,10 +44,10 @@ impl Replica {
             }
         }
         let me = self.roster.me();
-        if (me.activity, me.blind, &me.unable, &me.failing, &me.prepared)
-            != (activity, blind, &unable, &failing, &prepared)
+        if (me.activity, me.blind, &me.config_maps, &me.unable, &me.failing, &me.prepared)
+            != (activity, blind, &config_maps, &unable, &failing, &prepared)
         {
-            let me = Profile { activity, blind, unable, failing, prepared, ..me.clone() };
+            let me = Profile { activity, blind, config_maps, unable, failing, prepared, ..me.clone() };
             self.introduce(me, now);
         }
     }
