@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint bench cluster image clean
+.PHONY: help demo test soak lint bench contend cluster image clean
 
 help: ## Show what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -19,6 +19,10 @@ lint: ## Check formatting, lints and documentation
 bench: ## Measure spread, handover, failover, load and composed kinds on a real control plane, beside client-go and controller-runtime, and what becomes of kinds beside a grey replica (90 minutes; ARGS='--quick')
 	@cargo build --locked --release --example replica
 	@cargo bench --locked --bench figures -- $(ARGS)
+
+contend: ## Contend with client-go's electors for a Lease, a ConfigMap and both, a thousand takeovers each (TAKEOVERS=100 for fewer)
+	@cargo build --locked --example observer
+	@TAKEOVERS=$${TAKEOVERS:-1000} cargo test --locked --test acceptance contends_ -- --nocapture
 
 cluster: ## Start a control plane on this machine and keep it until Ctrl-C
 	@cargo run --locked --quiet --package leasehold-cluster -- up

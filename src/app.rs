@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
 
 use crate::{
-    config::{Configuration, Kind},
+    config::{Configuration, Kind, LockKind},
     ops::{metrics::Metrics, status::Status},
     protocol::{
         lease::WEIGHT_MOST,
@@ -257,11 +257,14 @@ impl Leasehold {
         let scope = Scope::new(record::leases(client.clone(), &namespace), record::all_leases(client.clone()));
         let api = record::leases(lease_client, &namespace);
         let kinds = assignments.iter().map(|assignment| Arc::clone(&assignment.kind)).collect();
+        let locks = self.config.kinds.iter().filter(|kind| kind.lock != LockKind::Lease);
+        let locks = locks.map(|kind| (kind.lease_name.clone(), kind.lock)).collect();
         let surroundings = Surroundings {
             setup,
             clock: Clock::system(),
             connections,
-            leases: Leases::new(api, scope.clone(), namespace, timings.request_timeout, self.metrics.clone()),
+            leases: Leases::new(api, scope.clone(), namespace, timings.request_timeout, self.metrics.clone())
+                .with_locks(locks),
             board: Board::new(scope),
             witness,
             client,
@@ -279,6 +282,7 @@ fn spec(kinds: &[&Kind]) -> Option<ShardSpec> {
     let weights = kinds.iter().map(|kind| kind.weight);
     Some(ShardSpec {
         lease: first.lease_name.clone(),
+        lock: first.lock,
         kinds: kinds.iter().map(|kind| kind.name()).collect(),
         weight: weights.fold(0, u32::saturating_add).min(WEIGHT_MOST),
         standby: first.standby,

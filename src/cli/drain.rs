@@ -11,10 +11,11 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DynamicObject, ListParams},
-    core::ApiResource,
+    core::{ApiResource, PartialObjectMeta},
     discovery,
 };
 use leasehold::{
@@ -23,7 +24,7 @@ use leasehold::{
         finalizer::{self, Written},
         name::Name,
     },
-    replica::record::{self, INSTANCE_LABEL, KIND_ANNOTATION, Lease},
+    replica::record::{self, INSTANCE_LABEL, KIND_ANNOTATION},
 };
 use serde_json::json;
 use tokio::time::sleep;
@@ -64,7 +65,7 @@ async fn drain(options: &Options) -> Result<ExitCode, Failure> {
     let config = kube::Config::infer().await.context("no cluster to talk to: set KUBECONFIG")?;
     let client = client(config).await?;
     let resource = served(&client, kind, group).await?;
-    no_replica_serves(options, &record::all_leases(client.clone())).await?;
+    no_replica_serves(options, &client).await?;
 
     let finalizer = finalizer::name(&resource.kind);
     let mut released = Vec::new();
@@ -105,8 +106,8 @@ async fn served(client: &Client, kind: &str, group: &str) -> Result<ApiResource,
 
 /// Fails if a replica is configured for the kind and alive, in whatever namespace and installation, for all of them have one
 /// finalizer: by its word, that it renews its Lease while we look, and by no clock but ours.
-async fn no_replica_serves(options: &Options, leases: &Api<Lease>) -> Result<(), Failure> {
-    let suspects = configured(options, leases).await?;
+async fn no_replica_serves(options: &Options, client: &Client) -> Result<(), Failure> {
+    let suspects = configured(options, client).await?;
     if suspects.is_empty() {
         return Ok(());
     }
@@ -115,7 +116,7 @@ async fn no_replica_serves(options: &Options, leases: &Api<Lease>) -> Result<(),
     options.output.say(&format!("looking for {longest} s whether {} is alive", pods.join(", ")))?;
     for _ in 0..=longest {
         sleep(LOOK).await;
-        let now = configured(options, leases).await?;
+        let now = configured(options, client).await?;
         let is_silent = |member: &Member| {
             suspects.iter().any(|before| (&before.name, &before.version) == (&member.name, &member.version))
         };
@@ -133,14 +134,24 @@ async fn no_replica_serves(options: &Options, leases: &Api<Lease>) -> Result<(),
 }
 
 /// The replicas that say they are configured for the kind, by the name that its Lease has, or would have by default.
-async fn configured(options: &Options, leases: &Api<Lease>) -> Result<Vec<Member>, Failure> {
-    let all = leases.list(&ListParams::default().labels(INSTANCE_LABEL)).await;
+async fn configured(options: &Options, client: &Client) -> Result<Vec<Member>, Failure> {
+    let ours = ListParams::default().labels(INSTANCE_LABEL);
+    let all = record::all_leases(client.clone()).list(&ours).await;
     let all =
         all.context("failed to list the Leases of all namespaces, which tell whether a replica serves the kind")?;
     let of_kind = all.items.iter().filter(|lease| {
         record::annotation(lease, KIND_ANNOTATION).is_some_and(|kind| kind.eq_ignore_ascii_case(&options.kind))
     });
     let mut names: BTreeSet<String> = of_kind.filter_map(|lease| lease.metadata.name.clone()).collect();
+    // A kind whose lock is a ConfigMap has no Lease.
+    let locks: Api<ConfigMap> = Api::all(client.clone());
+    let locks = locks.list_metadata(&ours).await;
+    let locks = locks.context("failed to list the ConfigMaps of all namespaces that are locks of a kind")?;
+    let is_of_kind = |lock: &PartialObjectMeta<ConfigMap>| {
+        let kind = lock.metadata.annotations.as_ref().and_then(|annotations| annotations.get(KIND_ANNOTATION));
+        kind.is_some_and(|kind| kind.eq_ignore_ascii_case(&options.kind))
+    };
+    names.extend(locks.items.into_iter().filter(is_of_kind).filter_map(|lock| lock.metadata.name));
     names.insert(options.kind.to_ascii_lowercase());
     let members = all.items.iter().filter_map(|lease| record::record(lease)?.member());
     Ok(members.filter(|member| names.iter().any(|name| member.profile.shards.contains(name))).collect())

@@ -174,7 +174,7 @@ impl Installation {
             0 => {
                 let kinds: Vec<_> = self.shards().flat_map(|shard| shard.kinds).collect();
                 Err(Failure::Usage(format!(
-                    "no kind {wanted} has a Lease in namespace {namespace}; there are {}",
+                    "no kind {wanted} has a Lease in namespace {namespace}; there are {}. A kind whose `lock` is ConfigMap has none: annotate its ConfigMap with {HAND_OVER_ANNOTATION}=POD",
                     kinds.join(", ")
                 )))
             }

@@ -1,6 +1,12 @@
 //! Which kinds share one Lease: those of a group, or all of them if the election is `Single`.
 
-use super::{Election, Kind, StandbyMode, errors::Gathered, raw::Position, read::STANDBYS, section::Located};
+use super::{
+    Election, Kind, LockKind,
+    errors::Gathered,
+    raw::Position,
+    read::{LOCKS, STANDBYS},
+    section::Located,
+};
 
 /// A Lease bears the names of its kinds in an annotation, and the API server takes 256 KiB of all annotations.
 const NAMES_MOST: usize = 128 * 1024;
@@ -16,6 +22,9 @@ pub(super) struct Entry {
     /// `group`, if it has one.
     pub(super) group: Option<Located<String>>,
     pub(super) standby_at: (Position, String),
+    /// `lock`, if it has one.
+    pub(super) lock: Option<LockKind>,
+    pub(super) lock_at: (Position, String),
 }
 
 impl Entry {
@@ -33,8 +42,11 @@ impl Entry {
 
 /// Gives each kind the Lease of its group, and reports kinds that cannot share one, or share one unasked.
 pub(super) fn share(entries: &mut [Entry], election: &Election, errors: &mut Gathered<'_>) {
-    if let Election::Single { lease } = election {
-        entries.iter().for_each(|entry| not_beside_single(entry, lease, errors));
+    if let Election::Single { lease, lock } = election {
+        for entry in entries.iter_mut() {
+            not_beside_single(entry, lease, errors);
+            entry.kind.lock = *lock;
+        }
         let all: Vec<_> = (0..entries.len()).collect();
         agree(entries, &all, "election.mode is Single, and all kinds", errors);
         for entry in entries.iter_mut() {
@@ -72,6 +84,13 @@ fn not_beside_single(entry: &Entry, lease: &str, errors: &mut Gathered<'_>) {
         );
         errors.add(own.at, &own.path, message);
     }
+    if let Some(lock) = entry.lock {
+        let lock = word(&LOCKS, lock);
+        let message = format!(
+            "election.mode is Single, and all kinds share one lock; write `election: {{lock: {lock}}}`, or `mode: PerKind`"
+        );
+        errors.add(entry.lock_at.0, &entry.lock_at.1, message);
+    }
 }
 
 /// What belongs to a Lease is the same for each kind that shares it. `who`: these kinds, in words that go on "share one Lease".
@@ -81,11 +100,20 @@ fn agree(entries: &[Entry], members: &[usize], who: &str, errors: &mut Gathered<
         if entry.kind.standby != first.kind.standby {
             let message = format!(
                 "{who} share one Lease and stand by together: {} here, and {} for {}; write the same for each of them",
-                word(entry.kind.standby),
-                word(first.kind.standby),
+                word(&STANDBYS, entry.kind.standby),
+                word(&STANDBYS, first.kind.standby),
                 first.name()
             );
             errors.add(entry.standby_at.0, &entry.standby_at.1, message);
+        }
+        if entry.kind.lock != first.kind.lock {
+            let message = format!(
+                "{who} share one lock: {} here, and {} for {}; write the same `lock` for each of them",
+                word(&LOCKS, entry.kind.lock),
+                word(&LOCKS, first.kind.lock),
+                first.name()
+            );
+            errors.add(entry.lock_at.0, &entry.lock_at.1, message);
         }
     }
     let mut named =
@@ -129,6 +157,6 @@ fn distinct(entries: &[Entry], errors: &mut Gathered<'_>) {
     }
 }
 
-fn word(standby: StandbyMode) -> &'static str {
-    STANDBYS.iter().find(|(_, value)| *value == standby).map_or("", |(word, _)| word)
+fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
+    words.iter().find(|(_, one)| *one == value).map_or("", |(word, _)| word)
 }

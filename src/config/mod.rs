@@ -143,6 +143,8 @@ pub enum Election {
     Single {
         /// Name of the Lease.
         lease: String,
+        /// What that is the name of.
+        lock: LockKind,
     },
 }
 
@@ -167,6 +169,18 @@ pub enum Rebalance {
     OnRestart,
     /// Never: a kind moves only when its replica stops.
     Never,
+}
+
+/// What a kind's lock is. All but the Lease are there to migrate from electors that are older than Leases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LockKind {
+    /// A Lease.
+    #[default]
+    Lease,
+    /// A ConfigMap, with the record in an annotation as client-go wrote it.
+    ConfigMap,
+    /// A ConfigMap and a Lease, both of which the leader holds: client-go's MultiLock.
+    ConfigMapsLeases,
 }
 
 /// Which replicas keep a cache of a kind that another one leads. A named successor fills one in any case.
@@ -207,7 +221,7 @@ pub struct Timings {
     pub request_timeout: Duration,
 }
 
-/// One configured kind. `lease_name`, `lease_group` and `standby` belong to its shard, and are the same for each kind of
+/// One configured kind. `lease_name`, `lease_group`, `lock` and `standby` belong to its shard, and are the same for each kind of
 /// that; the rest is the kind's.
 #[derive(Clone, Debug)]
 pub struct Kind {
@@ -222,6 +236,8 @@ pub struct Kind {
     /// The kinds that share its Lease are called so: the file's `group`, or the Lease's name if the election is
     /// [`Single`](Election::Single). Not the API group.
     pub lease_group: Option<String>,
+    /// What that is the name of.
+    pub lock: LockKind,
     /// Expected load, relative to the other kinds; at least 1.
     pub weight: u32,
     /// Objects reconciled at once; at least 1.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Certificate, Configuration, Election, Errors, Kind, LONGEST_LEASE, Offer, OnLoss, Placement, Rebalance,
+    Certificate, Configuration, Election, Errors, Kind, LONGEST_LEASE, LockKind, Offer, OnLoss, Placement, Rebalance,
     StandbyMode, Timings, WebhookSettings,
     duration::show,
     errors::Gathered,
@@ -65,6 +65,8 @@ pub(super) enum Mode {
 pub(super) const PORTS: (u16, u16) = (1, 65535);
 /// Whether leasehold itself issues the certificate of webhooks.
 pub(super) const ISSUERS: [(&str, bool); 2] = [("Leasehold", true), ("External", false)];
+pub(super) const LOCKS: [(&str, LockKind); 3] =
+    [("Lease", LockKind::Lease), ("ConfigMap", LockKind::ConfigMap), ("ConfigMapsLeases", LockKind::ConfigMapsLeases)];
 
 pub(super) const LABEL_MAX: usize = 63;
 pub(super) const SUBDOMAIN_MAX: usize = 253;
@@ -148,6 +150,8 @@ fn election(top: &mut Section<'_>, instance: &str, errors: &mut Gathered<'_>) ->
     let lease_at = section.place("lease");
     let lease = lease_name(&mut section, errors);
     let names_one = section.has("lease");
+    let lock_at = section.place("lock");
+    let (says_lock, lock) = (section.has("lock"), section.choice("lock", &LOCKS, errors).unwrap_or_default());
     if !section.has("mode") && matches!(node.value, Value::Map(_)) {
         errors.add(section.at(), &section.path_of("mode"), "missing; write `mode: Single` or `mode: PerKind`");
     }
@@ -168,12 +172,18 @@ fn election(top: &mut Section<'_>, instance: &str, errors: &mut Gathered<'_>) ->
                     instance.to_owned()
                 }
             };
-            Election::Single { lease }
+            Election::Single { lease, lock }
         }
-        Some(Mode::PerKind) if names_one => {
-            let message =
-                "each kind has its own Lease if election.mode is PerKind; remove `lease` or write `mode: Single`";
-            errors.add(lease_at.0, &lease_at.1, message);
+        Some(Mode::PerKind) => {
+            if names_one {
+                let message =
+                    "each kind has its own Lease if election.mode is PerKind; remove `lease` or write `mode: Single`";
+                errors.add(lease_at.0, &lease_at.1, message);
+            }
+            if says_lock {
+                let message = "each kind has its own lock if election.mode is PerKind; write `lock` on the kinds or `mode: Single`";
+                errors.add(lock_at.0, &lock_at.1, message);
+            }
             Election::PerKind
         }
         _ => Election::PerKind,
@@ -461,6 +471,8 @@ fn kind(
     let standby_at = section.place("standby");
     let lease = lease_name(&mut section, errors).map(|found| found.map(str::to_owned));
     let lease_group = group_name(&mut section, errors).map(|found| found.map(str::to_owned));
+    let lock_at = section.place("lock");
+    let lock = section.choice("lock", &LOCKS, errors);
     let reconciler = reconciler(&mut section, reconcilers, errors);
     section.not_yet("election", errors);
     section.not_yet("onLoss", errors);
@@ -485,6 +497,7 @@ fn kind(
         kind: kind.value.to_owned(),
         lease_name: lease.as_ref().map_or(default_lease, |lease| lease.value.clone()),
         lease_group: lease_group.as_ref().map(|group| group.value.clone()),
+        lock: lock.unwrap_or_default(),
         weight: load.weight.into(),
         concurrency: load.concurrency,
         resync: load.resync,
@@ -511,6 +524,8 @@ fn kind(
         lease,
         group: lease_group,
         standby_at,
+        lock,
+        lock_at,
     })
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::read::{
-    CAPACITIES, CONCURRENCIES, ISSUERS, LABEL_MAX, MODES, ON_LOSSES, PORTS, REBALANCES, STANDBYS, SUBDOMAIN_MAX,
+    CAPACITIES, CONCURRENCIES, ISSUERS, LABEL_MAX, LOCKS, MODES, ON_LOSSES, PORTS, REBALANCES, STANDBYS, SUBDOMAIN_MAX,
     WEIGHTS,
 };
 
@@ -15,6 +15,7 @@ pub fn configuration(builtin: &[&str]) -> Value {
         |what: &str| json!({"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$", "description": what});
     let number = |(least, most): (u16, u16), what: &str| json!({"type": "integer", "minimum": least, "maximum": most, "description": what});
     let words = |all: Vec<&str>, what: &str| json!({"enum": all, "description": what});
+    let lock = |what: &str| words(LOCKS.map(|(word, _)| word).to_vec(), what);
     let load = json!({
         "weight": number(WEIGHTS, "Expected load, relative to the other kinds."),
         "concurrency": number(CONCURRENCIES, "Objects reconciled at once."),
@@ -26,6 +27,7 @@ pub fn configuration(builtin: &[&str]) -> Value {
         "kind": {"type": "string", "pattern": "^[A-Z][A-Za-z0-9]*$", "maxLength": LABEL_MAX, "description": "The kind, as objects bear it."},
         "lease": object(json!({"name": {"type": "string", "maxLength": LABEL_MAX, "description": "Name of its Lease."}}), &[]),
         "group": {"type": "string", "maxLength": LABEL_MAX, "description": "Kinds of one group share a Lease: they start and stop together, on one replica."},
+        "lock": lock("What that is the name of; all but Lease are for migrations."),
         "reconciler": {
             "type": "object",
             "description": "What reconciles it.",
@@ -61,6 +63,7 @@ pub fn configuration(builtin: &[&str]) -> Value {
         "election": object(json!({
             "mode": words(MODES.map(|(word, _)| word).to_vec(), "PerKind: a Lease for each kind or group. Single: one Lease for all kinds."),
             "lease": object(json!({"name": {"type": "string", "maxLength": LABEL_MAX, "description": "Name of the Lease of all kinds; by default that of the instance."}}), &[]),
+            "lock": lock("What that is the name of; all but Lease are for migrations."),
         }), &["mode"]),
         "onLoss": words(ON_LOSSES.map(|(word, _)| word).to_vec(), "What follows when a running term is lost. Exit: the process ends at once and is restarted."),
         "drainTimeout": duration("How long a reconciler may take to finish what runs."),

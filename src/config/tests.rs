@@ -67,6 +67,17 @@ fn the_least_file_has_the_documented_defaults() {
 }
 
 #[test]
+fn a_lock_is_one_of_three_and_a_lease_unless_the_file_says_otherwise() {
+    let lock = |lock: &str| read(&format!("{GOOD}{lock}")).unwrap().kinds[0].lock;
+    assert_eq!(lock(""), LockKind::Lease);
+    assert_eq!(lock("  lock: Lease\n"), LockKind::Lease);
+    assert_eq!(lock("  lock: ConfigMap\n"), LockKind::ConfigMap);
+    assert_eq!(lock("  lock: ConfigMapsLeases\n"), LockKind::ConfigMapsLeases);
+    check_with("  lock: configmaps", "7:9 kinds[0].lock: ");
+    check_with("defaults: {lock: ConfigMap}", "7:12 defaults.lock: unknown field");
+}
+
+#[test]
 fn the_shipped_file_loads_and_says_what_it_shows() {
     let text = include_str!("../../config/leasehold.yaml");
     let c = load("config/leasehold.yaml", text, &RECONCILERS).unwrap_or_else(|e| panic!("{e}"));
@@ -347,7 +358,7 @@ fn kinds_that_cannot_share_a_lease() {
 fn one_lock_for_all_kinds() {
     let kinds = [("A", "weight: 2, "), ("B", "")];
     let c = read(&with_kinds(&kinds, "election: {mode: Single, lease: {name: my-operator}}")).unwrap();
-    assert_eq!(c.election, Election::Single { lease: "my-operator".to_owned() });
+    assert_eq!(c.election, Election::Single { lease: "my-operator".to_owned(), lock: LockKind::Lease });
     assert_eq!(leases_of(&c), [("my-operator", Some("my-operator")); 2]);
     assert_eq!(c.shards().len(), 1);
     let c = read(&with_kinds(&kinds, "election: {mode: Single}\ninstance: mine")).unwrap();
@@ -362,7 +373,7 @@ fn one_lock_for_all_kinds() {
         "election: {mode: single}",
         "3:18 election.mode: expected one of PerKind, Single, found the text \"single\"; did you mean `Single`?",
     );
-    election("election: {mode: Single, name: x}", "3:26 election.name: unknown field; known here: mode, lease");
+    election("election: {mode: Single, name: x}", "3:26 election.name: unknown field; known here: mode, lease, lock");
     election("election: {mode: Single, lease: {name: X}}", "3:40 election.lease.name: `X` is no Lease name");
     election(
         "election: {mode: Single}\ninstance: My_Instance",
@@ -388,6 +399,38 @@ fn one_lock_for_all_kinds() {
          and Successor for A (kinds[0], line 5)",
     );
     assert!(read(&with_kinds(&[(&format!("A{}", "x".repeat(62)), ""), ("B", "")], single)).is_ok());
+}
+
+#[test]
+fn kinds_that_share_a_lease_have_one_lock() {
+    let locks = |text: &str| read(text).unwrap().kinds.iter().map(|kind| kind.lock).collect::<Vec<_>>();
+    let of_group = |first: &str, other: &str| with_kinds(&[("A", first), ("B", other)], "");
+    let both = "group: g, lock: ConfigMapsLeases, ";
+    assert_eq!(locks(&of_group(both, both)), [LockKind::ConfigMapsLeases; 2]);
+    check(
+        &of_group("group: g, lock: ConfigMap, ", "group: g, lock: ConfigMapsLeases, "),
+        "6:45 kinds[1].lock: the kinds of the group `g` share one lock: ConfigMapsLeases here, and ConfigMap for A \
+         (kinds[0], line 5); write the same `lock` for each of them",
+    );
+    check(
+        &of_group("group: g, lock: ConfigMap, ", "group: g, "),
+        "6:3 kinds[1].lock: the kinds of the group `g` share one lock: Lease here, and ConfigMap for A",
+    );
+    let single = "election: {mode: Single, lease: {name: x}, lock: ConfigMap}";
+    assert_eq!(locks(&with_kinds(&[("A", ""), ("B", "")], single)), [LockKind::ConfigMap; 2]);
+    check(
+        &with_kinds(&[("A", ""), ("B", "lock: ConfigMap, ")], single),
+        "6:35 kinds[1].lock: election.mode is Single, and all kinds share one lock; write `election: {lock: ConfigMap}`, \
+         or `mode: PerKind`",
+    );
+    check(
+        &with_kinds(&[("A", "")], "election: {mode: PerKind, lock: ConfigMap}"),
+        "3:33 election.lock: each kind has its own lock if election.mode is PerKind; write `lock` on the kinds",
+    );
+    check(
+        &with_kinds(&[("A", "")], "election: {mode: Single, lock: configmap}"),
+        "3:32 election.lock: expected one of Lease, ConfigMap, ConfigMapsLeases, found the text \"configmap\"",
+    );
 }
 
 #[test]

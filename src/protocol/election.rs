@@ -144,6 +144,11 @@ enum Wanted {
 /// Clock rates of two machines may differ by this part of the lease duration: 1/50 is 2 %, forty times what NTP slews at.
 const MARGIN_DIVISOR: u32 = 50;
 
+/// For how long a write counts for us, from before it was sent (rule 1).
+pub(super) fn validity(timings: &Timings) -> Duration {
+    timings.lease_duration - timings.lease_duration / MARGIN_DIVISOR
+}
+
 /// The duration that a release writes, as client-go does: the API server refuses 0.
 pub const RELEASED: Duration = Duration::from_secs(1);
 
@@ -270,8 +275,8 @@ impl Election {
             (None, Store::Present { .. }) => self.doubt = true,
             (Some(what), Store::Present { what: known, .. }) if what.version == known.version => {}
             (Some(what), Store::Present { what: known, .. }) if !what.version.newer_than(&known.version) => {
-                // An echo of the past; or no number, and then a read decides.
-                self.doubt |= what.version.resource_version.parse::<u64>().is_err();
+                // An echo of the past; or neither is known to be the newer one, and then a read decides.
+                self.doubt |= !known.version.newer_than(&what.version);
             }
             (Some(what), _) => self.take_in(now, Some(what)),
         }
@@ -325,7 +330,7 @@ impl Election {
             self.note_transitions(Some(&stored));
             self.store = Store::Present { what: stored, since: now };
         }
-        let valid_until = sent_at + self.timings.lease_duration - self.margin();
+        let valid_until = sent_at + validity(&self.timings);
         let ours = self.holds_on_paper() && proposal.purpose != Purpose::Release;
         let too_soon = running.is_none() && now < self.barrier;
         let had_its_term = running.is_none() && self.last.as_ref().is_some_and(|(_, last)| *last == token);
@@ -602,10 +607,6 @@ impl Election {
         what.duration.unwrap_or(self.timings.lease_duration)
     }
 
-    fn margin(&self) -> Duration {
-        self.timings.lease_duration / MARGIN_DIVISOR
-    }
-
     fn renew_deadline(&self, grant: &Grant) -> Moment {
         grant.sent_at + self.timings.renew_deadline
     }
@@ -620,7 +621,7 @@ impl Observation {
             Some(_) => next.transitions > self.transitions,
             None => next.duration == Some(RELEASED) || (self.holder.is_none() && next.transitions == self.transitions),
         };
-        self.version.uid == next.version.uid && orderly
+        self.version.grows_into(&next.version) && orderly
     }
 
     /// Both are of one term, and it goes on.

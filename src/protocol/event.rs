@@ -34,6 +34,10 @@ pub enum Watch {
     Deleted(Record),
     /// The watch is down, for this reason.
     Failed(String),
+    /// The lock of a shard that is not a Lease alone is stored so now; `None`: it does not exist.
+    Lock(ShardIndex, Option<Record>),
+    /// The watch of that lock is down, or what is stored there is no lock.
+    LockFailed(ShardIndex),
 }
 
 /// What the API server says of a kind.
@@ -132,12 +136,12 @@ impl Deaths {
 /// A request about a Lease.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Request {
-    /// GET the Lease of this name.
+    /// GET the Lease, or other lock, of this name.
     Get {
         /// Its name, in the namespace of our Leases.
         lease: String,
     },
-    /// List the Leases of shards that the watch covers, as they are stored now.
+    /// List the Leases of shards and replicas that the watch covers, as they are stored now.
     List,
     /// POST it.
     Create {
@@ -344,6 +348,8 @@ pub struct Rival {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Who holds it.
+    /// Who holds it; or, of a ConfigMap, who may.
     pub holder: String,
+    /// It is a ConfigMap, which a replica of another configuration has for its lock.
+    pub config_map: bool,
 }

@@ -41,17 +41,32 @@ pub struct Version {
 
 impl Version {
     /// The resource version as a number. Those of one API server grow and compare as numbers (Kubernetes API conventions
-    /// since 1.35); `None` for one that is no number.
+    /// since 1.35); of a [pair](super::lock::pair) the one that was written last; `None` for one that is no number.
     pub fn number(&self) -> Option<u64> {
-        self.resource_version.parse().ok()
+        self.parts().try_fold(0, |last, part| Some(last.max(part.parse().ok()?)))
     }
 
-    /// One that is no number is never called newer: a read decides then.
+    /// One that is no number is never called newer: a read decides then. Nor is a pair of which one part is older.
     pub fn newer_than(&self, other: &Self) -> bool {
-        match (self.number(), other.number()) {
-            (Some(mine), Some(theirs)) => mine > theirs,
-            _ => false,
+        let mut any = false;
+        for (mine, theirs) in self.parts().zip(other.parts()) {
+            let (Ok(mine), Ok(theirs)) = (mine.parse::<u64>(), theirs.parse::<u64>()) else { return false };
+            if mine < theirs {
+                return false;
+            }
+            any |= mine > theirs;
         }
+        any
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &str> {
+        self.resource_version.split(super::lock::AND)
+    }
+
+    /// The other is of the same object; or of the same pair, of which a part was made meanwhile.
+    pub fn grows_into(&self, other: &Self) -> bool {
+        let parts = self.uid.split(super::lock::AND).zip(other.uid.split(super::lock::AND));
+        self.uid == other.uid || (self.uid.contains(super::lock::AND) && { parts }.all(|(a, b)| a.is_empty() || a == b))
     }
 }
 
@@ -250,9 +265,15 @@ impl Record {
 }
 
 impl Holding {
-    /// Names the term: the next one has another.
+    /// Names the term: the next one has another. Of a pair it has the ConfigMap's uid, if there is one.
     pub fn token(&self) -> String {
-        format!("{}/{}", self.version.uid, self.transitions)
+        self.tokens().next().unwrap_or_default()
+    }
+
+    /// What the term is called by replicas that have the whole of its lock, or only a part of it.
+    pub fn tokens(&self) -> impl Iterator<Item = String> {
+        let uids = self.version.uid.split(super::lock::AND).filter(|uid| !uid.is_empty());
+        uids.map(|uid| format!("{uid}/{}", self.transitions))
     }
 }
 

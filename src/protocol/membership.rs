@@ -135,6 +135,9 @@ pub struct Profile {
     pub blind: bool,
     /// The shards it is configured for.
     pub shards: LeaseSet,
+    /// The kinds, by name, that it leads by a ConfigMap alone when it leads them.
+    #[serde(skip_serializing_if = "LeaseSet::is_empty")]
+    pub config_maps: LeaseSet,
     /// Those of them that it cannot run now: CRD missing, permission denied, cooling down, deaf.
     #[serde(skip_serializing_if = "LeaseSet::is_empty")]
     pub unable: LeaseSet,
@@ -202,10 +205,12 @@ pub struct Membership {
     /// A read has found this Lease.
     found: Option<Option<Record>>,
     in_flight: bool,
+    sent_at: Moment,
+    /// When the last write that succeeded was sent.
+    heard_at: Option<Moment>,
     write_at: Moment,
     /// Nothing is written before.
     begins_at: Moment,
-    published: bool,
     trouble: Option<String>,
     left: bool,
 }
@@ -238,9 +243,10 @@ impl Membership {
             stored: None,
             found: None,
             in_flight: false,
+            sent_at: begins_at,
+            heard_at: None,
             write_at: begins_at,
             begins_at,
-            published: false,
             trouble: None,
             left: false,
         }
@@ -253,7 +259,17 @@ impl Membership {
 
     /// It was written at least once.
     pub fn is_published(&self) -> bool {
-        self.published
+        self.heard_at.is_some()
+    }
+
+    /// When the last write that succeeded was sent: the others count from later, so they hear of us for its duration at least.
+    pub fn heard_at(&self) -> Option<Moment> {
+        self.heard_at
+    }
+
+    /// What is stored says just this.
+    pub fn says(&self, profile: &Profile) -> bool {
+        self.stored.as_ref().and_then(|stored| stored.profile.as_ref()) == Some(profile)
     }
 
     /// The last write failed, and how.
@@ -319,6 +335,7 @@ impl Membership {
             },
         };
         self.in_flight = true;
+        self.sent_at = now;
         // Due again when it is answered; what changes meanwhile is due sooner.
         self.write_at = Moment::NEVER;
         Step::Send(request)
@@ -343,7 +360,7 @@ impl Membership {
             }
             Answer::Stored(record) => {
                 self.stored = Some(record);
-                self.published = true;
+                self.heard_at = Some(self.sent_at);
                 self.trouble = None;
                 self.lease_duration / RENEWALS
             }

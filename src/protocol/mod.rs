@@ -10,6 +10,7 @@ pub mod election;
 pub mod event;
 mod hash;
 pub mod lease;
+pub mod lock;
 pub mod membership;
 pub mod misses;
 pub mod moment;

@@ -22,7 +22,7 @@ use super::{
     shard::{Member, Shard},
     slot::Slot,
 };
-use crate::config::{OnLoss, Timings};
+use crate::config::{LockKind, OnLoss, Timings};
 
 pub use super::shard::NOT_ASKED;
 
@@ -132,6 +132,10 @@ impl Replica {
             generation: setup.generation.clone(),
             capacity: setup.capacity,
             shards: leases.iter().collect(),
+            config_maps: { setup.specs.iter() }
+                .filter(|spec| spec.lock == LockKind::ConfigMap)
+                .flat_map(|spec| &spec.kinds)
+                .collect(),
             // Nothing is known to be runnable before the API server was asked.
             unable: leases.iter().collect(),
             ..Profile::default()
@@ -143,8 +147,11 @@ impl Replica {
             shards.push(Shard::new(spec.clone(), shard_of.len(), election, Slot::new(setup.drain_timeout)));
             shard_of.extend(spec.kinds.iter().map(|_| index));
         }
-        let of_kinds =
-            setup.specs.iter().flat_map(|spec| spec.kinds.iter().map(|kind| (kind.as_str(), spec.lease.as_str())));
+        // The Lease of a kind whose lock is a ConfigMap alone is as good as one of another name.
+        let of_kinds = setup.specs.iter().flat_map(|spec| {
+            let lease = Some(spec.lease.as_str()).filter(|_| spec.lock != LockKind::ConfigMap);
+            spec.kinds.iter().map(move |kind| (kind.as_str(), lease))
+        });
         let mut this = Self {
             by_lease: leases.into_iter().enumerate().map(|(index, lease)| (lease, index)).collect(),
             roster: Roster::new(setup.identity.clone(), me.clone(), setup.specs.clone(), setup.rules, now),

@@ -39,8 +39,8 @@ struct Held {
 pub struct Rivals {
     /// Where our Leases are.
     namespace: String,
-    /// By kind of ours: the Lease that we lead it by.
-    own: BTreeMap<String, String>,
+    /// By kind of ours: the Lease that we lead it by; `None` if its lock is a ConfigMap alone.
+    own: BTreeMap<String, Option<String>>,
     /// Counts for records that publish no duration.
     lease_duration: Duration,
     held: BTreeMap<(String, String), Held>,
@@ -51,11 +51,15 @@ pub struct Rivals {
 }
 
 impl Rivals {
-    /// Of these kinds, each with its Lease in this namespace.
-    pub fn new<'a>(namespace: &str, kinds: impl Iterator<Item = (&'a str, &'a str)>, lease_duration: Duration) -> Self {
+    /// Of these kinds, each with its Lease in this namespace, if its lock is one or has one.
+    pub fn new<'a>(
+        namespace: &str,
+        kinds: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+        lease_duration: Duration,
+    ) -> Self {
         Self {
             namespace: namespace.to_owned(),
-            own: kinds.map(|(kind, lease)| (kind.to_owned(), lease.to_owned())).collect(),
+            own: kinds.map(|(kind, lease)| (kind.to_owned(), lease.map(str::to_owned))).collect(),
             lease_duration,
             held: BTreeMap::new(),
             current: false,
@@ -81,7 +85,7 @@ impl Rivals {
             return;
         }
         let ours = |kind: &&String| match self.own.get(*kind) {
-            Some(lease) => (&self.namespace, lease) != (&name.0, &name.1),
+            Some(lease) => (&self.namespace, lease.as_ref()) != (&name.0, Some(&name.1)),
             None => false,
         };
         let kinds: Vec<_> = record.kinds.iter().filter(ours).cloned().collect();
@@ -149,7 +153,13 @@ impl Rivals {
         let mut found = self.held.iter().filter(|(_, held)| holds(held) && counts(held));
         found.find_map(|((namespace, name), held)| {
             let kind = held.kinds.iter().find(|kind| kinds.contains(kind))?.clone();
-            Some(Rival { namespace: namespace.clone(), name: name.clone(), holder: held.holder.clone(), kind })
+            Some(Rival {
+                kind,
+                namespace: namespace.clone(),
+                name: name.clone(),
+                holder: held.holder.clone(),
+                config_map: false,
+            })
         })
     }
 
@@ -193,7 +203,7 @@ mod tests {
     }
 
     fn rivals() -> Rivals {
-        let shards = [("Widget.example.com", "widget.example.com")];
+        let shards = [("Widget.example.com", Some("widget.example.com"))];
         let mut rivals = Rivals::new("ns", shards.into_iter(), Duration::from_secs(15));
         rivals.listed(at(0), &[], true);
         rivals
@@ -206,7 +216,7 @@ mod tests {
     #[test]
     fn a_lease_that_names_several_kinds_is_a_rival_to_each_that_has_another_one() {
         // The kinds were one group, whose Lease one of them keeps.
-        let kinds = [("A", "a"), ("B", "b")];
+        let kinds = [("A", Some("a")), ("B", Some("b"))];
         let mut rivals = Rivals::new("ns", kinds.into_iter(), Duration::from_secs(15));
         rivals.listed(at(0), &[], true);
         let of = |rivals: &Rivals, kinds: &[&str]| {
@@ -221,7 +231,7 @@ mod tests {
         rivals.stored(at(0), &Record { kinds: vec!["A".to_owned()], ..record("ns", "a", 6, Some("y")) });
         assert_eq!(of(&rivals, &["A", "B"]), None, "its new holder leads one of them only");
         // The kinds are one group now.
-        let kinds = [("A", "g"), ("B", "g")];
+        let kinds = [("A", Some("g")), ("B", Some("g"))];
         let mut rivals = Rivals::new("ns", kinds.into_iter(), Duration::from_secs(15));
         rivals.listed(at(0), &[], true);
         rivals.stored(at(0), &Record { kinds: vec!["B".to_owned()], ..record("ns", "b", 7, Some("x")) });

@@ -21,7 +21,7 @@ use super::{
     misses::Misses,
     moment::Moment,
 };
-use crate::config::{Rebalance, StandbyMode};
+use crate::config::{LockKind, Rebalance, StandbyMode};
 
 pub use advice::elsewhere;
 
@@ -30,6 +30,8 @@ pub use advice::elsewhere;
 pub struct ShardSpec {
     /// Name of the Lease.
     pub lease: String,
+    /// What that name is the name of.
+    pub lock: LockKind,
     /// The kinds that share it, `<Kind>.<group>`; at least one.
     pub kinds: Vec<String>,
     /// Expected load, of all of them.
@@ -147,6 +149,8 @@ pub struct Roster {
     rules: Rules,
     me: Profile,
     members: BTreeMap<String, Known<Member>>,
+    /// Those whose membership is gone although they may lead a kind by a ConfigMap, and since when: they need not have heard.
+    departed: BTreeMap<String, Known<Member>>,
     /// Those of whom only a list has told: they may have been gone for long when it was made.
     listed_only: BTreeSet<String>,
     /// Those who have let a shard expire since they were last heard of.
@@ -221,6 +225,7 @@ impl Roster {
             rules,
             me,
             members: BTreeMap::new(),
+            departed: BTreeMap::new(),
             listed_only: BTreeSet::new(),
             overdue: BTreeSet::new(),
             holdings: BTreeMap::new(),
@@ -248,6 +253,22 @@ impl Roster {
     /// The longest that a replica lets others go first; also whom the last holder named.
     pub fn grace(&self) -> Duration {
         self.rules.grace
+    }
+
+    /// A live replica that leads one of these kinds by a ConfigMap when it leads it, and takes no notice of a Lease; with that
+    /// kind.
+    pub fn by_config_map<'a>(&'a self, now: Moment, kinds: &'a [String]) -> Option<(&'a Member, &'a String)> {
+        let lives = |member: &&Known<Member>| {
+            let Member { identity, profile, duration, .. } = &member.what;
+            let is_dead = self.is_dead(identity, profile.pod_uid.as_deref());
+            *identity != self.identity && now < self.silent_at(*duration, member.since) && !is_dead
+        };
+        let all = self.members.values().chain(self.departed.values());
+        let mut all = all.filter(|member| !member.what.profile.config_maps.is_empty()).filter(lives);
+        all.find_map(|member| {
+            let kind = kinds.iter().find(|kind| member.what.profile.config_maps.contains(kind))?;
+            Some((&member.what, kind))
+        })
     }
 
     /// It was held in our Pod before this process was started.
@@ -285,7 +306,8 @@ impl Roster {
             others.for_each(|member| self.misses.adopt(now, &member.profile.avoids, self.specs.keys()));
         }
         let names: BTreeSet<_> = members.iter().map(|member| member.identity.clone()).collect();
-        self.members.retain(|identity, _| names.contains(identity));
+        let gone: Vec<_> = self.members.keys().filter(|identity| !names.contains(*identity)).cloned().collect();
+        gone.iter().for_each(|identity| _ = self.remove(now, identity));
         self.misses.keep(|replica| replica == self.identity || names.contains(replica));
         let names: BTreeSet<_> = holdings.iter().map(|(lease, _)| lease.clone()).collect();
         self.holdings.retain(|lease, _| names.contains(lease));
@@ -314,16 +336,26 @@ impl Roster {
         let expired = known.is_some_and(|known| now >= self.silent_at(known.what.duration, known.since));
         let heard = self.listed_only.remove(&member.identity) | self.overdue.remove(&member.identity);
         let told = heard || expired || known.is_none_or(|known| known.what.profile != member.profile);
+        self.departed.remove(&member.identity);
         self.members.insert(member.identity.clone(), Known { what: member, since: now });
         told
     }
 
     /// A membership Lease is gone. Whether it was known.
-    pub fn member_gone(&mut self, identity: &str) -> bool {
+    pub fn member_gone(&mut self, now: Moment, identity: &str) -> bool {
         self.listed_only.remove(identity);
         self.overdue.remove(identity);
         self.misses.keep(|replica| replica != identity);
-        self.members.remove(identity).is_some()
+        self.remove(now, identity)
+    }
+
+    /// One that ends by itself says before that it leads no kind by a ConfigMap any more.
+    fn remove(&mut self, now: Moment, identity: &str) -> bool {
+        let Some(member) = self.members.remove(identity) else { return false };
+        if !member.what.profile.config_maps.is_empty() {
+            self.departed.insert(identity.to_owned(), Known { since: now, ..member });
+        }
+        true
     }
 
     /// A shard's Lease has changed, or is gone. Whether more than its time has.
@@ -489,6 +521,7 @@ impl Roster {
         let silent = self
             .members
             .values()
+            .chain(self.departed.values())
             .map(|member| self.silent_at(member.what.duration, member.since))
             .chain(self.holdings.values().map(|holding| self.silent_at(holding.what.duration, holding.since)));
         let named = self.holdings.values().filter(|holding| holding.what.successor.is_some());

@@ -95,6 +95,8 @@ pub struct Shard {
     pub(super) members: Vec<Member>,
     pub(super) election: Election,
     pub(super) slot: Slot,
+    /// The watch of its lock is up; of no account where that is a Lease, for which there is one watch for all.
+    pub(super) lock_seen: bool,
     /// The Lease as the watch, and as our own requests, last showed it: what a write may rest on.
     pub(super) sighted: Option<Record>,
     pub(super) answered: Option<Record>,
@@ -138,6 +140,7 @@ impl Shard {
             spec,
             election,
             slot,
+            lock_seen: false,
             sighted: None,
             answered: None,
             in_flight: None,
@@ -332,6 +335,13 @@ impl Shard {
         let observation = record.as_ref().map(Record::observation);
         self.sighted = record;
         self.election.sighted(now, observation);
+    }
+
+    /// No term is here any more, and no write of one may still be carried out.
+    pub(super) fn has_ended(&self, now: Moment) -> bool {
+        let intent = self.slot.intent(now);
+        let abandoned = intent.abandoned > 0 && intent.abandoned >= intent.ended;
+        self.slot.state() == State::Idle && self.election.settled() && !abandoned
     }
 
     /// What the election may do.

@@ -77,6 +77,7 @@ impl Fake {
             kind: "Propagation".to_owned(),
             lease_name: "propagation.leasehold.dev".to_owned(),
             lease_group: None,
+            lock: Default::default(),
             weight: 1,
             concurrency,
             resync: Duration::from_secs(600),

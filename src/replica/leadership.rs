@@ -299,6 +299,7 @@ mod tests {
             kind: "A".to_owned(),
             lease_name: "a.x".to_owned(),
             lease_group: None,
+            lock: Default::default(),
             weight: 1,
             concurrency: 1,
             resync: SECOND,

@@ -1,12 +1,14 @@
 //! Carries out what [`protocol`](crate::protocol) decides: requests, watches, tasks and the clients of terms.
 //!
 //! [`supervisor`] is the loop around the core. [`board`] watches Leases and [`leases`] reads and writes them, as
-//! [`record`]s; a [`term`] works behind its [`fence`], and [`hearing`] says whether it hears; [`connections`] makes every
-//! client; [`proof`] knows of processes that have ended, [`preflight`] asks what can be reconciled here. [`leadership`] is
-//! the signal for other tasks, an [`observe`]r reads without leading, and [`telemetry`] shows it all.
+//! [`record`]s, and locks that are ConfigMaps ([`config_map`]); a [`term`] works behind its [`fence`], and [`hearing`] says
+//! whether it hears; [`connections`] makes every client; [`proof`] knows of processes that have ended, [`preflight`] asks
+//! what can be reconciled here. [`leadership`] is the signal for other tasks, an [`observe`]r reads without leading, and
+//! [`telemetry`] shows it all.
 
 pub mod board;
 pub mod clock;
+pub mod config_map;
 pub mod connections;
 pub mod fence;
 pub mod hearing;

@@ -708,6 +708,7 @@ mod tests {
             kind: kind.to_owned(),
             lease_name: String::new(),
             lease_group: None,
+            lock: Default::default(),
             weight: 1,
             concurrency: 1,
             resync: CONFIRM,

@@ -2,6 +2,11 @@
 
 use std::error::Error;
 
+/// What a lock is, in messages.
+pub const CONFIG_MAP: &str = "ConfigMap";
+/// As [`CONFIG_MAP`].
+pub const LEASE: &str = "Lease";
+
 /// An error with its causes, each once.
 pub fn describe(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -16,17 +21,20 @@ pub fn describe(error: &dyn Error) -> String {
     text
 }
 
-/// What a failed request about a Lease means.
-pub fn of_lease_request(error: &kube::Error, verb: &str, namespace: &str) -> String {
+/// What a failed request about a Lease, or about a ConfigMap that is a lock, means.
+pub fn of_lock_request(error: &kube::Error, verb: &str, what: &str, namespace: &str) -> String {
     match error {
+        kube::Error::Api(status) if status.is_forbidden() && what == CONFIG_MAP => format!(
+            "not allowed to {verb} the configmaps in namespace {namespace} that are locks: grant it with the Role that `leasehold rbac` prints"
+        ),
         kube::Error::Api(status) if status.is_forbidden() => format!(
             "not allowed to {verb} leases.coordination.k8s.io in namespace {namespace}: grant it with a Role and a RoleBinding, as deploy/rbac.yaml does"
         ),
         kube::Error::Api(status) if status.code == 404 && verb == "create" => {
             format!("namespace {namespace} does not exist: create it, or set leases.namespace to one that does")
         }
-        kube::Error::Api(status) => format!("failed to {verb} the Lease: {} {}", status.code, status.message),
-        other => format!("failed to {verb} the Lease: {}", describe(other)),
+        kube::Error::Api(status) => format!("failed to {verb} the {what}: {} {}", status.code, status.message),
+        other => format!("failed to {verb} the {what}: {}", describe(other)),
     }
 }
 

@@ -214,7 +214,7 @@ pub fn sign(lease: &mut Lease, record: &Record, purpose: Purpose, now: MicroTime
     let spec = &mut lease.spec;
     spec.holder_identity = Some(record.holder.clone().unwrap_or_default());
     spec.lease_duration_seconds = record.duration.and_then(|duration| i32::try_from(duration.as_secs()).ok());
-    let now = Some(now);
+    let now = Some(if purpose == Purpose::Renew { next_second(spec.renew_time.as_ref(), now) } else { now });
     if record.role == Role::Replica {
         spec.acquire_time = spec.acquire_time.take().or_else(|| now.clone());
     } else {
@@ -225,6 +225,14 @@ pub fn sign(lease: &mut Lease, record: &Record, purpose: Purpose, now: MicroTime
     }
     spec.renew_time = now;
     Ok(())
+}
+
+/// client-go reads the times of a Lease in whole seconds, and takes a renewal that says the second of the one before for none:
+/// it would go on counting from that one. So a second renewal of one second says the next, and no later one.
+fn next_second(last: Option<&MicroTime>, now: MicroTime) -> MicroTime {
+    let next = last.and_then(|last| Timestamp::from_second(last.0.as_second().checked_add(1)?).ok());
+    let ahead = |next: &Timestamp| next.as_second() == now.0.as_second() + 1;
+    next.filter(ahead).map_or(now.clone(), MicroTime)
 }
 
 #[cfg(test)]
@@ -368,5 +376,24 @@ mod tests {
             lease["metadata"]["annotations"][WEIGHT_ANNOTATION] = json!("heavy");
         });
         assert_eq!((absurd.profile, absurd.weight, absurd.odd.len()), (None::<Profile>, None, 2));
+    }
+
+    #[test]
+    fn renewals_of_one_second_do_not_look_alike_to_client_go() {
+        let at = |text: &str| MicroTime(text.parse().unwrap());
+        let say = |last: Option<&str>, now: &str| next_second(last.map(at).as_ref(), at(now));
+        let now = "2026-01-01T00:00:05.700000Z";
+        assert_eq!(say(None, now), at(now));
+        assert_eq!(say(Some("2026-01-01T00:00:04.900000Z"), now), at(now));
+        assert_eq!(say(Some("2026-01-01T00:00:05.100000Z"), now), at("2026-01-01T00:00:06Z"));
+        assert_eq!(say(Some("2026-01-01T00:00:06Z"), now), at(now), "it says no time that is further ahead");
+        assert_eq!(say(Some("2030-01-01T00:00:00Z"), now), at(now));
+
+        let mut lease: Lease = serde_json::from_value(stored()).unwrap();
+        let now = at("2026-01-01T00:00:05.900000Z");
+        sign(&mut lease, &ours(Some("pod_0"), 4, Some("pod_1")), Purpose::Renew, now.clone()).unwrap();
+        assert_eq!(lease.spec.renew_time, Some(at("2026-01-01T00:00:06Z")));
+        sign(&mut lease, &ours(Some("pod_1"), 5, None), Purpose::Acquire, now.clone()).unwrap();
+        assert_eq!(lease.spec.renew_time, Some(now), "another holder is news by itself");
     }
 }

@@ -226,6 +226,9 @@ impl Supervisor {
         let subject = |it: &Assignment| preflight::Subject { kind: Arc::clone(&it.kind), needs: it.reconciler.needs() };
         let (preflight, ask) = Preflight::new(client, assignments.iter().map(subject).collect(), verdict);
         staff.spawn(preflight.run().map(|()| "the preflight"));
+        for lock in leases.watches(&board) {
+            staff.spawn(lock.run().map(|()| "the watch of a lock"));
+        }
         staff.spawn(board.run().map(|()| "the Lease watch"));
         let refreshed = connections.clone();
         staff.spawn(async move {
@@ -409,7 +412,18 @@ impl Supervisor {
                 record::record(&lease).map(Watch::Deleted)
             }
             Shown::Failed(why) => Some(Watch::Failed(why)),
+            Shown::Lock(name, objects) => {
+                let shard = self.shard_of(&name)?;
+                // Why it is none, the read says that follows.
+                let record = self.leases.saw_lock(&name, objects);
+                Some(record.map_or_else(|_no_lock| Watch::LockFailed(shard), |record| Watch::Lock(shard, record)))
+            }
+            Shown::LockFailed(name) => self.shard_of(&name).map(Watch::LockFailed),
         }
+    }
+
+    fn shard_of(&self, lock: &str) -> Option<ShardIndex> {
+        self.seats.iter().position(|seat| seat.members.iter().any(|member| member.kind.lease_name == lock))
     }
 
     /// Carries out what the core wants, in its order.

@@ -356,6 +356,12 @@ fn beside(other: &Member, why: &str) -> String {
 }
 
 fn of_rival(rival: &Rival) -> String {
+    if rival.config_map {
+        return format!(
+            "{} leads {} by a ConfigMap when it can, and takes no notice of the Lease {}/{}: wait until the rollout has replaced it, or roll out `lock: ConfigMapsLeases` first",
+            rival.holder, rival.kind, rival.namespace, rival.name
+        );
+    }
     format!(
         "{} holds another Lease of {}, {}/{}: give the kind one Lease in all configurations, or wait until that one is released",
         rival.holder, rival.kind, rival.namespace, rival.name

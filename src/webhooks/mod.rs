@@ -270,6 +270,7 @@ fn shard(name: &str, namespace: &str) -> Kind {
         kind: "Certificate".to_owned(),
         lease_name: format!("certificate.{name}"),
         lease_group: None,
+        lock: Default::default(),
         weight: 1,
         concurrency: 1,
         resync: issuer::LOOK,

@@ -11,6 +11,7 @@
 mod broken;
 mod composed;
 mod composed_rows;
+mod contend;
 mod faults;
 mod grey;
 mod groups;
@@ -18,6 +19,7 @@ mod handover;
 mod judge;
 mod lone;
 mod loss;
+mod migration;
 mod misbehaviour;
 mod modes;
 mod observing;

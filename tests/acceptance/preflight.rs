@@ -82,6 +82,7 @@ rules: [{{apiGroups: [observer.leasehold.dev], resources: [{plural}], verbs: [li
             kind: stage.kinds[0].clone(),
             lease_name: String::new(),
             lease_group: None,
+            lock: Default::default(),
             weight: 1,
             concurrency: 1,
             resync: Duration::from_secs(600),

@@ -15,7 +15,7 @@ use std::{
 };
 
 use leasehold::{
-    config::{OnLoss, Rebalance, StandbyMode, Timings},
+    config::{LockKind, OnLoss, Rebalance, StandbyMode, Timings},
     protocol::{
         event::{Answer, Effect, Event, Request, RequestId, TermNumber, Verdict, Watch},
         lease::{Record, Role},
@@ -124,6 +124,7 @@ fn setup(host: usize, lives: u8) -> Setup {
         drain_timeout: Duration::from_secs(1),
         specs: vec![ShardSpec {
             lease: "a.example.com".to_owned(),
+            lock: LockKind::Lease,
             kinds: vec!["A.example.com".to_owned()],
             weight: 1,
             standby: StandbyMode::None,
@@ -238,8 +239,8 @@ impl State {
         let (answer, shown) = match request {
             Request::Get { lease } => return Ok(Answer::Found(server.leases.get(&lease).cloned())),
             Request::List => {
-                let shards = server.leases.values().filter(|record| record.role == Role::Shard);
-                return Ok(Answer::Listed(shards.cloned().collect()));
+                let ours = server.leases.values().filter(|record| record.role != Role::None);
+                return Ok(Answer::Listed(ours.cloned().collect()));
             }
             Request::Create { record, .. } if current(&record.name).is_none() => {
                 server.uid += 1;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Replica;
+use crate::config::LockKind;
 use crate::protocol::{
     event::{Notice, ShardIndex},
     membership::{Activity, LeaseSet, Profile},
@@ -23,6 +24,7 @@ impl Replica {
         // One that was deaf to a kind, and hears no other one, would be deaf to the next as well.
         let deaf = self.shards.iter().any(|shard| shard.doubtful && now < shard.deaf_until);
         let (mut unable, mut failing) = (LeaseSet::default(), LeaseSet::default());
+        let mut config_maps = LeaseSet::default();
         let mut prepared = BTreeMap::new();
         for shard in &self.shards {
             let lease = &shard.spec.lease;
@@ -34,6 +36,10 @@ impl Replica {
                 && (!shard.slot.can_run(now) || shard.is_deaf(now) || (deaf && shard.task.is_none()))
             {
                 unable.insert(lease);
+            }
+            // The last word of one that stops is that others need not wait for it.
+            if shard.spec.lock == LockKind::ConfigMap && !(stopping && shard.has_ended(now)) {
+                shard.spec.kinds.iter().for_each(|kind| config_maps.insert(kind));
             }
             if shard.failing_until(now).is_some() {
                 failing.insert(lease);
@@ -47,10 +53,10 @@ impl Replica {
         }
         let avoids = self.roster.told_misses(now);
         let me = self.roster.me();
-        if (me.activity, me.blind, &me.unable, &me.failing, &me.prepared, &me.avoids)
-            != (activity, blind, &unable, &failing, &prepared, &avoids)
+        if (me.activity, me.blind, &me.config_maps, &me.unable, &me.failing, &me.prepared, &me.avoids)
+            != (activity, blind, &config_maps, &unable, &failing, &prepared, &avoids)
         {
-            let me = Profile { activity, blind, unable, failing, prepared, avoids, ..me.clone() };
+            let me = Profile { activity, blind, config_maps, unable, failing, prepared, avoids, ..me.clone() };
             self.introduce(me, now);
         }
     }

@@ -1,6 +1,7 @@
 //! Requests for Leases, and what their answers mean.
 
 use super::{CONFIRM, Replica, Setup, Subject};
+use crate::config::LockKind;
 use crate::protocol::{
     election::{Proposal, RELEASED},
     event::{Answer, Effect, Garbage, Notice, Request, RequestId, ShardIndex},
@@ -28,6 +29,7 @@ impl Replica {
             Some(Subject::Membership) => {
                 let before = self.membership.trouble().map(str::to_owned);
                 self.membership.answered(now, answer);
+                self.shards.iter_mut().for_each(|shard| shard.stale |= shard.spec.lock == LockKind::ConfigMap);
                 let trouble = self.membership.trouble().map(str::to_owned);
                 if trouble != before {
                     self.note(Notice::Unpublished(trouble));
@@ -107,8 +109,14 @@ impl Replica {
             return;
         };
         self.rivals.listed(now, &records, false);
+        // Who leads by a ConfigMap says so on its membership.
+        let members: Vec<_> = records.iter().filter_map(|record| self.member_of(record)).collect();
+        for member in members.into_iter().filter(|member| !member.profile.config_maps.is_empty()) {
+            self.stale |= self.roster.member(now, member);
+        }
+        let rival = self.rivals.of(now, &self.shards[index].spec.kinds, None, &self.deaths);
+        let rival = rival.or_else(|| self.rival_by_config_map(index, now));
         let shard = &mut self.shards[index];
-        let rival = self.rivals.of(now, &shard.spec.kinds, None, &self.deaths);
         if rival.is_none() {
             shard.won_at = shard.unconfirmed.take().and_then(|unconfirmed| unconfirmed.version);
         } else if let Some(unconfirmed) = &mut shard.unconfirmed {

@@ -1,6 +1,7 @@
 //! How a replica stops.
 
 use super::{Replica, STOP};
+use crate::config::LockKind;
 use crate::protocol::{
     event::{Effect, Ending, Notice},
     moment::Moment,
@@ -34,6 +35,10 @@ impl Replica {
         let undrained = self.leases(|shard| shard.slot.state() != State::Idle);
         let unreleased = self.leases(|shard| !shard.election.settled());
         let ending = if undrained.is_empty() && unreleased.is_empty() {
+            let by_config_map = self.shards.iter().any(|shard| shard.spec.lock == LockKind::ConfigMap);
+            if by_config_map && !self.membership.says(self.roster.me()) && now < give_up {
+                return;
+            }
             // Nothing is left to be done here: the others need not wait for our silence.
             self.membership.leave(now);
             self.publish(now);

@@ -1,9 +1,11 @@
 //! One shard at a time: its election is driven, its slot told where that stands, and its work started and ended.
 
+use std::time::Duration;
+
 use super::{DEAF_PAUSE, DEAF_PAUSE_MOST, ROUNDS, Replica, Subject};
-use crate::config::OnLoss;
+use crate::config::{LockKind, OnLoss};
 use crate::protocol::{
-    election::{Standing, Step},
+    election::{self, Standing, Step},
     event::{Deaths, Effect, Ending, Hearing, KindIndex, Loss, Notice, Request, ShardIndex, TermNumber, Verdict},
     moment::Moment,
     roster,
@@ -157,8 +159,16 @@ impl Replica {
 
     pub(super) fn judge(&mut self, index: ShardIndex, now: Moment) {
         let shard = &self.shards[index];
-        let runnable = shard.is_served() && shard.rival.is_none();
+        let heard = self.heard_for(index, self.setup.timings.renew_deadline).is_none_or(|until| now < until);
+        let runnable = shard.is_served() && shard.rival.is_none() && heard;
         self.tell(index, slot::Event::Runnable(runnable), now);
+    }
+
+    /// Until when our membership tells replicas with a Lease that we lead the kind by a ConfigMap, if it is to count for so long
+    /// since it was written; `None` if the lock tells by itself.
+    fn heard_for(&self, index: ShardIndex, long: Duration) -> Option<Moment> {
+        let by_config_map = self.shards[index].spec.lock == LockKind::ConfigMap;
+        by_config_map.then(|| self.membership.heard_at().map_or(Moment::default(), |heard_at| heard_at + long))
     }
 
     pub(super) fn on_deaths(&mut self, deaths: Deaths) {
@@ -217,11 +227,15 @@ impl Replica {
 
     pub(super) fn drive(&mut self, index: ShardIndex, now: Moment) {
         self.tell(index, slot::Event::Tick, now);
+        if self.shards[index].spec.lock == LockKind::ConfigMap {
+            self.judge(index, now);
+        }
         let mut wake = Moment::NEVER;
         for _ in 0..ROUNDS {
             self.mark_dead(index, now);
             let sees = self.blind.is_none();
             let shard = &mut self.shards[index];
+            let sees = if shard.spec.lock == LockKind::Lease { sees } else { shard.lock_seen };
             shard.election.set_watched(sees && (shard.sighted.is_some() || !shard.election.exists()));
             shard.election.expire(now);
             self.follow_standing(index, now);
@@ -246,6 +260,10 @@ impl Replica {
                 Step::Write(proposal) => self.write(index, &proposal, now),
             }
         }
+        let timings = self.setup.timings;
+        let heard =
+            [timings.renew_deadline, election::validity(&self.setup.timings)].map(|long| self.heard_for(index, long));
+        let heard = heard.into_iter().flatten().filter(|until| *until > now).min().unwrap_or(Moment::NEVER);
         let shard = &mut self.shards[index];
         let confirm = shard.unconfirmed.as_ref().filter(|it| it.listing.is_none());
         // A term that is being lost is not confirmed any more.
@@ -253,7 +271,7 @@ impl Replica {
         let confirm = confirm.map_or(Moment::NEVER, |unconfirmed| unconfirmed.list_at);
         let deaf = shard.deaf_change(now);
         let slot = shard.slot.next_wake(now);
-        shard.wake_at = wake.min(shard.election.next_change(now)).min(slot).min(confirm).min(deaf);
+        shard.wake_at = wake.min(shard.election.next_change(now)).min(slot).min(confirm).min(deaf).min(heard);
     }
 
     /// A holder that is proven dead need not be waited for: by the kubelet's word, or because it was in our Pod before us.
@@ -272,7 +290,19 @@ impl Replica {
 
     /// Has the fence and the slot follow where the election stands.
     pub(super) fn follow_standing(&mut self, index: ShardIndex, now: Moment) {
-        let standing = self.shards[index].election.standing(now);
+        let mut standing = self.shards[index].election.standing(now);
+        // The membership is a part of this lock: a replica with a Lease waits for us no longer than it hears of us.
+        if let Some(until) = self.heard_for(index, election::validity(&self.setup.timings)) {
+            match &mut standing {
+                Standing::Leading(grant) | Standing::Losing(grant) if now < until => {
+                    grant.valid_until = grant.valid_until.min(until);
+                }
+                Standing::Leading(_) | Standing::Losing(_) if self.shards[index].task.is_some() => {
+                    standing = Standing::Standby;
+                }
+                _ => {}
+            }
+        }
         let grant = match &standing {
             Standing::Leading(grant) | Standing::Losing(grant) => Some(grant.clone()),
             Standing::Standby => None,
@@ -337,12 +367,15 @@ impl Replica {
             // The slot cannot run it, and gives it back.
             return true;
         }
-        if self.rivals.has_seen(unconfirmed.version) {
+        // Of the two sides the one that looks later sees the other: a kind with a ConfigMap is won when our membership is
+        // written, and then the Leases are listed.
+        let by_config_map = shard.spec.lock == LockKind::ConfigMap;
+        if !by_config_map && self.rivals.has_seen(unconfirmed.version) {
             shard.won_at = unconfirmed.version;
             shard.unconfirmed = None;
             return true;
         }
-        let due = self.blind.is_some() || now >= unconfirmed.list_at;
+        let due = by_config_map || self.blind.is_some() || now >= unconfirmed.list_at;
         if due && unconfirmed.listing.is_none() {
             let id = self.send(Subject::Confirmation(index), Request::List);
             if let Some(unconfirmed) = &mut self.shards[index].unconfirmed {

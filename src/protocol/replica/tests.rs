@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    config::{Rebalance, StandbyMode},
+    config::{LockKind, Rebalance, StandbyMode},
     protocol::{
         event::{Answer, Ending, Hearing, Loss, Request, Rival, Verdict, Watch},
         lease::{Purpose, Record, Role, Version},
@@ -34,8 +34,12 @@ impl Stage {
 
     /// With these kinds, which share the Lease.
     fn of(kinds: &[&str], on_loss: OnLoss) -> Self {
+        Self::with(kinds, on_loss, LockKind::Lease)
+    }
+
+    fn with(kinds: &[&str], on_loss: OnLoss, lock: LockKind) -> Self {
         let kinds = kinds.iter().map(|kind| (*kind).to_owned()).collect();
-        let spec = ShardSpec { lease: LEASE.to_owned(), kinds, weight: 1, standby: StandbyMode::Successor };
+        let spec = ShardSpec { lease: LEASE.to_owned(), lock, kinds, weight: 1, standby: StandbyMode::Successor };
         let setup = Setup {
             identity: ME.to_owned(),
             pod: "me".to_owned(),
@@ -248,6 +252,7 @@ fn a_kind_is_not_led_while_another_lease_of_it_is_held() {
         namespace: "ns".to_owned(),
         name: "old".to_owned(),
         holder: "other_1".to_owned(),
+        config_map: false,
     };
     assert!(stage.notes().contains(&&Notice::Rival(0, Some(rival))));
     assert!(stage.replica.profile().unable.contains(LEASE), "no replica hands it to us");
@@ -514,4 +519,173 @@ fn an_abort_is_no_clean_end() {
     }
     let undrained = Ending::Undrained(vec![LEASE.to_owned()]);
     assert!(stage.done.contains(&Effect::Exit(undrained)), "{:?}", stage.done);
+}
+
+impl Stage {
+    /// Its membership is stored.
+    fn publish(&mut self) {
+        self.pass(SECOND);
+        self.answer(|request| matches!(request, Request::Get { lease } if lease != LEASE), Answer::Found(None));
+        self.pass(SECOND);
+        let of_us = |(_, request): &(RequestId, Request)| match request {
+            Request::Create { record, .. } => record.role == Role::Replica,
+            _ => false,
+        };
+        let at = self.sent.iter().position(of_us).expect("the membership is written");
+        let (id, Request::Create { record, .. }) = self.sent.remove(at) else { return };
+        let version = Version { uid: "m".to_owned(), resource_version: "9".to_owned() };
+        self.on(Event::Answered(id, Answer::Stored(Record { version, ..record })));
+    }
+}
+
+impl Stage {
+    /// One whose kind has a ConfigMap, that has seen these Leases and is seen by the others.
+    fn by_config_map(leases: Vec<Record>) -> Self {
+        let mut stage = Self::with(&[KIND], OnLoss::Reelect, LockKind::ConfigMap);
+        stage.on(Event::Watched(Watch::Listed(leases)));
+        stage.on(Event::Watched(Watch::Lock(0, None)));
+        stage.on(Event::Judged(0, Verdict::Runnable));
+        assert_eq!(stage.written(), None, "replicas with a Lease do not see it yet");
+        stage.publish();
+        stage
+    }
+
+    /// Writes of the membership are answered so from now on, for so long.
+    fn pass_while(&mut self, time: Duration, membership: impl Fn(&Record) -> Answer) {
+        let until = self.now + time;
+        while self.now < until {
+            self.pass(SECOND / 10);
+            let of_us = |(_, request): &(RequestId, Request)| match request {
+                Request::Create { record, .. } | Request::Update { record, .. } => record.role == Role::Replica,
+                Request::Get { lease } => lease != LEASE,
+                _ => false,
+            };
+            while let Some(at) = self.sent.iter().position(of_us) {
+                let (id, request) = self.sent.remove(at);
+                let answer = match request {
+                    Request::Create { record, .. } | Request::Update { record, .. } => membership(&record),
+                    _ => Answer::Found(None),
+                };
+                self.on(Event::Answered(id, answer));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_kind_with_a_config_map_looks_at_the_leases_after_its_replica_is_seen() {
+    let mut stage = Stage::by_config_map(Vec::new());
+    assert!(stage.replica.profile().config_maps.contains(KIND));
+    stage.store();
+    assert!(!stage.starts());
+    stage.answer(|request| *request == Request::List, Answer::Listed(vec![shard(LEASE, 5, Some("other_1"))]));
+    assert!(!stage.starts(), "a replica with the Lease works");
+    assert!(matches!(stage.replica.shards()[0].rival(), Some(Rival { config_map: false, .. })));
+
+    let mut stage = Stage::by_config_map(Vec::new());
+    stage.store();
+    stage.answer(|request| *request == Request::List, Answer::Listed(Vec::new()));
+    assert!(stage.starts());
+}
+
+#[test]
+fn a_term_by_a_config_map_ends_when_its_membership_is_not_heard_any_more() {
+    let mut stage = Stage::by_config_map(Vec::new());
+    stage.store();
+    stage.answer(|request| *request == Request::List, Answer::Listed(Vec::new()));
+    stage.pass_while(30 * SECOND, |record| Answer::Stored(record.clone()));
+    assert_eq!(stage.state(), State::Running, "renewals of both are stored");
+    stage.done.clear();
+    let heard_at = stage.replica.membership.heard_at().unwrap();
+    let refuse = |_: &Record| Answer::Refused("no".to_owned());
+    while stage.state() == State::Running {
+        stage.pass_while(SECOND / 10, refuse);
+    }
+    assert_eq!(stage.state(), State::Draining);
+    assert!((10 * SECOND..=SECOND * 102 / 10).contains(&stage.now.since(heard_at)), "{:?}", stage.now.since(heard_at));
+    stage.pass_while(5 * SECOND, refuse);
+    assert!(stage.done.contains(&Effect::Shut(0, 1)), "{:?}", stage.done);
+    let too_long = |it: &Effect| matches!(it, Effect::Extend(_, _, until) if *until > heard_at + SECOND * 147 / 10);
+    assert!(!stage.done.iter().any(too_long), "a replica with a Lease waits for no longer than a duration");
+}
+
+#[test]
+fn one_with_a_config_map_that_stops_says_so_before_its_membership_goes() {
+    let mut stage = Stage::by_config_map(vec![shard(LEASE, 5, Some("other_1"))]);
+    stage.on(Event::Signalled);
+    let deletes = |stage: &Stage| stage.sent.iter().any(|(_, request)| matches!(request, Request::Delete { .. }));
+    stage.pass(SECOND / 10);
+    assert!(!deletes(&stage));
+    stage.pass_while(SECOND, |record| {
+        assert!(record.profile.as_ref().is_some_and(|profile| profile.config_maps.is_empty()));
+        Answer::Stored(record.clone())
+    });
+    assert!(deletes(&stage));
+}
+
+#[test]
+fn the_lease_of_the_same_name_is_no_lock_of_a_kind_with_a_config_map_and_keeps_it_from_leading() {
+    let mut stage = Stage::by_config_map(vec![shard(LEASE, 5, Some("other_1"))]);
+    assert_eq!(stage.written(), None);
+    assert!(matches!(stage.replica.shards()[0].rival(), Some(Rival { config_map: false, .. })));
+    stage.on(Event::Watched(Watch::Stored(shard(LEASE, 6, None))));
+    let created = matches!(stage.written(), Some((_, _, Purpose::Create)));
+    assert!(created, "the Lease is free and the ConfigMap is not there");
+}
+
+#[test]
+fn a_kind_with_a_lease_waits_for_replicas_that_have_a_config_map_and_works_on_beside_later_ones() {
+    let by_config_map = |version| member("old", version, |it| it.config_maps = [KIND].into_iter().collect());
+    let mut stage = Stage::seeing(vec![by_config_map(5)]);
+    assert_eq!(stage.written(), None);
+    assert!(matches!(stage.replica.shards()[0].rival(), Some(Rival { config_map: true, .. })));
+    stage.on(Event::Watched(Watch::Stored(member("old", 6, |_| {}))));
+    assert!(stage.written().is_some(), "it leads nothing any more");
+
+    let mut first = Stage::leading();
+    let later = first.version + 1;
+    first.on(Event::Watched(Watch::Stored(by_config_map(later))));
+    assert_eq!(first.state(), State::Running, "the other one sees the Lease before it works");
+}
+
+#[test]
+fn a_membership_that_a_hand_deletes_may_be_of_one_that_leads_by_a_config_map_still() {
+    let by_config_map = |version| member("old", version, |it| it.config_maps = [KIND].into_iter().collect());
+    for listed in [false, true] {
+        let mut stage = Stage::seeing(vec![by_config_map(5)]);
+        stage.on(Event::Watched(match listed {
+            true => Watch::Listed(Vec::new()),
+            false => Watch::Deleted(by_config_map(5)),
+        }));
+        stage.pass(14 * SECOND);
+        assert_eq!(stage.written(), None);
+        stage.pass(2 * SECOND);
+        assert!(stage.written().is_some());
+    }
+}
+
+#[test]
+fn one_that_does_not_see_lists_the_replicas_with_a_config_map_as_well() {
+    let mut stage = Stage::seeing(Vec::new());
+    stage.on(Event::Watched(Watch::Failed("down".to_owned())));
+    stage.store();
+    let by_config_map = member("old", 5, |it| it.config_maps = [KIND].into_iter().collect());
+    stage.answer(|request| *request == Request::List, Answer::Listed(vec![by_config_map]));
+    assert!(!stage.starts());
+    assert!(matches!(stage.replica.shards()[0].rival(), Some(Rival { config_map: true, .. })));
+}
+
+#[test]
+fn a_lock_whose_watch_is_down_is_read() {
+    let mut stage = Stage::with(&[KIND], OnLoss::Reelect, LockKind::ConfigMap);
+    stage.on(Event::Watched(Watch::Listed(Vec::new())));
+    stage.on(Event::Judged(0, Verdict::Runnable));
+    stage.on(Event::Watched(Watch::LockFailed(0)));
+    stage.publish();
+    let reads = |request: &Request| matches!(request, Request::Get { lease } if lease == LEASE);
+    stage.answer(reads, Answer::Found(Some(shard(LEASE, 5, Some("other_1")))));
+    assert_eq!(stage.replica.shards()[0].holder(), Some("other_1"));
+    stage.pass(3 * SECOND);
+    stage.answer(reads, Answer::Refused("it carries data".to_owned()));
+    assert_eq!(stage.replica.shards()[0].trouble(), Some("it carries data"));
 }

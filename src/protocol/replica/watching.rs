@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Replica;
+use crate::config::LockKind;
 use crate::protocol::{
-    event::{Garbage, Notice, Watch},
+    event::{Garbage, Notice, Rival, ShardIndex, Watch},
     lease::{Member, Record, Role},
     moment::Moment,
     shard::Shard,
@@ -31,15 +32,28 @@ impl Replica {
                 self.rivals.deleted(now, &record);
                 self.odd.remove(&record.name);
                 self.stale |= match (self.member_of(&record), self.is_ours(&record)) {
-                    (Some(member), _) => self.roster.member_gone(&member.identity),
+                    (Some(member), _) => self.roster.member_gone(now, &member.identity),
                     (None, true) => self.roster.holding(now, &record.name, None),
                     (None, false) => false,
                 };
-                if record.namespace == self.setup.namespace
-                    && let Some(shard) = self.by_lease.get(&record.name).map(|index| &mut self.shards[*index])
-                {
-                    shard.sight(now, None);
+                if let Some(index) = self.by_lease(&record) {
+                    self.shards[index].sight(now, None);
                 }
+            }
+            Watch::Lock(index, record) => {
+                let Some(shard) = self.shards.get_mut(index) else { return };
+                shard.lock_seen = true;
+                let holding = record.as_ref().and_then(Record::holding);
+                self.stale |= self.roster.holding(now, &shard.spec.lease, holding);
+                shard.sight(now, record.clone());
+                if let Some(record) = record {
+                    self.note_odd(&record);
+                }
+            }
+            Watch::LockFailed(index) => {
+                let Some(shard) = self.shards.get_mut(index) else { return };
+                shard.lock_seen = false;
+                shard.stale = true;
             }
             Watch::Failed(why) => {
                 self.blind = Some(why);
@@ -74,20 +88,28 @@ impl Replica {
         self.stale = true;
         self.rivals.listed(now, &records, true);
         let names: BTreeSet<_> = records.iter().map(|record| &record.name).collect();
-        self.odd.retain(|lease, _| names.contains(lease));
+        self.odd.retain(|lease, _| names.contains(lease) || self.by_lease.contains_key(lease));
         records.iter().for_each(|record| self.note_odd(record));
         let members = records.iter().filter_map(|record| self.member_of(record)).collect();
         let of_ours = records.iter().filter(|record| self.is_ours(record));
-        let holdings = of_ours.filter_map(|record| Some((record.name.clone(), record.holding()?))).collect();
+        // This list says nothing of locks that are no Leases.
+        let other_locks = self.shards.iter().filter(|shard| shard.spec.lock != LockKind::Lease);
+        let other_locks = other_locks.filter_map(|shard| shard.sighted.as_ref());
+        let holdings = of_ours.chain(other_locks);
+        let holdings = holdings.filter_map(|record| Some((record.name.clone(), record.holding()?))).collect();
         self.roster.listed(now, members, holdings);
         let mut shown = BTreeMap::new();
-        for record in records.into_iter().filter(|record| record.namespace == self.setup.namespace) {
-            if let Some(index) = self.by_lease.get(&record.name) {
-                shown.insert(*index, record);
+        for record in records {
+            if let Some(index) = self.by_lease(&record) {
+                shown.insert(index, record);
             }
         }
         for (index, shard) in self.shards.iter_mut().enumerate() {
-            shard.sight(now, shown.remove(&index));
+            if shard.spec.lock == LockKind::Lease {
+                shard.sight(now, shown.remove(&index));
+            } else {
+                shard.stale = true;
+            }
         }
         // A process that was in our Pod before us is dead, and the others need not find that out by its silence.
         let predecessors: Vec<_> = self.roster.predecessors().map(|it| (it.name.clone(), it.version.clone())).collect();
@@ -97,11 +119,16 @@ impl Replica {
     }
 
     pub(super) fn sight(&mut self, now: Moment, record: Record) {
-        if record.namespace == self.setup.namespace
-            && let Some(index) = self.by_lease.get(&record.name)
-        {
-            self.shards[*index].sight(now, Some(record));
+        if let Some(index) = self.by_lease(&record) {
+            self.shards[index].sight(now, Some(record));
         }
+    }
+
+    /// The shard whose lock this Lease is, all of it.
+    fn by_lease(&self, record: &Record) -> Option<ShardIndex> {
+        let index = *self.by_lease.get(&record.name)?;
+        let is_lock = record.namespace == self.setup.namespace && self.shards[index].spec.lock == LockKind::Lease;
+        is_lock.then_some(index)
     }
 
     /// A shard's Lease of this installation, or one by the name of a shard of ours: whatever is written on that one, it is
@@ -110,7 +137,10 @@ impl Replica {
         let of_instance = record.instance.as_ref() == Some(&self.setup.instance);
         record.role == Role::Shard
             && record.namespace == self.setup.namespace
-            && (of_instance || self.by_lease.contains_key(&record.name))
+            && match self.by_lease.get(&record.name) {
+                Some(index) => self.shards[*index].spec.lock == LockKind::Lease,
+                None => of_instance,
+            }
     }
 
     pub(super) fn member_of(&self, record: &Record) -> Option<Member> {
@@ -132,6 +162,23 @@ impl Replica {
         };
     }
 
+    /// A replica that would lead a kind by a ConfigMap that has a Lease here: neither lock stops the other.
+    /// It gives way itself to a term that works, for it looks at the Leases.
+    pub(super) fn rival_by_config_map(&self, index: ShardIndex, now: Moment) -> Option<Rival> {
+        let Shard { spec, task, .. } = &self.shards[index];
+        if spec.lock != LockKind::Lease || task.is_some() {
+            return None;
+        }
+        let (member, kind) = self.roster.by_config_map(now, &spec.kinds)?;
+        Some(Rival {
+            kind: kind.clone(),
+            namespace: self.setup.namespace.clone(),
+            name: spec.lease.clone(),
+            holder: member.identity.clone(),
+            config_map: true,
+        })
+    }
+
     pub(super) fn review_rivals(&mut self, now: Moment) {
         if self.rivals.is_empty() && !std::mem::take(&mut self.rivalled) {
             return;
@@ -141,6 +188,7 @@ impl Replica {
             let shard = &self.shards[index];
             let term = shard.task.map(|_| shard.won_at);
             let rival = self.rivals.of(now, &shard.spec.kinds, term, &self.deaths);
+            let rival = rival.or_else(|| self.rival_by_config_map(index, now));
             if rival != shard.rival {
                 self.shards[index].rival.clone_from(&rival);
                 self.note(Notice::Rival(index, rival));

@@ -82,8 +82,10 @@ impl Roster {
                     if !must && named != Some(successor.identity) && std::mem::replace(&mut moving, true) {
                         return None;
                     }
-                    let token = holding.map(Holding::token);
-                    let prepared = token.is_some() && successor.profile.prepared.get(*lease) == token.as_ref();
+                    let prepared = successor.profile.prepared.get(*lease);
+                    let prepared = prepared.is_some_and(|to_follow| {
+                        holding.is_some_and(|holding| holding.tokens().any(|token| token == *to_follow))
+                    });
                     Some(HandOver { to: successor.identity.to_owned(), prepared, must })
                 });
             } else {
@@ -299,7 +301,10 @@ impl Roster {
         // Several that stop at once name the same replica before they know of each other. Whom a shard goes to can be
         // mended until that one is prepared, as long as it goes.
         let leaves = holder.and_then(find).is_some_and(|index| !takes(&index));
-        let is_prepared = |index: usize| present[index].profile.prepared.get(lease) == Some(&holding.token());
+        let is_prepared = |index: usize| {
+            let to_follow = present[index].profile.prepared.get(lease);
+            to_follow.is_some_and(|to_follow| holding.tokens().any(|token| token == *to_follow))
+        };
         // A later process of the holder's Pod is there: the holder is dead, and that one takes its shards back.
         let back = holding.holder_pod.as_ref().and_then(|uid| {
             let same_pod = |one: &Present<'_>| one.profile.pod_uid.as_ref() == Some(uid);

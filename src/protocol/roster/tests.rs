@@ -51,7 +51,13 @@ fn dead(name: &str) -> Deaths {
 
 fn specs(standby: StandbyMode) -> Vec<ShardSpec> {
     LEASES
-        .map(|lease| ShardSpec { lease: lease.to_owned(), kinds: vec![lease.to_uppercase()], weight: 1, standby })
+        .map(|lease| ShardSpec {
+            lease: lease.to_owned(),
+            lock: Default::default(),
+            kinds: vec![lease.to_uppercase()],
+            weight: 1,
+            standby,
+        })
         .into()
 }
 
@@ -188,7 +194,7 @@ fn a_successor_that_goes_away_is_replaced_by_the_next_one() {
     roster.holding(at(1), "a", Some(Holding { version: version(2), successor: Some("x".to_owned()), ..held_by("me") }));
     change(&mut roster, at(1), "x", 2, |it| it.activity = Activity::Draining);
     assert_eq!(given_away(&mut roster, at(1)), [("a".to_owned(), "y".to_owned())]);
-    roster.member_gone("y");
+    roster.member_gone(at(0), "y");
     assert_eq!(given_away(&mut roster, at(1)), [], "nobody is left: it is released without a name");
 }
 
@@ -243,7 +249,7 @@ fn after_a_rolling_restart_only_is_a_mode_and_never_is_one() {
         let old = Member { profile: Profile { generation: "old".to_owned(), ..profile("y") }, ..member("y") };
         roster.member(at(6), old);
         roster.advise(at(6));
-        roster.member_gone("y");
+        roster.member_gone(at(0), "y");
         roster.advise(at(7));
         assert_eq!(given_away(&mut roster, at(12)).len(), after_rollout, "{rebalance:?}: the rollout has ended");
     }
@@ -311,7 +317,7 @@ fn a_shard_asked_for_by_hand_goes_there_at_once_and_stays() {
     assert_eq!(shards["a"].target.as_deref(), Some("x"));
     let back = ["c", "d"].into_iter().filter(|lease| shards[*lease].target.as_deref() == Some("me"));
     assert_eq!(back.count(), 1, "another one comes in exchange");
-    roster.member_gone("x");
+    roster.member_gone(at(0), "x");
     assert_eq!(roster.advise(at(30)).shards["a"].target.as_deref(), Some("me"), "and nobody waits for the gone");
 }
 

@@ -15,6 +15,11 @@ const MODULE: &str = env!("CARGO_MANIFEST_DIR");
 const GO_MOD: &str = include_str!("../go.mod");
 const GO_SUM: &str = include_str!("../go.sum");
 const CLIENT_GO: &str = include_str!("../clientgo/main.go");
+const OLD_CLIENT_GO: [&str; 3] = [
+    include_str!("../clientgo-configmaps/main.go"),
+    include_str!("../clientgo-configmaps/go.mod"),
+    include_str!("../clientgo-configmaps/go.sum"),
+];
 const PROGRESS: Duration = Duration::from_secs(30);
 
 /// The programs a control plane is made of.
@@ -94,6 +99,24 @@ impl Binaries {
         Ok(directory.join("clientgo"))
     }
 
+    /// An elector of client-go v0.23 (`clientgo-configmaps/main.go`), the last with locks that are ConfigMaps. Blocks; built
+    /// on first use, then cached.
+    ///
+    /// # Errors
+    /// When it is not beside the binaries and cannot be built.
+    pub fn old_client_go_elector(&self) -> Result<PathBuf> {
+        let beside = self.directory.join("clientgo-configmaps");
+        if beside.is_file() {
+            return Ok(beside);
+        }
+        let directory = cache()?.join(format!("clientgo-configmaps-{:016x}", fnv(&OLD_CLIENT_GO)));
+        once(&directory, |into| {
+            say("building the elector of an old client-go");
+            go_build_in(&Path::new(MODULE).join("clientgo-configmaps"), &["-trimpath"], into, ".")
+        })?;
+        Ok(directory.join("clientgo-configmaps"))
+    }
+
     fn in_directory(directory: &Path) -> Result<Self> {
         let find = |name: &str| {
             let path = directory.join(name);
@@ -131,10 +154,14 @@ fn once(directory: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> 
 }
 
 fn go_build(flags: &[&str], into: &Path, package: &str) -> Result<()> {
+    go_build_in(Path::new(MODULE), flags, into, package)
+}
+
+fn go_build_in(module: &Path, flags: &[&str], into: &Path, package: &str) -> Result<()> {
     check_go()?;
     let started = Instant::now();
     let mut build = Command::new("go")
-        .current_dir(MODULE)
+        .current_dir(module)
         .env("CGO_ENABLED", "0")
         .arg("build")
         .args(flags)

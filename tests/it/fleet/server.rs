@@ -58,8 +58,8 @@ impl Server {
         match request {
             Request::Get { lease } => (Answer::Found(self.leases.get(&key(namespace, &lease)).map(read)), None),
             Request::List => {
-                let shards = self.leases.values().filter(|record| record.role == Role::Shard);
-                (Answer::Listed(shards.map(read).collect()), None)
+                let ours = self.leases.values().filter(|record| record.role != Role::None);
+                (Answer::Listed(ours.map(read).collect()), None)
             }
             Request::Update { record, .. } if self.stores(&key_of(&record), &record.version) => {
                 let commit = self.store(record);
