@@ -26,6 +26,7 @@ pub fn configuration(builtin: &[&str]) -> Value {
         "kind": {"type": "string", "pattern": "^[A-Z][A-Za-z0-9]*$", "maxLength": LABEL_MAX, "description": "The kind, as objects bear it."},
         "lease": object(json!({"name": {"type": "string", "maxLength": LABEL_MAX, "description": "Name of its Lease."}}), &[]),
         "group": {"type": "string", "maxLength": LABEL_MAX, "description": "Kinds of one group share a Lease: they start and stop together, on one replica."},
+        "serviceAccount": {"type": "string", "maxLength": SUBDOMAIN_MAX, "description": "The ServiceAccount that the kind acts as, in the replicas' namespace; by default their own."},
         "reconciler": {
             "type": "object",
             "description": "What reconciles it.",
