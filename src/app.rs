@@ -22,7 +22,7 @@ use crate::{
     replica::{
         board::{Board, Scope},
         clock::Clock,
-        connections::{Bounds, Connections},
+        connections::{Account, Bounds, Connections},
         leadership::{Leaderships, Of, Signal},
         leases::Leases,
         proof::{self, PodLock, Witness},
@@ -201,13 +201,17 @@ impl Leasehold {
                 .reconcilers
                 .get(&kind.reconciler)
                 .ok_or_else(|| Error::UnknownReconciler { kind: kind.name(), reconciler: kind.reconciler.clone() })?;
-            assignments.push(Assignment { kind: Arc::new(kind.clone()), reconciler: Arc::clone(reconciler) });
+            assignments.push(Assignment {
+                kind: Arc::new(kind.clone()),
+                reconciler: Arc::clone(reconciler),
+                account: Account::of(kind, &replica.pod_namespace),
+            });
         }
         let specs = self.config.shards().into_iter().filter_map(|kinds| spec(&kinds));
         let issued = self.issuer.as_ref().and_then(|(kind, _)| spec(&[kind]));
         let specs = specs.chain(issued).collect();
         if let Some((kind, reconciler)) = self.issuer {
-            assignments.push(Assignment { kind: Arc::new(kind), reconciler });
+            assignments.push(Assignment { kind: Arc::new(kind), reconciler, account: None });
         }
         let timings = self.config.timings;
         let (lease_client, client) = (connections.client(), connections.client());

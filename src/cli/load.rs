@@ -89,11 +89,12 @@ impl Loaded {
     }
 
     /// All reconcilers, by the names under which the configuration asks for them.
-    pub(super) fn reconcilers(&self, watches: &Watches) -> Vec<(String, Arc<dyn Reconciler>)> {
+    /// `watches` are those that a kind shares with others.
+    pub(super) fn reconcilers(&self, mut watches: impl FnMut(&Kind) -> Watches) -> Vec<(String, Arc<dyn Reconciler>)> {
         let builtin = self.builtin.iter().map(|builtin| (builtin.name.to_owned(), Arc::clone(&builtin.reconciler)));
         let composed = self.config.kinds.iter().filter_map(|kind| {
             let front = Arc::clone(self.composition(kind)?);
-            let reconciler: Arc<dyn Reconciler> = Arc::new(Children::new(kind, front, watches.clone()));
+            let reconciler: Arc<dyn Reconciler> = Arc::new(Children::new(kind, front, watches(kind)));
             Some((kind.reconciler.clone(), reconciler))
         });
         builtin.chain(composed).collect()

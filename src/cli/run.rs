@@ -1,6 +1,7 @@
 //! `leasehold run`: one replica, from its configuration to its last released Lease.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::PathBuf,
     process::{self, ExitCode},
@@ -20,7 +21,7 @@ use leasehold::{
     },
     reconcile::watches::Watches,
     replica::{
-        connections::{Bounds, Connections},
+        connections::{Account, Bounds, Connections},
         supervisor::Stopped,
     },
     shutdown_signals,
@@ -222,12 +223,17 @@ async fn replica(
     );
     let bounds = Bounds::new(&loaded.config.timings);
     let connections = Connections::load(cluster, bounds).await.context("failed to load the credentials")?;
-    let watches = {
-        // The client's own tasks belong to the runtime that the work runs on.
-        let _entered = work.enter();
-        Watches::new(connections.client())
-    };
-    let reconcilers = loaded.reconcilers(&watches);
+    // What the kinds of one account see, they share.
+    let mut watches = BTreeMap::new();
+    let reconcilers = loaded.reconcilers(|kind| {
+        let account = Account::of(kind, &replica.pod_namespace);
+        let open = || {
+            // The client's own tasks belong to the runtime that the work runs on.
+            let _entered = work.enter();
+            Watches::new(connections.client_as(account.as_ref()))
+        };
+        watches.entry(account.clone()).or_insert_with(open).clone()
+    });
     let hooks = loaded.webhooks();
     let mut settings = loaded.config.webhooks.clone();
     settings.address = options.http.ip();

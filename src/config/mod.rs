@@ -250,6 +250,8 @@ pub struct Kind {
     pub reconciler: String,
     /// File of its composition, beside the configuration, if it is composed.
     pub composition: Option<String>,
+    /// The ServiceAccount that it acts as, in the replicas' namespace; `None`: their own.
+    pub service_account: Option<String>,
 }
 
 impl Kind {

@@ -473,6 +473,7 @@ fn kind(
     let lease_group = group_name(&mut section, errors).map(|found| found.map(str::to_owned));
     let lock_at = section.place("lock");
     let lock = section.choice("lock", &LOCKS, errors);
+    let service_account = service_account(&mut section, errors);
     let reconciler = reconciler(&mut section, reconcilers, errors);
     section.not_yet("election", errors);
     section.not_yet("onLoss", errors);
@@ -504,6 +505,7 @@ fn kind(
         standby: load.standby,
         reconciler: String::new(),
         composition: None,
+        service_account,
     };
     match reconciler {
         Some(By::Builtin(found)) => {
@@ -605,6 +607,15 @@ fn group_name<'n>(section: &mut Section<'n>, errors: &mut Gathered<'_>) -> Optio
         errors.add(found.at, &found.path, message);
     }
     Some(found)
+}
+
+fn service_account(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> Option<String> {
+    let found = section.text("serviceAccount", errors)?;
+    if !is_subdomain(found.value) {
+        let message = format!("`{}` is no name of a ServiceAccount: {}", found.value, subdomain_rule());
+        errors.add(found.at, &found.path, message);
+    }
+    Some(found.value.to_owned())
 }
 
 fn is_lease_name(text: &str) -> bool {

@@ -28,6 +28,7 @@ pub fn configuration(builtin: &[&str]) -> Value {
         "lease": object(json!({"name": {"type": "string", "maxLength": LABEL_MAX, "description": "Name of its Lease."}}), &[]),
         "group": {"type": "string", "maxLength": LABEL_MAX, "description": "Kinds of one group share a Lease: they start and stop together, on one replica."},
         "lock": lock("What that is the name of; all but Lease are for migrations."),
+        "serviceAccount": {"type": "string", "maxLength": SUBDOMAIN_MAX, "description": "The ServiceAccount that the kind acts as, in the replicas' namespace; by default their own."},
         "reconciler": {
             "type": "object",
             "description": "What reconciles it.",

@@ -84,6 +84,7 @@ impl Fake {
             standby: crate::config::StandbyMode::Successor,
             reconciler: "propagation".to_owned(),
             composition: None,
+            service_account: None,
         };
         let token = FencingToken { uid: "lease-uid".to_owned(), transitions };
         let drain = CancellationToken::new();

@@ -7,6 +7,7 @@
 //! No connection can be silent for more than [`SILENCE`] (rule 17). So the server has to end a watch before that: this is
 //! what [`WATCH_TIMEOUT`] is for, and a watch that asks for longer gets no more than it.
 
+mod account;
 mod credentials;
 pub(super) mod socket;
 
@@ -31,6 +32,7 @@ use tokio::sync::Notify;
 use tower::{BoxError, Layer, Service, ServiceBuilder, util::MapErr};
 use tracing::{debug, warn};
 
+pub use self::account::Account;
 use self::{
     credentials::{Credentials, Source},
     socket::{Dialer, Silent},
@@ -151,13 +153,18 @@ impl Connections {
     /// A client on connections of its own, for what needs no term.
     /// Its background task runs on the runtime that this is called on.
     pub fn client(&self) -> Client {
-        Client::new(self.stack(None), self.inner.config.default_namespace.clone())
+        self.client_as(None)
     }
 
-    /// The client of a term, on connections of its own that end with the term.
+    /// As [`client`](Self::client), acting as an account; `None`: as the replica.
+    pub fn client_as(&self, account: Option<&Account>) -> Client {
+        Client::new(self.stack(None, account), self.inner.config.default_namespace.clone())
+    }
+
+    /// The client of a term, acting as the account of its kind, on connections of its own that end with the term.
     /// Its background task runs on the runtime that this is called on.
-    pub fn client_behind(&self, gate: &Gate) -> Client {
-        Client::new(gate.layer(self.stack(Some(gate.clone()))), self.inner.config.default_namespace.clone())
+    pub fn client_behind(&self, gate: &Gate, account: Option<&Account>) -> Client {
+        Client::new(gate.layer(self.stack(Some(gate.clone()), account)), self.inner.config.default_namespace.clone())
     }
 
     /// Renews the credentials before they expire, and early when the API server has answered 401. A request that has a
@@ -207,6 +214,7 @@ impl Connections {
     fn stack(
         &self,
         gate: Option<Gate>,
+        account: Option<&Account>,
     ) -> impl Service<
         Request<Body>,
         Response = Response<hyper::body::Incoming>,
@@ -215,6 +223,7 @@ impl Connections {
     > + Clone
     + Send
     + 'static {
+        let account = account.cloned().map(Arc::new);
         let dialer = Dialer::new(self.inner.bounds, gate.is_some());
         let sender = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
             .http1_max_buf_size(BUFFER)
@@ -225,7 +234,7 @@ impl Connections {
         ServiceBuilder::new()
             .layer_fn(Bounded)
             .layer(self.inner.config.base_uri_layer())
-            .layer_fn(|inner| Identified { inner, connections: self.clone() })
+            .layer_fn(|inner| Identified { inner, connections: self.clone(), account: account.clone() })
             .service(sender)
     }
 }
@@ -293,6 +302,7 @@ impl Service<Uri> for Connector {
 struct Identified<S> {
     inner: S,
     connections: Connections,
+    account: Option<Arc<Account>>,
 }
 
 impl<S, B, R> Service<Request<B>> for Identified<S>
@@ -310,6 +320,9 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let connections = self.connections.clone();
         request.headers_mut().extend(connections.credentials().headers.clone());
+        if let Some(account) = &self.account {
+            account.sign(request.headers_mut());
+        }
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await;

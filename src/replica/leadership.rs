@@ -306,6 +306,7 @@ mod tests {
             standby: StandbyMode::None,
             reconciler: "a".to_owned(),
             composition: None,
+            service_account: None,
         };
         let never = tower::service_fn(|_: http::Request<kube::client::Body>| {
             std::future::pending::<Result<http::Response<kube::client::Body>, std::convert::Infallible>>()

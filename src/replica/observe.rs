@@ -150,6 +150,7 @@ mod tests {
             standby: StandbyMode::None,
             reconciler: "a".to_owned(),
             composition: None,
+            service_account: None,
         });
         let (clock, metrics) = (Clock::tokio(), Metrics::default());
         let reconciler = Arc::new(Fails { clock, begun: Mutex::default() });

@@ -3,7 +3,8 @@
 //! Asked before this replica competes for a kind's Lease, and again from time to time: a kind that cannot be reconciled
 //! must not be led (rule 10), and one that has become possible must not wait for a restart.
 //!
-//! One preflight asks for all kinds of a replica: discovery once for each API version, and one review of our rules.
+//! One preflight asks for all kinds of a replica: discovery once for each API version, and one review of the rules of each
+//! account that kinds act as.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,12 +15,13 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt as _, Stream, StreamExt as _, stream};
+use futures::{FutureExt as _, Stream, StreamExt as _, future::join_all, stream};
 use k8s_openapi::{
     api::authorization::v1::{
         ResourceAttributes, ResourceRule, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec, SelfSubjectRulesReview,
         SelfSubjectRulesReviewSpec,
     },
+    api::core::v1::ServiceAccount,
     apimachinery::pkg::apis::meta::v1::APIResource,
 };
 use kube::{
@@ -34,6 +36,7 @@ use tokio::{
 
 use super::{
     clock::about,
+    connections::Account,
     problem::{describe, is_unserved},
     term::Access,
 };
@@ -103,10 +106,25 @@ pub enum Obstacle {
     },
     /// These permissions are not granted in all namespaces. There is at least one.
     #[error(
-        "not allowed to {}: `leasehold rbac` prints the rules that the configured kinds need, deploy/kinds.yaml holds those of the shipped ones",
-        Permissions(.0)
+        "{}not allowed to {}: `leasehold rbac` prints the rules that the configured kinds need, deploy/kinds.yaml holds those of the shipped ones",
+        Subjected(.account), Permissions(.access)
     )]
-    Denied(BTreeSet<Access>),
+    Denied {
+        /// To whom; `None`: to the replica's own account.
+        account: Option<Account>,
+        /// What is missing.
+        access: BTreeSet<Access>,
+    },
+    /// The account that the kind acts as is not there.
+    #[error(
+        "there is no ServiceAccount {0}, which the kind acts as (serviceAccount): `leasehold rbac` prints it with its rules"
+    )]
+    NoAccount(Account),
+    /// The replica may not act as that account.
+    #[error(
+        "this replica may not act as ServiceAccount {0} (serviceAccount), which takes the verb impersonate on it: `leasehold rbac` prints the role"
+    )]
+    NotActing(Account),
 }
 
 /// Why nothing is known of a kind.
@@ -126,6 +144,15 @@ pub enum Unanswered {
     /// The review of our permissions failed.
     #[error("the API server did not say what this replica may do: {0}")]
     Permissions(String),
+}
+
+/// To whom something is denied, as the beginning of a sentence.
+struct Subjected<'a>(&'a Option<Account>);
+
+impl fmt::Display for Subjected<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |account| write!(f, "ServiceAccount {account} is "))
+    }
 }
 
 /// Permissions as the rules of a role spell them: those on one resource together.
@@ -158,6 +185,8 @@ pub struct Subject {
     pub kind: Arc<Kind>,
     /// What its reconciler needs beyond `list` and `watch` of the kind itself.
     pub needs: Vec<Access>,
+    /// The account that it acts as; `None`: the replica's own.
+    pub account: Option<Account>,
 }
 
 /// Has a [`Preflight`] look again. Clones ask the same one.
@@ -185,6 +214,8 @@ impl Ask {
 /// Looks at the kinds of a replica, again and again.
 pub struct Preflight {
     client: Client,
+    /// The clients of the accounts that kinds act as.
+    acting: BTreeMap<Account, Client>,
     kinds: Vec<State>,
     verdicts: mpsc::UnboundedSender<(usize, Verdict)>,
     ask: Ask,
@@ -209,7 +240,7 @@ struct Looked {
     denied: BTreeSet<Access>,
 }
 
-/// What the API server's rules grant us everywhere.
+/// What the API server's rules grant an account everywhere.
 struct Rules {
     rules: Vec<ResourceRule>,
     /// There may be more rules, and there may be refusals in spite of these.
@@ -223,10 +254,17 @@ fn now() -> Instant {
 
 impl Preflight {
     /// A preflight for these kinds, and what has it look again. A verdict goes to `verdicts` with the index of its kind.
-    pub fn new(client: Client, kinds: Vec<Subject>, verdicts: mpsc::UnboundedSender<(usize, Verdict)>) -> (Self, Ask) {
+    ///
+    /// `client` is the replica's own, and `acting` has one for each account that a kind acts as.
+    pub fn new(
+        client: Client,
+        acting: BTreeMap<Account, Client>,
+        kinds: Vec<Subject>,
+        verdicts: mpsc::UnboundedSender<(usize, Verdict)>,
+    ) -> (Self, Ask) {
         let state = |subject| State { subject, again_at: None, retry: 0, doubts: 0, denied: BTreeSet::new() };
         let ask = Ask(watch::Sender::default());
-        (Self { client, kinds: kinds.into_iter().map(state).collect(), verdicts, ask: ask.clone() }, ask)
+        (Self { client, acting, kinds: kinds.into_iter().map(state).collect(), verdicts, ask: ask.clone() }, ask)
     }
 
     /// Looks at all kinds at once and every five minutes, at those that cannot be reconciled every few seconds, and at
@@ -293,42 +331,53 @@ impl Preflight {
         for index in due {
             versions.entry(api_of(&self.kinds[*index].subject.kind)).or_default().push(*index);
         }
-        let rules = self.review_rules().map(|rules| rules.map(Arc::new)).boxed().shared();
+        let accounts: BTreeSet<_> = due.iter().map(|index| self.kinds[*index].subject.account.as_ref()).collect();
+        let reviewed = |account| (account, self.standing(account).map(|rules| rules.map(Arc::new)).boxed().shared());
+        let standings: BTreeMap<_, _> = accounts.into_iter().map(reviewed).collect();
         let look = move |(of, kinds): (GroupVersionPath, Vec<usize>)| {
-            let rules = rules.clone();
+            let mut by_account = BTreeMap::<_, Vec<usize>>::new();
+            for index in kinds {
+                by_account.entry(self.kinds[index].subject.account.as_ref()).or_default().push(index);
+            }
+            let waiting: Vec<_> = by_account.keys().filter_map(|account| standings.get(account).cloned()).collect();
             async move {
-                let (served, rules) = tokio::join!(self.discover(&of), rules);
-                self.judge(&of, &kinds, served, rules).await
+                let (served, standings) = tokio::join!(self.discover(&of), join_all(waiting));
+                let mut all = Vec::new();
+                for ((account, kinds), standing) in by_account.into_iter().zip(standings) {
+                    all.extend(self.judge(&of, account, &kinds, &served, standing).await);
+                }
+                all
             }
         };
         stream::iter(versions).map(look).buffer_unordered(CONCURRENCY)
     }
 
-    /// What follows for kinds of one API version from what is served of it and from our rules.
+    /// What follows for kinds of one API version and one account from what is served of it and from the account's rules.
     async fn judge(
         &self,
         of: &GroupVersionPath,
+        account: Option<&Account>,
         kinds: &[usize],
-        served: Answer<Vec<APIResource>>,
-        rules: Answer<Arc<Rules>>,
+        served: &Answer<Vec<APIResource>>,
+        standing: Result<Arc<Rules>, Verdict>,
     ) -> Vec<Looked> {
         let mut answers = Vec::new();
         let mut open = Vec::new();
         for &kind in kinds {
             let state = &self.kinds[kind];
             let answer = |verdict| Looked { kind, verdict, denied: BTreeSet::new() };
-            match (resource_of(&state.subject.kind, of, &served), &rules) {
+            match (resource_of(&state.subject.kind, of, served), &standing) {
                 (Ok(served), Ok(rules)) => open.push((kind, state.missing(&served, rules), served)),
-                (Ok(_), Err(error)) => answers.push(answer(Verdict::Unknown(Unanswered::Permissions(error.clone())))),
+                (Ok(_), Err(verdict)) => answers.push(answer(verdict.clone())),
                 (Err(verdict), _) => answers.push(answer(verdict)),
             }
         }
-        let incomplete = rules.is_ok_and(|rules| rules.incomplete);
+        let incomplete = standing.is_ok_and(|rules| rules.incomplete);
         let unconfirmed = open.iter().flat_map(|(kind, missing, _)| {
             // A complete list of rules is as good as the access review that has confirmed it once.
             missing.iter().filter(|access| incomplete || !self.kinds[*kind].denied.contains(access))
         });
-        let reviews = self.review_each(unconfirmed.cloned().collect()).await;
+        let reviews = self.review_each(account, unconfirmed.cloned().collect()).await;
         for (kind, missing, served) in open {
             let mut denied = BTreeSet::new();
             let mut failed = None;
@@ -340,7 +389,9 @@ impl Preflight {
                 }
             }
             let verdict = match failed {
-                _ if !denied.is_empty() => Verdict::Blocked(Obstacle::Denied(denied.clone())),
+                _ if !denied.is_empty() => {
+                    Verdict::Blocked(Obstacle::Denied { account: account.cloned(), access: denied.clone() })
+                }
                 Some(error) => Verdict::Unknown(Unanswered::Permissions(error)),
                 None => Verdict::Runnable(served),
             };
@@ -368,28 +419,55 @@ impl Preflight {
         }
     }
 
-    async fn review_rules(&self) -> Answer<Rules> {
+    /// What an account may do; the verdict on its kinds, if that is not to be known.
+    async fn standing(&self, account: Option<&Account>) -> Result<Rules, Verdict> {
+        if let Some(account) = account
+            && self.is_missing(account).await
+        {
+            return Err(Verdict::Blocked(Obstacle::NoAccount(account.clone())));
+        }
+        match (self.review_rules(account).await, account) {
+            (Ok(rules), _) => Ok(rules),
+            (Err(Problem::Refused(error)), Some(account)) if is_of_impersonation(&error) => {
+                Err(Verdict::Blocked(Obstacle::NotActing(account.clone())))
+            }
+            (Err(problem), _) => Err(Verdict::Unknown(Unanswered::Permissions(problem.to_string()))),
+        }
+    }
+
+    /// Whether there is no such account. One that may not be read is taken to be there: its rules tell more.
+    async fn is_missing(&self, account: &Account) -> bool {
+        let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), &account.namespace);
+        matches!(within(accounts.get_metadata(&account.name)).await, Err(Problem::Refused(error)) if is_unserved(&error))
+    }
+
+    fn acting(&self, account: Option<&Account>) -> Client {
+        account.and_then(|account| self.acting.get(account)).unwrap_or(&self.client).clone()
+    }
+
+    async fn review_rules(&self, account: Option<&Account>) -> Result<Rules, Problem> {
         let spec = SelfSubjectRulesReviewSpec { namespace: Some(NO_NAMESPACE.to_owned()) };
         let review = SelfSubjectRulesReview { spec, ..SelfSubjectRulesReview::default() };
-        match within(Api::all(self.client.clone()).create(&PostParams::default(), &review)).await {
+        match within(Api::all(self.acting(account)).create(&PostParams::default(), &review)).await {
             Ok(SelfSubjectRulesReview { status: Some(status), .. }) => Ok(Rules {
                 rules: status.resource_rules,
                 incomplete: status.incomplete || status.evaluation_error.is_some(),
             }),
             // Where rules may not be read, each permission is asked for.
             Ok(_) => Ok(Rules { rules: Vec::new(), incomplete: true }),
+            Err(Problem::Refused(error)) if is_of_impersonation(&error) => Err(Problem::Refused(error)),
             Err(Problem::Refused(kube::Error::Api(status))) if matches!(status.code, 403 | 404) => {
                 Ok(Rules { rules: Vec::new(), incomplete: true })
             }
-            Err(problem) => Err(problem.to_string()),
+            Err(problem) => Err(problem),
         }
     }
 
     /// Whether each is granted: the API server's own decision, a request each.
-    async fn review_each(&self, all: BTreeSet<Access>) -> BTreeMap<Access, Answer<bool>> {
+    async fn review_each(&self, account: Option<&Account>, all: BTreeSet<Access>) -> BTreeMap<Access, Answer<bool>> {
         let ask = |access: Access| async move {
             let review = access_review(&access);
-            let answer = within(Api::all(self.client.clone()).create(&PostParams::default(), &review)).await;
+            let answer = within(Api::all(self.acting(account)).create(&PostParams::default(), &review)).await;
             let allowed = answer.map(|review| review.status.is_some_and(|status| status.allowed));
             (access, allowed.map_err(|problem| problem.to_string()))
         };
@@ -412,7 +490,7 @@ impl State {
 
     /// What the rules do not surely grant of what the kind needs.
     fn missing(&self, served: &Served, rules: &Rules) -> Vec<Access> {
-        let Subject { kind, needs } = &self.subject;
+        let Subject { kind, needs, .. } = &self.subject;
         let own = ["list", "watch"].map(|verb| Access::new(verb, kind.group.clone(), served.plural.clone()));
         // A kind that was refused something in spite of a rule is believed where not all is in the rules.
         let doubted = rules.incomplete && self.doubts > 0;
@@ -432,6 +510,12 @@ fn as_served(access: &Access, kind: &Kind, served: &Served) -> Access {
     }
     let part = part.map_or(String::new(), |part| format!("/{part}"));
     Access { resource: format!("{}{part}", served.plural).into(), ..access.clone() }
+}
+
+/// Whether the API server refuses to treat the request as the account's.
+fn is_of_impersonation(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    status.code == 403 && status.details.as_ref().is_some_and(|details| details.kind == "serviceaccounts")
 }
 
 /// What is known, or why it is not.
@@ -589,7 +673,7 @@ mod tests {
             Access::new("bind", "rbac.authorization.k8s.io", "clusterroles").named("admin"),
         ];
         assert_eq!(
-            Obstacle::Denied(denied.into()).to_string(),
+            Obstacle::Denied { account: None, access: denied.into() }.to_string(),
             "not allowed to create secrets; list, watch caches in API group acme.io; \
              update caches/status in API group acme.io; bind clusterroles admin in API group rbac.authorization.k8s.io: \
              `leasehold rbac` prints the rules that the configured kinds need, deploy/kinds.yaml holds those of the shipped ones"
@@ -605,6 +689,8 @@ mod tests {
         served: BTreeMap<&'static str, Vec<&'static str>>,
         rules: Vec<Value>,
         incomplete: bool,
+        /// ServiceAccounts that are there, with their rules; the replica may not act as the last one.
+        accounts: Vec<(&'static str, Vec<Value>)>,
         /// What access reviews allow.
         allowed: Vec<&'static str>,
         /// What begins so is never answered.
@@ -626,6 +712,7 @@ mod tests {
                 served: served.into(),
                 rules: vec![rule(&["*"], &["*"], &[], &["*"])],
                 incomplete: false,
+                accounts: Vec::new(),
                 allowed: Vec::new(),
                 silent: None,
                 began: now(),
@@ -638,6 +725,10 @@ mod tests {
         }
 
         fn client(&self) -> Client {
+            self.client_of(None)
+        }
+
+        fn client_of(&self, account: Option<&'static str>) -> Client {
             let server = self.clone();
             let answer = move |request: Request<Body>| {
                 let server = server.clone();
@@ -649,7 +740,7 @@ mod tests {
                     if silent.is_some_and(|path| head.uri.path().starts_with(path)) {
                         std::future::pending::<()>().await;
                     }
-                    let (code, answer) = server.world().answer(head.uri.path(), &body);
+                    let (code, answer) = server.world().answer(account, head.uri.path(), &body);
                     let body = Body::from(answer.to_string().into_bytes());
                     Ok::<_, Infallible>(Response::builder().status(code).body(body).unwrap())
                 }
@@ -666,12 +757,23 @@ mod tests {
     }
 
     impl World {
-        fn answer(&mut self, path: &str, body: &Value) -> (u16, Value) {
+        fn answer(&mut self, account: Option<&str>, path: &str, body: &Value) -> (u16, Value) {
             let at = now().duration_since(self.began).as_secs_f64();
+            if let Some(name) = path.strip_prefix("/api/v1/namespaces/ns/serviceaccounts/") {
+                self.log.push((at, format!("account {name}")));
+                let is_there = self.accounts.iter().any(|(account, _)| *account == name);
+                let found = json!({"metadata": {"name": name}});
+                return if is_there { (200, found) } else { (404, json!({"code": 404, "reason": "NotFound"})) };
+            }
+            if account.is_some() && self.accounts.last().map(|(name, _)| *name) == account {
+                let details = json!({"kind": "serviceaccounts", "name": account});
+                return (403, json!({"code": 403, "reason": "Forbidden", "status": "Failure", "details": details}));
+            }
+            let of_account = self.accounts.iter().find(|(name, _)| Some(*name) == account).map(|(_, rules)| rules);
             if path.ends_with("/selfsubjectrulesreviews") {
+                let rules = of_account.unwrap_or(&self.rules);
                 self.log.push((at, format!("rules of {}", body["spec"]["namespace"].as_str().unwrap())));
-                let status =
-                    json!({"resourceRules": self.rules, "nonResourceRules": [], "incomplete": self.incomplete});
+                let status = json!({"resourceRules": rules, "nonResourceRules": [], "incomplete": self.incomplete});
                 return (201, json!({"metadata": {}, "spec": {}, "status": status}));
             }
             if path.ends_with("/selfsubjectaccessreviews") {
@@ -715,8 +817,9 @@ mod tests {
             standby: StandbyMode::None,
             reconciler: String::new(),
             composition: None,
+            service_account: None,
         };
-        Subject { kind: Arc::new(kind), needs: needs.to_vec() }
+        Subject { kind: Arc::new(kind), needs: needs.to_vec(), account: None }
     }
 
     fn fruit() -> Vec<Subject> {
@@ -744,7 +847,7 @@ mod tests {
     }
 
     fn denied(all: &[Access]) -> Verdict {
-        Verdict::Blocked(Obstacle::Denied(all.iter().cloned().collect()))
+        Verdict::Blocked(Obstacle::Denied { account: None, access: all.iter().cloned().collect() })
     }
 
     fn unserved(group: &str, kind: &str) -> Verdict {
@@ -767,7 +870,7 @@ mod tests {
 
     async fn play(server: &Server, kinds: Vec<Subject>, play: impl AsyncFnOnce(Ask, Heard)) {
         let (send, receive) = mpsc::unbounded_channel();
-        let (preflight, ask) = Preflight::new(server.client(), kinds, send);
+        let (preflight, ask) = Preflight::new(server.client(), BTreeMap::new(), kinds, send);
         tokio::select! {
             () = preflight.run() => unreachable!("its verdicts are heard"),
             () = play(ask, Heard(receive)) => {}
@@ -874,6 +977,49 @@ mod tests {
             assert_eq!(heard.within(180.0).await, BTreeMap::new(), "the doubts have passed");
         })
         .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_is_judged_by_what_its_account_may_do_and_a_bad_account_blocks_no_other_kind() {
+        let server = Server::new();
+        let account = |name: &str| Account { namespace: "ns".to_owned(), name: name.to_owned() };
+        let read = rule(&["a.io"], &["apples", "avocados"], &[], &["list", "watch"]);
+        server.world().accounts = vec![("apples", vec![read]), ("locked", Vec::new())];
+        let mut kinds = fruit();
+        kinds.push(subject("", "Pod", &[]));
+        for (kind, name) in kinds.iter_mut().zip(["apples", "gone", "locked"]) {
+            kind.account = Some(account(name));
+        }
+        let acting = ["apples", "gone", "locked"].map(|name| (account(name), server.client_of(Some(name))));
+        let (send, receive) = mpsc::unbounded_channel();
+        let (preflight, _ask) = Preflight::new(server.client(), acting.into(), kinds, send);
+        let mut heard = Heard(receive);
+        let steps = async {
+            let missing = [Access::new("patch", "a.io", "apples/status")].into();
+            let expected = [
+                (0, Verdict::Blocked(Obstacle::Denied { account: Some(account("apples")), access: missing })),
+                (1, Verdict::Blocked(Obstacle::NoAccount(account("gone")))),
+                (2, Verdict::Blocked(Obstacle::NotActing(account("locked")))),
+                (3, runnable("/api/v1", "pods")),
+            ];
+            assert_eq!(heard.within(0.5).await, expected.into());
+            // Mended, each is led without a restart.
+            let all = || vec![rule(&["*"], &["*"], &[], &["*"])];
+            server.world().accounts =
+                vec![("apples", all()), ("gone", all()), ("locked", all()), ("other", Vec::new())];
+            let heard = heard.within(2.0).await;
+            assert!((0..3).all(|kind| matches!(heard[&kind], Verdict::Runnable(_))), "{heard:?}");
+        };
+        tokio::select! {
+            () = preflight.run() => unreachable!("its verdicts are heard"),
+            () = steps => {}
+        }
+        let of =
+            |account: Option<Account>| Obstacle::Denied { account, access: [Access::new("get", "", "pods")].into() };
+        assert!(
+            of(Some(account("apples"))).to_string().starts_with("ServiceAccount ns/apples is not allowed to get pods")
+        );
+        assert!(of(None).to_string().starts_with("not allowed to get pods"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@
 //! order: requests, fences, tasks. Nothing is decided here.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::Arc,
     time::Duration,
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     board::{Board, Shown},
     clock::Clock,
-    connections::Connections,
+    connections::{Account, Connections},
     fence::{Fence, Gate},
     hearing,
     leadership::{Leaderships, Of},
@@ -80,6 +80,8 @@ pub struct Assignment {
     pub kind: Arc<Kind>,
     /// Its reconciler.
     pub reconciler: Arc<dyn Reconciler>,
+    /// The account that it acts as; `None`: the replica's.
+    pub account: Option<Account>,
 }
 
 /// What a supervisor needs from outside.
@@ -138,6 +140,7 @@ struct Seat {
 struct Member {
     kind: Arc<Kind>,
     reconciler: Arc<dyn Reconciler>,
+    account: Option<Account>,
     /// Of the kind's objects, as the API server serves it.
     resource: Option<String>,
 }
@@ -223,8 +226,14 @@ impl Supervisor {
         let (board, shown) = board;
         let (verdict, verdicts) = mpsc::unbounded_channel();
         let mut staff = JoinSet::new();
-        let subject = |it: &Assignment| preflight::Subject { kind: Arc::clone(&it.kind), needs: it.reconciler.needs() };
-        let (preflight, ask) = Preflight::new(client, assignments.iter().map(subject).collect(), verdict);
+        let subject = |it: &Assignment| preflight::Subject {
+            kind: Arc::clone(&it.kind),
+            needs: it.reconciler.needs(),
+            account: it.account.clone(),
+        };
+        let accounts: BTreeSet<&Account> = assignments.iter().filter_map(|it| it.account.as_ref()).collect();
+        let acting = accounts.into_iter().map(|it| (it.clone(), connections.client_as(Some(it)))).collect();
+        let (preflight, ask) = Preflight::new(client, acting, assignments.iter().map(subject).collect(), verdict);
         staff.spawn(preflight.run().map(|()| "the preflight"));
         for lock in leases.watches(&board) {
             staff.spawn(lock.run().map(|()| "the watch of a lock"));
@@ -246,8 +255,12 @@ impl Supervisor {
                 (never, watch::Sender::default().subscribe(), watch::Sender::default().subscribe())
             }
         };
-        let mut members =
-            assignments.into_iter().map(|Assignment { kind, reconciler }| Member { kind, reconciler, resource: None });
+        let mut members = assignments.into_iter().map(|Assignment { kind, reconciler, account }| Member {
+            kind,
+            reconciler,
+            account,
+            resource: None,
+        });
         let (mut seats, mut places) = (Vec::new(), Vec::new());
         for (shard, spec) in setup.specs.iter().enumerate() {
             let members: Vec<_> = members.by_ref().take(spec.kinds.len()).collect();
@@ -286,14 +299,15 @@ impl Supervisor {
 
     /// Begins every observer. None of them is asked about by what leads.
     fn observe(&mut self) {
-        for Member { kind, reconciler, .. } in self.seats.iter().flat_map(|seat| &seat.members) {
+        for Member { kind, reconciler, account, .. } in self.seats.iter().flat_map(|seat| &seat.members) {
             let refusals = self.telemetry.counts_fenced(kind, self.clock);
             let fence = Fence::new(kind.lease_name.clone(), None, self.clock, refusals);
             let Some(signal) = self.leaderships.subscribe(Of::Kind(&kind.name())) else { continue };
             let (connections, gate, work_on) = (self.connections.clone(), fence.gate(), self.work_on.clone());
+            let account = account.clone();
             let observation = Observation::new(Arc::clone(kind), signal, move || {
                 let _entered = work_on.enter();
-                connections.client_behind(&gate)
+                connections.client_behind(&gate, account.as_ref())
             });
             if let Some(observing) = reconciler.observe(observation.clone()) {
                 let (clock, telemetry) = (self.clock, self.telemetry.clone());
@@ -478,9 +492,9 @@ impl Supervisor {
     }
 
     /// The client's own tasks belong to the runtime that the work runs on.
-    fn client(&self, gate: &Gate) -> Client {
+    fn client(&self, gate: &Gate, account: Option<&Account>) -> Client {
         let _entered = self.work_on.enter();
-        self.connections.client_behind(gate)
+        self.connections.client_behind(gate, account)
     }
 
     /// Those of a group stand by together: prepared when all are that keep a cache.
@@ -489,8 +503,8 @@ impl Supervisor {
         let first = self.seats[shard].first;
         let (mut members, mut prepared) = (Vec::new(), Vec::new());
         for (member, gate) in gates.iter().enumerate() {
-            let client = self.client(gate);
-            let Member { kind, reconciler, .. } = &self.seats[shard].members[member];
+            let Member { kind, reconciler, account, .. } = &self.seats[shard].members[member];
+            let client = self.client(gate, account.as_ref());
             let (standby, promotion) = Standby::new(Arc::clone(kind), client.clone());
             let Some(filling) = reconciler.stand_by(standby) else {
                 members.push(None);
@@ -542,7 +556,9 @@ impl Supervisor {
         let mut beginning = Vec::new();
         for (member, gate) in self.seats[shard].members.iter().zip(&gates) {
             let standby = standbys.next().flatten();
-            let client = standby.as_ref().map_or_else(|| self.client(gate), |standby| standby.client.clone());
+            let client = standby
+                .as_ref()
+                .map_or_else(|| self.client(gate, member.account.as_ref()), |standby| standby.client.clone());
             self.telemetry.begins(&member.kind, &holder, &grant.token, warm);
             let kind = Arc::clone(&member.kind);
             let term = Term::new(kind, holder.clone(), grant.token.clone(), client, draining.clone());

@@ -277,6 +277,7 @@ fn shard(name: &str, namespace: &str) -> Kind {
         standby: StandbyMode::None,
         reconciler: "certificate".to_owned(),
         composition: None,
+        service_account: None,
     }
 }
 

@@ -8,6 +8,7 @@
 
 #![expect(unreachable_pub, reason = "a test has no public interface; `pub` says what other plays use")]
 
+mod accounts;
 mod broken;
 mod composed;
 mod composed_rows;

@@ -1,6 +1,6 @@
 //! What a replica may do, as the real API server tells it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use kube::{
@@ -35,7 +35,7 @@ subjects: [{{kind: ServiceAccount, name: asker, namespace: {namespace}}}]
 }
 
 /// The next verdict that is as expected.
-async fn verdict(
+pub async fn verdict(
     verdicts: &mut UnboundedReceiver<(usize, Verdict)>,
     what: &str,
     is: impl Fn(&Verdict) -> bool,
@@ -52,6 +52,25 @@ async fn verdict(
     };
     let found = tokio::time::timeout(PATIENCE, next).await;
     found.with_context(|| format!("{what}; the last verdict was {last:?}"))?
+}
+
+/// The first kind of the stage.
+pub fn kind(stage: &Stage) -> Kind {
+    Kind {
+        group: "observer.leasehold.dev".to_owned(),
+        version: "v1".to_owned(),
+        kind: stage.kinds[0].clone(),
+        lease_name: String::new(),
+        lease_group: None,
+        lock: Default::default(),
+        weight: 1,
+        concurrency: 1,
+        resync: Duration::from_secs(600),
+        standby: StandbyMode::None,
+        reconciler: String::new(),
+        composition: None,
+        service_account: None,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,25 +95,12 @@ rules: [{{apiGroups: [observer.leasehold.dev], resources: [{plural}], verbs: [li
         let kubeconfig = stage.cluster.service_account_kubeconfig(namespace, "asker").await?;
         let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        let kind = Kind {
-            group: "observer.leasehold.dev".to_owned(),
-            version: "v1".to_owned(),
-            kind: stage.kinds[0].clone(),
-            lease_name: String::new(),
-            lease_group: None,
-            lock: Default::default(),
-            weight: 1,
-            concurrency: 1,
-            resync: Duration::from_secs(600),
-            standby: StandbyMode::None,
-            reconciler: String::new(),
-            composition: None,
-        };
+        let kind = kind(stage);
         let (send, mut verdicts) = unbounded_channel();
-        let subject = Subject { kind: Arc::new(kind), needs: Vec::new() };
-        let (preflight, ask) = Preflight::new(Client::try_from(config)?, vec![subject], send);
+        let subject = Subject { kind: Arc::new(kind), needs: Vec::new(), account: None };
+        let (preflight, ask) = Preflight::new(Client::try_from(config)?, BTreeMap::new(), vec![subject], send);
         let denied = |verdict: &Verdict| {
-            matches!(verdict, Verdict::Blocked(Obstacle::Denied(all)) if all.iter().map(|access| access.verb).eq(["list", "watch"]))
+            matches!(verdict, Verdict::Blocked(Obstacle::Denied { access: all, .. }) if all.iter().map(|access| access.verb).eq(["list", "watch"]))
         };
         let runnable = |verdict: &Verdict| matches!(verdict, Verdict::Runnable(_));
         let steps = async {

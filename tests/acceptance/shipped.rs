@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    composed,
+    accounts, composed,
     program::Said,
     stage::{PATIENCE, ensure, kubelet, pod_of},
     typed_rows,
@@ -116,6 +116,7 @@ async fn the_shipped_manifests_run_share_their_kinds_and_survive() -> Result<()>
     typed_rows::propagations(&installation).await?;
     typed_rows::expiries(&installation).await?;
     typed_rows::schedules(&installation).await?;
+    accounts::shipped(&installation).await?;
     says_what_is_wrong_with_an_object(&installation).await?;
     hands_over(&installation).await?;
     survives_a_crash(&installation).await?;

@@ -67,11 +67,42 @@ fn nothing_is_granted_by_wildcard_and_leases_are_written_in_their_namespace_only
         for (verb, group, resource) in granted(role) {
             let parts = [&verb, &group, &resource];
             assert!(parts.iter().all(|part| !part.contains('*')), "{role}: {parts:?}");
-            let ours = ["leases", "pods", "replicasets"].contains(&resource.as_str());
+            let ours = ["leases", "pods", "replicasets", "serviceaccounts"].contains(&resource.as_str());
             assert!(ours || role == "ClusterRole", "{role}: {parts:?}");
             let reads = ["list", "watch"].contains(&verb.as_str());
             assert!(resource != "leases" || role == "Role" || reads, "{role}: {parts:?}");
             assert!(resource != "pods" || role != "Role" || verb != "delete", "Pods are the Deployment's");
+        }
+    }
+}
+
+/// What a stolen token of a replica could do of itself: nothing of what the kinds may do, except as one of their accounts.
+#[test]
+fn the_replicas_themselves_may_do_nothing_that_kinds_do() {
+    let both = || ["deploy/rbac.yaml", "deploy/kinds.yaml"].into_iter().flat_map(documents);
+    let is_replica = |binding: &Value| {
+        binding["subjects"].as_array().into_iter().flatten().any(|subject| subject["name"] == "leasehold")
+    };
+    let bound: Vec<_> = both()
+        .filter(|it| it["kind"].as_str().is_some_and(|kind| kind.ends_with("Binding")) && is_replica(it))
+        .map(|binding| binding["roleRef"].clone())
+        .collect();
+    assert!(!bound.is_empty());
+    let accounts: BTreeSet<_> = configuration().kinds.iter().filter_map(|kind| kind.service_account.clone()).collect();
+    assert_eq!(accounts.len(), configuration().kinds.len(), "each kind acts as an account of its own");
+    for role in
+        both().filter(|it| bound.iter().any(|of| it["kind"] == of["kind"] && it["metadata"]["name"] == of["name"]))
+    {
+        for rule in role["rules"].as_array().unwrap() {
+            match texts(rule, "resources")[..] {
+                ["leases"] | ["pods"] | ["replicasets"] => {}
+                ["serviceaccounts"] => {
+                    assert_eq!(texts(rule, "verbs"), ["get", "impersonate"]);
+                    let named: BTreeSet<_> = texts(rule, "resourceNames").into_iter().map(str::to_owned).collect();
+                    assert_eq!(named, accounts);
+                }
+                _ => panic!("{rule}"),
+            }
         }
     }
 }

@@ -99,7 +99,7 @@ async fn a_watch_that_is_never_answered_fails() {
     let (listener, address) = listen().await;
     let connections = connections(format!("http://{address}"), BOUNDS).await;
     let fence = fence();
-    let client = connections.client_behind(&fence.gate());
+    let client = connections.client_behind(&fence.gate(), None);
     let error = failure(freeze(listener, ""), &client, "/api/v1/pods?watch=true").await;
     assert!(error.contains("the API server has been silent for 200ms"), "{error}");
 }
@@ -282,7 +282,7 @@ async fn a_plugin_that_takes_its_time_delays_neither_the_making_of_a_client_nor_
         // The plugin runs from now on, until it is given something.
         assert!(futures::poll!(&mut renewing).is_pending());
         let fence = fence();
-        for client in [connections.client(), connections.client_behind(&fence.gate())] {
+        for client in [connections.client(), connections.client_behind(&fence.gate(), None)] {
             assert_eq!(client.request_text(get("/api")).await.unwrap(), "first");
         }
         assert!(futures::poll!(&mut renewing).is_pending(), "it still runs");

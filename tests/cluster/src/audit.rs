@@ -22,6 +22,8 @@ pub struct AuditEvent {
     pub verb: String,
     /// The user's name, such as `system:serviceaccount:leasehold-system:leasehold`.
     pub user: String,
+    /// The user that the request was treated as one of, by impersonation.
+    pub acting: Option<String>,
     /// The pod whose bound token was used.
     pub pod: Option<String>,
     /// The client's `User-Agent`.
@@ -109,6 +111,7 @@ struct Raw {
     stage: String,
     verb: String,
     user: RawUser,
+    impersonated_user: Option<RawUser>,
     #[serde(default)]
     user_agent: String,
     #[serde(default)]
@@ -151,6 +154,7 @@ impl From<Raw> for AuditEvent {
         Self {
             verb: raw.verb,
             user: raw.user.username,
+            acting: raw.impersonated_user.map(|user| user.username),
             pod,
             user_agent: raw.user_agent,
             group: raw.object_ref.api_group,
