@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use kube::Client;
 use leasehold::{
     config::{self, Configuration, Errors, Kind},
     kinds::{
@@ -100,15 +101,16 @@ impl Loaded {
         builtin.chain(composed).collect()
     }
 
-    /// The webhooks of the kinds that have one.
-    pub(super) fn webhooks(&self) -> Vec<(Of, Arc<dyn Webhook>)> {
+    /// The webhooks of the kinds that have one. `client` is what that of a kind looks things up with, if that is not the
+    /// replica's own.
+    pub(super) fn webhooks(&self, client: impl Fn(&Kind) -> Option<Client>) -> Vec<(Of, Arc<dyn Webhook>)> {
         let is_configured =
             |of: &Of| self.config.kinds.iter().any(|kind| kind.group == of.group && kind.kind == of.kind);
         let mut all: Vec<_> = kinds::webhooks().into_iter().filter(|(of, _)| is_configured(of)).collect();
         for kind in &self.config.kinds {
             if let Some(composition) = self.composition(kind).filter(|composition| composition.admits()) {
                 let plural = children::Type::new(&kind.group, &kind.version, &kind.kind).plural;
-                let hook: Arc<dyn Webhook> = Arc::new(ComposedAdmission::new(Arc::clone(composition)));
+                let hook: Arc<dyn Webhook> = Arc::new(ComposedAdmission::new(Arc::clone(composition), client(kind)));
                 all.push((Of::new(kind.group.clone(), kind.kind.clone(), plural), hook));
             }
         }

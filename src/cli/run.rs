@@ -234,7 +234,11 @@ async fn replica(
         };
         watches.entry(account.clone()).or_insert_with(open).clone()
     });
-    let hooks = loaded.webhooks();
+    let hooks = loaded.webhooks(|kind| {
+        let account = Account::of(kind, &replica.pod_namespace)?;
+        let _entered = work.enter();
+        Some(connections.client_as(Some(&account)))
+    });
     let mut settings = loaded.config.webhooks.clone();
     settings.address = options.http.ip();
     settings.enabled = options.webhooks.map_or(settings.enabled, |switch| switch == Switch::On);

@@ -97,8 +97,9 @@ async fn an_account_that_is_missing_locked_or_without_rules_is_named() -> Result
         stage.cluster.apply(&[asker, see, seen].join("---\n")).await?;
 
         let kubeconfig = stage.cluster.service_account_kubeconfig(namespace, "replica").await?;
-        let config = Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default());
-        let connections = Connections::load(config.await?, Bounds::default()).await?;
+        let (kubeconfig, plain) = (Kubeconfig::read_from(kubeconfig)?, KubeConfigOptions::default());
+        let config = Config::from_custom_kubeconfig(kubeconfig, &plain).await?;
+        let connections = Connections::load(config, Bounds::default()).await?;
         let (send, mut verdicts) = unbounded_channel();
         let worker = Subject { kind: Arc::new(kind(stage)), needs: Vec::new(), account: Some(account.clone()) };
         let acting = [(account.clone(), connections.client_as(Some(&account)))].into();

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use kube::{
-    Api,
+    Api, Client,
     core::{ApiResource, DynamicObject, GroupVersionKind, admission::Operation},
 };
 use serde_json::{Map, Value as Json, json};
@@ -25,6 +25,8 @@ use crate::{
 /// The webhook of a composed kind.
 pub struct ComposedAdmission {
     composition: Arc<Composition>,
+    /// What it looks things up with: as the account of the kind. `None`: as the replica.
+    client: Option<Client>,
 }
 
 impl Composition {
@@ -41,9 +43,9 @@ impl Composition {
 }
 
 impl ComposedAdmission {
-    /// Of this composition.
-    pub fn new(composition: Arc<Composition>) -> Self {
-        Self { composition }
+    /// Of this composition. What it looks up it may read as the account that `client` acts as; `None`: as the replica.
+    pub fn new(composition: Arc<Composition>, client: Option<Client>) -> Self {
+        Self { composition, client }
     }
 }
 
@@ -68,8 +70,9 @@ impl Webhook for ComposedAdmission {
                 return Ok(Vec::new());
             }
             let mut found = BTreeMap::new();
+            let client = self.client.as_ref().unwrap_or(asked.client);
             for lookup in &admission.lookups {
-                found.insert(lookup.id.clone(), look_up(lookup, asked, &parent).await?);
+                found.insert(lookup.id.clone(), look_up(lookup, client, &parent).await?);
             }
             judge(admission, &parent, &old, &user(asked), &found).map(|()| Vec::new())
         }
@@ -156,7 +159,7 @@ pub(super) fn judge(
 }
 
 /// The object of that name; `None` if there is none.
-async fn look_up(lookup: &Lookup, asked: &Asked<'_>, parent: &Json) -> Result<Option<Json>, Denied> {
+async fn look_up(lookup: &Lookup, client: &Client, parent: &Json) -> Result<Option<Json>, Denied> {
     let text = |template: &super::template::Template, field: &str| {
         let path = format!("admission.lookups.{}.{field}", lookup.id);
         match template.value(&seeing(parent, &Json::Null, &Json::Null), &path) {
@@ -172,8 +175,8 @@ async fn look_up(lookup: &Lookup, asked: &Asked<'_>, parent: &Json) -> Result<Op
     let kind = GroupVersionKind::gvk(&lookup.of.group, &lookup.of.version, &lookup.of.kind);
     let resource = ApiResource::from_gvk_with_plural(&kind, &lookup.of.plural);
     let api: Api<DynamicObject> = match &namespace {
-        Some(namespace) => Api::namespaced_with(asked.client.clone(), namespace, &resource),
-        None => Api::all_with(asked.client.clone(), &resource),
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
     };
     let found = api
         .get_opt(&name)

@@ -134,7 +134,7 @@ impl Template {
     pub(super) fn setup(&self, identity: String, pod: &str) -> Setup {
         let spec = |kinds: &[Kind]| ShardSpec {
             lease: kinds[0].lease.rsplit('/').next().unwrap_or_default().to_owned(),
-                lock: LockKind::Lease,
+            lock: LockKind::Lease,
             kinds: kinds.iter().map(|kind| kind.name.clone()).collect(),
             weight: kinds.iter().map(|kind| kind.weight).sum(),
             standby: self.standby,
