@@ -257,16 +257,17 @@ impl Leasehold {
         let scope = Scope::new(record::leases(client.clone(), &namespace), record::all_leases(client.clone()));
         let api = record::leases(lease_client, &namespace);
         let kinds = assignments.iter().map(|assignment| Arc::clone(&assignment.kind)).collect();
+        let telemetry = Telemetry::new(identity, namespace.clone(), kinds, self.status, self.metrics.clone());
         let surroundings = Surroundings {
             setup,
             clock: Clock::system(),
             connections,
-            leases: Leases::new(api, scope.clone(), namespace, timings.request_timeout, self.metrics.clone()),
+            leases: Leases::new(api, scope.clone(), namespace, timings.request_timeout, self.metrics),
             board: Board::new(scope),
             witness,
             client,
             work: self.work.unwrap_or_else(Handle::current),
-            telemetry: Telemetry::new(identity, kinds, self.status, self.metrics),
+            telemetry,
             leaderships: self.leaderships,
         };
         Ok(Supervisor::new(surroundings, assignments).run(signals).await?)

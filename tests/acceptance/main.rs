@@ -12,6 +12,7 @@ mod broken;
 mod composed;
 mod composed_rows;
 mod faults;
+mod foreign;
 mod grey;
 mod groups;
 mod handover;
