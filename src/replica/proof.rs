@@ -297,8 +297,12 @@ impl Witness {
         let mut pause = RETRY.0;
         let mut said = None;
         loop {
-            let error = self.observe().await.to_string();
-            self.pods.send_if_modified(|known| known.take().is_some());
+            let error = self.observe().await;
+            if !matches!(error, Unwatched::Broke(_) | Unwatched::Ended) {
+                // They cannot be read; a watch that has broken off is begun anew at once.
+                self.pods.send_if_modified(|known| known.take().is_some());
+            }
+            let error = error.to_string();
             // A watch that worked for a while has ended as it may.
             if self.known.pods.is_empty() {
                 pause = (pause * 2).min(RETRY.1);

@@ -202,7 +202,7 @@ impl Telemetry {
                     self.metrics.set_foreign_holder(&kind.name(), stranger.is_some());
                 }
                 match stranger {
-                    Some(holder) => warn!(kind, lease, holder, "{}", of_stranger(holder, &self.namespace, &lease)),
+                    Some(holder) => warn!(kind, lease, holder, "{}", of_stranger(holder, &self.namespace, lease)),
                     None => info!(kind, lease, "the Lease is no longer held by a stranger"),
                 }
             }
@@ -413,7 +413,7 @@ pub(super) fn of_stranger(holder: &str, namespace: &str, lease: &str) -> String 
     format!(
         "{holder:?} holds the Lease and is no replica of this installation: the kind is not led here until the Lease expires; \
          if it should not hold it, find out who may write Leases in {namespace}, and free it: \
-         kubectl -n {namespace} patch lease {lease} --type=merge -p '{{\"spec\":{{\"holderIdentity\":\"\"}}}}'"
+         kubectl -n {namespace} patch lease {lease} --type=merge -p '{{\"spec\":{{\"holderIdentity\":\"\",\"leaseDurationSeconds\":1}}}}'"
     )
 }
 

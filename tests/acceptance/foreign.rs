@@ -1,10 +1,11 @@
-//! Leases that others write: part F6 of the review, by a ServiceAccount that may write Leases and nothing else.
+//! What others write on Leases and Pods: part F6 of the review, by a ServiceAccount that may write Leases and nothing else, and
+//! part F7.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::{coordination::v1::Lease, events::v1::Event};
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod, events::v1::Event};
 use kube::{
     Api, Client, Config, ResourceExt,
     api::{ListParams, Patch, PatchParams, PostParams},
@@ -161,7 +162,8 @@ subjects: [{{kind: ServiceAccount, name: observer, namespace: {0}}}]
             eventually("the log names the stranger", PATIENCE, log, names).await?;
         }
         let events: Api<Event> = Api::namespaced(stage.client.clone(), &stage.namespace);
-        let look = || events.list(&ListParams::default());
+        let all = ListParams::default();
+        let look = || events.list(&all);
         let told = |events: &kube::core::ObjectList<Event>| {
             events.items.iter().any(|event| {
                 let about = event.regarding.as_ref().and_then(|about| about.name.clone());
@@ -172,9 +174,44 @@ subjects: [{{kind: ServiceAccount, name: observer, namespace: {0}}}]
         };
         eventually("an event names it", PATIENCE, look, told).await?;
         // As the event says.
-        hold(json!({"holderIdentity": ""})).await?;
+        hold(json!({"holderIdentity": "", "leaseDurationSeconds": 1})).await?;
         stage.written_by(kind, |_| true).await?;
         stage.held(kind, |holder| holder != "attacker").await?;
+        Ok(())
+    })
+    .await;
+    Ok(())
+}
+
+/// A Pod under the replicas' own account says that a live holder is dead, as its kubelet would pass it on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_says_another_is_dead_is_not_believed() -> Result<()> {
+    play(Stage::set("obituary", 1).await?, |stage| async move {
+        stage.replicas(2).await?;
+        let holders = stage.all_led().await?;
+        let holder = holders.values().next().context("a holder")?;
+        let pods: Api<Pod> = Api::namespaced(stage.client.clone(), &stage.namespace);
+        // Bound to a node that no kubelet has.
+        let pod = json!({
+            "metadata": {"name": "obituary"},
+            "spec": {
+                "serviceAccountName": "observer", "nodeName": "nowhere", "containers": [{"name": "observer", "image": "observer"}],
+            },
+        });
+        pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+        let ended = json!({"terminated": {"exitCode": 137, "message": format!("leasehold holder {holder}\n")}});
+        let status = json!({"status": {"phase": "Running", "containerStatuses": [{
+            "name": "observer", "image": "observer", "imageID": "", "ready": false, "restartCount": 0, "state": ended,
+        }]}});
+        pods.patch_status("obituary", &PatchParams::default(), &Patch::Merge(status)).await?;
+        for pod in stage.pods().await?.iter().map(ResourceExt::name_any).filter(|pod| pod != "obituary") {
+            let log = || async { anyhow::Ok(stage.kubelet.log(&stage.namespace, &pod)) };
+            let says = |log: &String| log.contains("it is not believed");
+            eventually("each replica has read it, and says so", PATIENCE, log, says).await?;
+        }
+        sleep(LEASE).await;
+        ensure(stage.holders().await? == holders, || format!("{holder} was succeeded"))?;
+        pods.delete("obituary", &kube::api::DeleteParams::default().grace_period(0)).await?;
         Ok(())
     })
     .await;
