@@ -48,9 +48,9 @@ async fn main() -> Result<(), BoxError> {
     let mut tasks = JoinSet::<Result<(), BoxError>>::new();
     let listener = http::bind(address.parse()?).await?;
     let router = http::router(status.clone(), metrics.clone());
-    let stop = done.clone().cancelled_owned();
+    let (stop, counts) = (done.clone().cancelled_owned(), metrics.clone());
     tasks.spawn(async move {
-        http::serve(listener, router, Limits::default(), stop).await;
+        http::serve(listener, router, Limits::default(), counts, stop).await;
         Ok(())
     });
 

@@ -246,9 +246,11 @@ async fn main() -> Result<(), BoxError> {
     let signal = app.leadership(Of::Process).ok_or("the process has a signal")?;
 
     let listener = http::bind(address.parse()?).await?;
-    let router = http::router(status, metrics).merge(Api { backends, signal }.router());
+    let router = http::router(status, metrics.clone()).merge(Api { backends, signal }.router());
+    // An API is asked more often than metrics are.
+    let limits = Limits { per_second: 500, ..Limits::default() };
     // Dropped at the end of the replica: the API is served until its last term has drained.
     let mut serving = JoinSet::new();
-    serving.spawn(http::serve(listener, router, Limits::default(), std::future::pending()));
+    serving.spawn(http::serve(listener, router, limits, metrics, std::future::pending()));
     Ok(app.run(kube::Config::infer().await?, Replica::from_env()?, shutdown_signals()?).await?)
 }

@@ -53,9 +53,11 @@ async fn main() -> Result<(), BoxError> {
         let kinds: Vec<_> = leadership.kinds().map(str::to_owned).collect();
         async move { Json(json!({"leading": leadership.is_leading(), "kinds": kinds})) }
     };
-    let router = http::router(status, metrics).route("/leading", get(answer));
+    let router = http::router(status, metrics.clone()).route("/leading", get(answer));
+    // The tests of this example ask more often than a scraper does.
+    let limits = Limits { per_second: 500, ..Limits::default() };
     let listener = http::bind(address.parse()?).await?;
-    tasks.spawn(http::serve(listener, router, Limits::default(), std::future::pending()));
+    tasks.spawn(http::serve(listener, router, limits, metrics, std::future::pending()));
 
     app.run(kube::Config::infer().await?, Replica::from_env()?, shutdown_signals()?).await?;
     // The tasks are dropped with their set.

@@ -263,17 +263,17 @@ impl Leasehold {
         let kinds = assignments.iter().map(|assignment| Arc::clone(&assignment.kind)).collect();
         let locks = self.config.kinds.iter().filter(|kind| kind.lock != LockKind::Lease);
         let locks = locks.map(|kind| (kind.lease_name.clone(), kind.lock)).collect();
+        let telemetry = Telemetry::new(identity, namespace.clone(), kinds, self.status, self.metrics.clone());
         let surroundings = Surroundings {
             setup,
             clock: Clock::system(),
             connections,
-            leases: Leases::new(api, scope.clone(), namespace, timings.request_timeout, self.metrics.clone())
-                .with_locks(locks),
+            leases: Leases::new(api, scope.clone(), namespace, timings.request_timeout, self.metrics).with_locks(locks),
             board: Board::new(scope),
             witness,
             client,
             work: self.work.unwrap_or_else(Handle::current),
-            telemetry: Telemetry::new(identity, kinds, self.status, self.metrics),
+            telemetry,
             leaderships: self.leaderships,
         };
         Ok(Supervisor::new(surroundings, assignments).run(signals).await?)

@@ -141,7 +141,8 @@ impl Endpoints {
         let stopped = stop.clone().cancelled_owned();
         let (end, ended) = oneshot::channel();
         on_a_thread("endpoints", move || {
-            runtime.block_on(http::serve(listener, http::router(status, metrics), Limits::default(), stopped));
+            let router = http::router(status, metrics.clone());
+            runtime.block_on(http::serve(listener, router, Limits::default(), metrics, stopped));
             // An error means that the process has stopped waiting.
             let _ = end.send(());
         })?;

@@ -24,6 +24,8 @@ pub(crate) mod tree {
 
 use std::{collections::HashMap, net::IpAddr, time::Duration};
 
+pub(crate) use read::{is_dns_label, is_subdomain};
+
 /// The longest that a Lease may be held after a renewal. A record that says more was not written by a replica of ours.
 pub const LONGEST_LEASE: Duration = Duration::from_secs(600);
 

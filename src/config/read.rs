@@ -702,7 +702,7 @@ fn is_version(text: &str) -> bool {
 }
 
 /// Kubernetes bounds the whole name and, unlike DNS, not its parts.
-fn is_subdomain(text: &str) -> bool {
+pub(crate) fn is_subdomain(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     (1..=SUBDOMAIN_MAX).contains(&text.len())
         && text

@@ -23,6 +23,9 @@ pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+const LABEL_VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
+const LABEL_KEY: &str = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$";
+
 /// An optional label selector.
 pub(super) fn label_selector(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
@@ -33,7 +36,7 @@ pub(super) fn label_selector(_: &mut SchemaGenerator) -> Schema {
             "matchLabels": {
                 "description": "Labels and the values they must have.",
                 "type": "object",
-                "additionalProperties": {"type": "string"}
+                "additionalProperties": {"type": "string", "maxLength": 63, "pattern": LABEL_VALUE}
             },
             "matchExpressions": {
                 "description": "Requirements, all of which must be met.",
@@ -43,12 +46,12 @@ pub(super) fn label_selector(_: &mut SchemaGenerator) -> Schema {
                     "type": "object",
                     "required": ["key", "operator"],
                     "properties": {
-                        "key": {"type": "string"},
+                        "key": {"type": "string", "minLength": 1, "maxLength": 317, "pattern": LABEL_KEY},
                         "operator": {"type": "string", "enum": ["In", "NotIn", "Exists", "DoesNotExist"]},
                         "values": {
                             "type": "array",
                             "x-kubernetes-list-type": "atomic",
-                            "items": {"type": "string"}
+                            "items": {"type": "string", "maxLength": 63, "pattern": LABEL_VALUE}
                         }
                     }
                 }

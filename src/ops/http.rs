@@ -2,34 +2,39 @@
 //!
 //! It only reads what others put into [`Status`] and [`Metrics`], and decides nothing.
 
-use std::{collections::VecDeque, fmt::Write as _, future::Future, io, net::SocketAddr, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt::Write as _,
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
+    body::Body,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderValue, Request, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
-use futures::{
-    StreamExt as _,
-    future::{AbortHandle, abortable},
-    stream::FuturesUnordered,
-};
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use futures::{StreamExt as _, future::abortable, stream::FuturesUnordered};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 use tracing::warn;
 
 use super::{
+    connections::{Pace, Places, Useful},
     metrics::Metrics,
     status::{Peer, ShardState, ShardStatus, Status, Webhooks},
 };
@@ -55,9 +60,17 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 /// What a server spends on clients that it knows nothing of: every Pod of the cluster may be able to connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at a time. One more takes the place of the oldest: a probe of the kubelet gets in at once, however many
-    /// clients keep theirs open, and an honest client answers a lost connection with another one.
+    /// Connections at a time. One more takes the place of another: of those that are not being answered, the oldest of the
+    /// peer that has the most.
     pub connections: usize,
+    /// Connections of one peer at a time: a flood from one address closes its own.
+    pub of_a_peer: usize,
+    /// Requests that a peer may make at once before it is held to [`per_second`](Self::per_second). `/livez` and `/readyz` are
+    /// answered beyond that as well, for a flood on the kubelet's node may have its address; all other requests get 429. Each
+    /// such answer ends its connection.
+    pub burst: u32,
+    /// Requests of a peer a second.
+    pub per_second: u32,
     /// How long the head of a request may take, from the start of its connection or the end of the request before it:
     /// an idle connection is closed after this time too.
     pub head: Duration,
@@ -70,51 +83,72 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Of some dozen honest clients, the kubelet and two or three scrapers, each needs one connection for milliseconds.
+    /// Of some dozen honest clients, the kubelet and two or three scrapers, each needs one connection for milliseconds and
+    /// makes a request a second at the most. All places full cost some 2 MiB.
     fn default() -> Self {
-        Self { connections: 64, head: Duration::from_secs(10), age: Duration::from_secs(60), head_bytes: 16 * 1024 }
+        Self {
+            connections: 64,
+            of_a_peer: 16,
+            burst: 100,
+            per_second: 20,
+            head: Duration::from_secs(10),
+            age: Duration::from_secs(60),
+            head_bytes: 16 * 1024,
+        }
     }
 }
 
-/// Answers requests by HTTP/1.1 until `shutdown` resolves and the last answer is out.
-/// Dropping the future closes all connections.
-pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: impl Future<Output = ()>) {
+/// What all connections share.
+struct Shared {
+    router: Router,
+    limits: Limits,
+    pace: Mutex<Pace>,
+    metrics: Metrics,
+    stop: CancellationToken,
+}
+
+/// Answers requests by HTTP/1.1 until `shutdown` resolves and the last answer is out. What the limits cost is counted in
+/// `metrics`. Dropping the future closes all connections.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    metrics: Metrics,
+    shutdown: impl Future<Output = ()>,
+) {
     let mut shutdown = pin!(shutdown);
-    let stop = CancellationToken::new();
     let mut open = FuturesUnordered::new();
-    // Oldest first.
-    let mut handles = VecDeque::<(u64, AbortHandle)>::new();
-    let mut number = 0;
+    let mut places = Places::new(limits.connections, limits.of_a_peer);
+    let pace = Mutex::new(Pace::new(limits.burst, limits.per_second));
+    let shared = Arc::new(Shared { router, limits, pace, metrics, stop: CancellationToken::new() });
     loop {
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             biased;
             () = &mut shutdown => break,
             Some((ended, _)) = open.next() => {
-                handles.retain(|(number, _)| *number != ended);
+                places.leave(ended);
                 continue;
             }
-            stream = accept(&listener) => stream,
+            accepted = accept(&listener) => accepted,
         };
-        while handles.len() >= limits.connections.max(1)
-            && let Some((_, oldest)) = handles.pop_front()
-        {
-            oldest.abort();
+        if let Some(crowded) = places.make_room(peer) {
+            shared.metrics.connection_closed("endpoints", crowded.name());
         }
-        let (connection, handle) = abortable(connection(stream, router.clone(), limits, stop.clone()));
-        number += 1;
-        handles.push_back((number, handle));
+        let useful = Useful::default();
+        let (connection, handle) = abortable(connection(stream, peer, Arc::clone(&shared), useful.clone()));
+        let number = places.take(peer, useful, handle);
         open.push(async move { (number, connection.await) });
     }
     drop(listener);
-    stop.cancel();
+    shared.stop.cancel();
     while open.next().await.is_some() {}
 }
 
-/// The next connection: what keeps one from being accepted passes.
-pub(crate) async fn accept(listener: &TcpListener) -> TcpStream {
+/// The next connection, and whose it is: what keeps one from being accepted passes.
+pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, IpAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok((stream, peer)) => return (stream, peer.ip().to_canonical()),
             // The client has gone before it was its turn.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -127,7 +161,8 @@ pub(crate) async fn accept(listener: &TcpListener) -> TcpStream {
 }
 
 /// Serves one connection to its end; what ends it is its client's affair.
-async fn connection(stream: TcpStream, router: Router, limits: Limits, stop: CancellationToken) {
+async fn connection(stream: TcpStream, peer: IpAddr, shared: Arc<Shared>, useful: Useful) {
+    let (limits, stop) = (shared.limits, shared.stop.clone());
     // An answer is written whole; an error means a connection that is gone already.
     let _ = stream.set_nodelay(true);
     let mut http = http1::Builder::new();
@@ -135,7 +170,16 @@ async fn connection(stream: TcpStream, router: Router, limits: Limits, stop: Can
         .header_read_timeout(limits.head)
         .max_buf_size(limits.head_bytes)
         .max_header_size(limits.head_bytes);
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    let service = service_fn(move |request| {
+        let (shared, useful) = (Arc::clone(&shared), useful.clone());
+        async move {
+            useful.set(true);
+            let answer = shared.answer(peer, request).await;
+            useful.set(false);
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     tokio::select! {
         _ = &mut connection => return,
         () = stop.cancelled() => {}
@@ -143,6 +187,27 @@ async fn connection(stream: TcpStream, router: Router, limits: Limits, stop: Can
     }
     connection.as_mut().graceful_shutdown();
     let _ = timeout(limits.head, connection).await;
+}
+
+impl Shared {
+    async fn answer(&self, peer: IpAddr, request: Request<Incoming>) -> Response {
+        let in_pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner).allows(peer, now());
+        let mut answer = if in_pace || ["/livez", "/readyz"].contains(&request.uri().path()) {
+            let Ok(answer) = self.router.clone().oneshot(request.map(Body::new)).await;
+            answer
+        } else {
+            self.metrics.request_refused("endpoints", "pace");
+            let Limits { burst, per_second, .. } = self.limits;
+            let why = format!(
+                "more than {burst} requests at once and {per_second} a second come from {peer}; ask less often\n"
+            );
+            (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")], why).into_response()
+        };
+        if !in_pace {
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer
+    }
 }
 
 /// The routes, for [`serve`] or a server of your own.
@@ -424,7 +489,15 @@ mod tests {
         /// Longer than any test takes.
         const EVER: Duration = Duration::from_secs(3600);
         const SHORT: Duration = Duration::from_millis(50);
-        const LIMITS: Limits = Limits { connections: 64, head: EVER, age: EVER, head_bytes: 8192 };
+        const LIMITS: Limits = Limits {
+            connections: 64,
+            of_a_peer: 64,
+            burst: 1000,
+            per_second: 1000,
+            head: EVER,
+            age: EVER,
+            head_bytes: 8192,
+        };
         const UNFINISHED: &[u8] = b"GET /livez HTTP/1.1\r\nx: ";
         const REQUEST: &[u8] = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
 
@@ -432,7 +505,7 @@ mod tests {
         async fn play<T>(limits: Limits, play: impl AsyncFnOnce(SocketAddr) -> T) -> T {
             let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
             let address = listener.local_addr().unwrap();
-            let server = serve(listener, replica().router, limits, pending());
+            let server = serve(listener, replica().router, limits, Metrics::default(), pending());
             tokio::select! {
                 () = server => unreachable!("nothing stops the server"),
                 played = timeout(Duration::from_secs(10), play(address)) => played.expect("a test of milliseconds"),
@@ -491,6 +564,50 @@ mod tests {
             .await;
         }
 
+        /// Connects from another address of this machine.
+        async fn send_from(from: u8, address: SocketAddr, bytes: &[u8]) -> TcpStream {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(SocketAddr::from(([127, 0, 0, from], 0))).unwrap();
+            let mut stream = socket.connect(address).await.unwrap();
+            stream.write_all(bytes).await.unwrap();
+            stream
+        }
+
+        #[cfg(target_os = "linux")]
+        #[tokio::test]
+        async fn a_flood_from_one_address_closes_its_own_connections() {
+            play(Limits { connections: 8, of_a_peer: 4, ..LIMITS }, async |address| {
+                let mut kept = send_from(2, address, UNFINISHED).await;
+                let mut flood = Vec::new();
+                for _ in 0..200 {
+                    flood.push(send_from(3, address, UNFINISHED).await);
+                }
+                for stream in flood.drain(..196) {
+                    assert_eq!(rest(stream).await, "");
+                }
+                kept.write_all(b"y\r\n\r\n").await.unwrap();
+                kept.read_exact(&mut [0; 15]).await.unwrap();
+            })
+            .await;
+        }
+
+        #[cfg(target_os = "linux")]
+        #[tokio::test]
+        async fn a_peer_that_asks_too_often_is_told_so_and_probes_are_answered() {
+            play(Limits { burst: 2, per_second: 1, ..LIMITS }, async |address| {
+                const PAGE: &[u8] = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+                for expected in ["200", "200", "429"] {
+                    let answer = rest(send_from(2, address, PAGE).await).await;
+                    assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{answer}");
+                }
+                let probe = rest(send_from(2, address, REQUEST).await).await;
+                assert!(probe.starts_with("HTTP/1.1 200 OK\r\n") && probe.contains("connection: close"), "{probe}");
+                let other = rest(send_from(3, address, PAGE).await).await;
+                assert!(other.starts_with("HTTP/1.1 200 "), "{other}");
+            })
+            .await;
+        }
+
         #[tokio::test]
         async fn a_long_head_is_refused_and_a_body_is_not_read() {
             play(LIMITS, async |address| {
@@ -508,10 +625,13 @@ mod tests {
         async fn a_client_that_does_not_read_its_answer_is_dropped() {
             let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
             let _unread = send(listener.local_addr().unwrap(), REQUEST).await;
-            let stream = accept(&listener).await;
+            let (stream, peer) = accept(&listener).await;
             let huge = Router::new().route("/livez", get(async || vec![b'x'; 64 << 20]));
             let limits = Limits { head: SHORT, age: SHORT, ..LIMITS };
-            let dropped = connection(stream, huge, limits, CancellationToken::new());
+            let pace = Mutex::new(Pace::new(1, 1));
+            let stop = CancellationToken::new();
+            let shared = Arc::new(Shared { router: huge, limits, pace, metrics: Metrics::default(), stop });
+            let dropped = connection(stream, peer, shared, Useful::default());
             timeout(Duration::from_secs(10), dropped).await.unwrap();
         }
 
@@ -520,7 +640,7 @@ mod tests {
             let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
             let address = listener.local_addr().unwrap();
             let stop = CancellationToken::new();
-            let server = serve(listener, replica().router, LIMITS, stop.cancelled());
+            let server = serve(listener, replica().router, LIMITS, Metrics::default(), stop.cancelled());
             let client = async {
                 let mut stream = send(address, REQUEST).await;
                 stream.read_exact(&mut [0; 15]).await.unwrap();

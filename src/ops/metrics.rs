@@ -59,6 +59,13 @@ struct OfWebhook {
     outcome: String,
 }
 
+/// Labels of the series about a server's clients.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfServer {
+    server: &'static str,
+    limit: &'static str,
+}
+
 /// Labels of the counter of certificates.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfReason {
@@ -96,10 +103,13 @@ struct Series {
     handovers: Family<OfKind, Counter>,
     cached: Family<OfKind, Gauge>,
     deaf: Family<OfKind, Gauge>,
+    foreign: Family<OfKind, Gauge>,
     missed: Family<OfLease, Counter>,
     replicas: Gauge,
     requests: Family<OfRequest, Counter>,
     webhooks: Family<OfWebhook, Histogram>,
+    closed: Family<OfServer, Counter>,
+    refused: Family<OfServer, Counter>,
     certificates: Family<OfReason, Counter>,
     certificate_until: Gauge,
 }
@@ -142,10 +152,13 @@ impl Series {
             handovers: Family::default(),
             cached: Family::default(),
             deaf: Family::default(),
+            foreign: Family::default(),
             missed: Family::default(),
             replicas: Gauge::default(),
             requests: Family::default(),
             webhooks: Family::new_with_constructor(webhook_buckets),
+            closed: Family::default(),
+            refused: Family::default(),
             certificates: Family::default(),
             certificate_until: Gauge::default(),
         };
@@ -213,6 +226,11 @@ impl Series {
             series.deaf.clone(),
         );
         r.register(
+            "foreign_holder",
+            "Whether the Lease of the kind is held in a name that is of no replica of this installation (0 or 1)",
+            series.foreign.clone(),
+        );
+        r.register(
             "missed_takeovers",
             "Leases that a replica did not take although it was given them, as seen by this replica",
             series.missed.clone(),
@@ -224,6 +242,16 @@ impl Series {
             "Time from the head of a webhook request to its answer",
             Unit::Seconds,
             series.webhooks.clone(),
+        );
+        r.register(
+            "connections_closed",
+            "Connections of clients that were closed for a newer one: their peer had its share of them (peer), or all peers together (all)",
+            series.closed.clone(),
+        );
+        r.register(
+            "requests_refused",
+            "Requests of clients that were refused because of a limit: the pace of their peer (pace), requests at a time (requests), or bytes at a time (bytes)",
+            series.refused.clone(),
         );
         r.register(
             "webhook_certificates_made",
@@ -244,6 +272,7 @@ impl Series {
         drop(self.leading.get_or_create(labels));
         drop(self.cached.get_or_create(labels));
         drop(self.deaf.get_or_create(labels));
+        drop(self.foreign.get_or_create(labels));
         // Nothing blocks a kind until something is seen to.
         self.up.get_or_create(labels).set(1);
         for family in [
@@ -368,6 +397,11 @@ impl Metrics {
         self.inner.series.deaf.get_or_create(&of(kind)).set(deaf.into());
     }
 
+    /// Whether a name that is of no replica of ours holds the Lease of the kind.
+    pub fn set_foreign_holder(&self, kind: &str, foreign: bool) {
+        self.inner.series.foreign.get_or_create(&of(kind)).set(foreign.into());
+    }
+
     /// A replica did not take a Lease that it was given.
     pub fn missed(&self, lease: &str) {
         self.inner.series.missed.get_or_create(&OfLease { lease: lease.to_owned() }).inc();
@@ -393,6 +427,16 @@ impl Metrics {
     pub fn webhook_answered(&self, webhook: &str, outcome: &str, took: Duration) {
         let labels = OfWebhook { webhook: webhook.to_owned(), outcome: outcome.to_owned() };
         self.inner.series.webhooks.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// A server closed a connection for a newer one.
+    pub fn connection_closed(&self, server: &'static str, limit: &'static str) {
+        self.inner.series.closed.get_or_create(&OfServer { server, limit }).inc();
+    }
+
+    /// A server refused a request because of a limit.
+    pub fn request_refused(&self, server: &'static str, limit: &'static str) {
+        self.inner.series.refused.get_or_create(&OfServer { server, limit }).inc();
     }
 
     /// This replica, as the leader, has made a serving certificate.
@@ -494,6 +538,7 @@ mod tests {
             "leasehold_handovers_total{kind=\"Widget.example.com\"} 0",
             "leasehold_cached{kind=\"Widget.example.com\"} 0",
             "leasehold_deaf{kind=\"Widget.example.com\"} 0",
+            "leasehold_foreign_holder{kind=\"Widget.example.com\"} 0",
             "leasehold_replicas 0",
             "leasehold_renewal_duration_seconds_count{kind=\"Widget.example.com\"} 0",
             "leasehold_without_owner_seconds_count{kind=\"Widget.example.com\"} 0",
@@ -522,9 +567,12 @@ mod tests {
         metrics.set_cached("W", true);
         metrics.belongs("W", "w", Some("g"));
         metrics.set_deaf("W", true);
+        metrics.set_foreign_holder("W", true);
         metrics.missed("w");
         metrics.set_replicas(3);
         metrics.lease_request("update", "conflict");
+        metrics.connection_closed("endpoints", "peer");
+        metrics.request_refused("webhooks", "bytes");
         let page = metrics.encode().unwrap();
         for line in [
             "leasehold_leading{kind=\"W\"} 1",
@@ -542,10 +590,13 @@ mod tests {
             "leasehold_handovers_total{kind=\"W\"} 1",
             "leasehold_cached{kind=\"W\"} 1",
             "leasehold_deaf{kind=\"W\"} 1",
+            "leasehold_foreign_holder{kind=\"W\"} 1",
             "leasehold_kind_info{kind=\"W\",lease=\"w\",group=\"g\"} 1",
             "leasehold_missed_takeovers_total{lease=\"w\"} 1",
             "leasehold_replicas 3",
             "leasehold_lease_requests_total{verb=\"update\",outcome=\"conflict\"} 1",
+            "leasehold_connections_closed_total{server=\"endpoints\",limit=\"peer\"} 1",
+            "leasehold_requests_refused_total{server=\"webhooks\",limit=\"bytes\"} 1",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is missing from\n{page}");
         }

@@ -105,6 +105,8 @@ pub enum Event {
     },
     /// So many replicas of ours exist or are being started, this one among them.
     Expected(usize),
+    /// The live Pods of our service account and sort of controller, name and uid; `None`: they cannot be read, or we are none of them.
+    Pods(Option<BTreeMap<String, String>>),
     /// The process shall stop; the second time: at once.
     Signalled,
     /// Time has passed.
@@ -282,6 +284,8 @@ pub enum Notice {
     },
     /// Another Lease that says the same kind is held: the kind is not led here.
     Rival(ShardIndex, Option<Rival>),
+    /// The Lease is held in the name of this identity, which is of no live Pod and no replica of ours; `None`: it no longer is.
+    Stranger(ShardIndex, Option<String>),
     /// What the API server says of a kind has changed.
     Judged(KindIndex, Verdict),
     /// A standby has filled its cache.

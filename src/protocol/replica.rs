@@ -224,6 +224,10 @@ impl Replica {
                 self.roster.expect(replicas);
                 self.stale = true;
             }
+            Event::Pods(pods) => {
+                self.roster.see_pods(pods);
+                self.stale = true;
+            }
             Event::Signalled => self.on_signal(now),
             Event::Woken => {}
         }
@@ -329,6 +333,7 @@ impl Replica {
             let roster::Missed { lease, replica, avoided_for } = missed;
             self.note(Notice::Missed { lease, replica, avoided_for });
         }
+        self.review_strangers();
         self.publish(now);
         self.end(now);
     }

@@ -158,6 +158,8 @@ pub struct Roster {
     holdings: BTreeMap<String, Known<Holding>>,
     /// Processes that are proven dead, and no other of their Pod runs; each with the uid of its Pod.
     dead: BTreeMap<String, Option<String>>,
+    /// The Pods that a replica of ours can be in, name and uid; `None` while that is not known.
+    pods: Option<BTreeMap<String, String>>,
     /// Everything is seen: the watch is up.
     current: bool,
     /// It has been at least once.
@@ -230,6 +232,7 @@ impl Roster {
             overdue: BTreeSet::new(),
             holdings: BTreeMap::new(),
             dead: BTreeMap::new(),
+            pods: None,
             current: false,
             listed: false,
             peers: BTreeMap::new(),
@@ -280,7 +283,8 @@ impl Roster {
 
     /// What another replica says of itself.
     pub fn profile(&self, identity: &str) -> Option<&Profile> {
-        Some(&self.members.get(identity)?.what.profile)
+        let member = &self.members.get(identity)?.what;
+        self.is_of_ours(member).then_some(&member.profile)
     }
 
     /// What we say of ourselves.
@@ -337,6 +341,8 @@ impl Roster {
         let heard = self.listed_only.remove(&member.identity) | self.overdue.remove(&member.identity);
         let told = heard || expired || known.is_none_or(|known| known.what.profile != member.profile);
         self.departed.remove(&member.identity);
+        // What does not count changes nothing, however often it is written.
+        let told = told && self.is_of_ours(&member);
         self.members.insert(member.identity.clone(), Known { what: member, since: now });
         told
     }

@@ -116,6 +116,8 @@ pub struct Shard {
     /// What the slot was told of it.
     pub(super) handover: Handover,
     pub(super) rival: Option<Rival>,
+    /// Who holds the Lease and is none of us.
+    pub(super) stranger: Option<String>,
     /// A kind of the running term has failed, and how: the term ends.
     pub(super) broken: Option<String>,
     /// Terms in a row that ended deaf, and until when the next one had better be elsewhere.
@@ -154,6 +156,7 @@ impl Shard {
             advice: Advice::default(),
             handover: Handover::Stay,
             rival: None,
+            stranger: None,
             broken: None,
             deaf_terms: 0,
             deaf_until: Moment::default(),
@@ -288,6 +291,11 @@ impl Shard {
     /// Another held Lease of one of its kinds.
     pub fn rival(&self) -> Option<&Rival> {
         self.rival.as_ref()
+    }
+
+    /// Who holds its Lease and is no replica of ours.
+    pub fn stranger(&self) -> Option<&str> {
+        self.stranger.as_deref()
     }
 
     /// The last request about its Lease failed, and how.

@@ -11,6 +11,7 @@ pub mod conditions;
 pub mod controller;
 pub mod events;
 pub mod finalizer;
+pub mod input;
 pub mod name;
 pub mod observe;
 mod queue;

@@ -19,6 +19,7 @@ pub mod preflight;
 pub mod problem;
 pub mod proof;
 pub mod record;
+mod stranger;
 pub mod supervisor;
 pub mod telemetry;
 pub mod term;

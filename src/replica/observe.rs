@@ -156,7 +156,8 @@ mod tests {
         let reconciler = Arc::new(Fails { clock, begun: Mutex::default() });
         let signal = Leaderships::default().subscribe(Of::Process).unwrap();
         let observation = Observation::new(Arc::clone(&kind), signal, || panic!("nothing asks for a client"));
-        let telemetry = Telemetry::new("me".to_owned(), vec![kind], Status::default(), metrics.clone());
+        let telemetry =
+            Telemetry::new("me".to_owned(), "ns".to_owned(), vec![kind], Status::default(), metrics.clone());
         let fence = Fence::new("a.x".to_owned(), None, clock, |_| ());
         let first = reconciler.observe(observation.clone()).unwrap();
         let kept = keep(Arc::clone(&reconciler) as _, observation, first, fence, clock, telemetry);

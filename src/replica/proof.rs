@@ -39,6 +39,9 @@ const TESTIMONY: &str = "leasehold holder ";
 /// Revision of a ReplicaSet, which the Deployment controller counts up with each rollout and rollback.
 const REVISION: &str = "deployment.kubernetes.io/revision";
 
+/// Names the container of a Pod that is meant when none is named.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+
 /// Between two attempts to watch Pods, the longest of them when it is not allowed.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -73,6 +76,10 @@ pub struct Testimony {
     pub foreign: BTreeSet<String>,
     /// It runs a process of ours, or is about to: it is not being deleted, and no container of it is kept down.
     pub goes_on: bool,
+    /// Its uid, unless it has ended: then no process runs in it.
+    pub live: Option<String>,
+    /// Kind of the controller that made it.
+    pub controller: Option<String>,
 }
 
 /// Reads the status of one Pod. Whether the Pod goes on decides only who should follow, and proves nothing.
@@ -84,12 +91,20 @@ pub fn testimony_of(pod: &Pod) -> Testimony {
     let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
     let goes_on = pod.metadata.deletion_timestamp.is_none() && policy.is_none_or(|policy| policy == "Always");
     testimony.goes_on = goes_on;
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    testimony.live = (!matches!(phase, Some("Succeeded" | "Failed"))).then(|| uid.clone());
+    testimony.controller = controller(pod).map(|(kind, _)| kind.to_owned());
+    let main = main_container(pod);
     let statuses = pod.status.iter().filter_map(|status| status.container_statuses.as_ref()).flatten();
     for container in statuses {
         // The kubelet starts what has just ended at once, or says what keeps it from that: a back-off, an image.
         let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
         let stays_down = waiting.is_some_and(|waiting| !waiting.reason.as_deref().is_none_or(is_being_started));
         testimony.goes_on &= !stays_down;
+        // Another container may write what it likes into a log of its own.
+        if main.is_some_and(|main| main != container.name) {
+            continue;
+        }
         let deaths = &mut testimony.deaths;
         let dead = if goes_on && !stays_down { &mut deaths.restarted } else { &mut deaths.ended };
         for identity in [&container.state, &container.last_state].into_iter().flatten().flat_map(named) {
@@ -101,6 +116,12 @@ pub fn testimony_of(pod: &Pod) -> Testimony {
         }
     }
     testimony
+}
+
+/// The container that a replica runs in: the one that `kubectl logs` shows by itself, or else the first.
+fn main_container(pod: &Pod) -> Option<&str> {
+    let first = || Some(pod.spec.as_ref()?.containers.first()?.name.as_str());
+    pod.annotations().get(DEFAULT_CONTAINER).map(String::as_str).or_else(first)
 }
 
 fn is_being_started(waiting: &str) -> bool {
@@ -219,8 +240,12 @@ pub struct Witness {
     deaths: watch::Sender<Deaths>,
     origin: watch::Sender<Option<Origin>>,
     expected: watch::Sender<usize>,
+    pods: watch::Sender<Pods>,
     known: Known,
 }
+
+/// Names and uids.
+pub type Pods = Option<BTreeMap<String, String>>;
 
 /// What each Pod's status proved, and what those proved that are gone: a proof stays true.
 #[derive(Debug, Default)]
@@ -240,6 +265,7 @@ impl Witness {
             deaths: watch::Sender::default(),
             origin: watch::Sender::default(),
             expected: watch::Sender::default(),
+            pods: watch::Sender::default(),
             known: Known::default(),
         }
     }
@@ -259,13 +285,24 @@ impl Witness {
         self.expected.subscribe()
     }
 
+    /// The live Pods of our service account whose controller is of the kind of ours: name and uid. `None` while that is not
+    /// known.
+    pub fn pods(&self) -> watch::Receiver<Pods> {
+        self.pods.subscribe()
+    }
+
     /// Watches until dropped; never returns by itself. Cancel safe.
     /// Without the permissions everything works, and slower: Leases expire, and generations go by their age.
     pub async fn run(mut self) {
         let mut pause = RETRY.0;
         let mut said = None;
         loop {
-            let error = self.observe().await.to_string();
+            let error = self.observe().await;
+            if !matches!(error, Unwatched::Broke(_) | Unwatched::Ended) {
+                // They cannot be read; a watch that has broken off is begun anew at once.
+                self.pods.send_if_modified(|known| known.take().is_some());
+            }
+            let error = error.to_string();
             // A watch that worked for a while has ended as it may.
             if self.known.pods.is_empty() {
                 pause = (pause * 2).min(RETRY.1);
@@ -320,6 +357,12 @@ impl Witness {
             if listed.is_none() {
                 let expected = self.known.pods.values().filter(|pod| pod.goes_on).count();
                 self.expected.send_if_modified(|known| std::mem::replace(known, expected) != expected);
+                let pods = self.known.live(&self.pod);
+                self.pods.send_if_modified(|known| {
+                    let news = *known != pods;
+                    *known = pods;
+                    news
+                });
                 let deaths = self.known.all();
                 self.deaths.send_if_modified(|known| {
                     let news = *known != deaths;
@@ -420,6 +463,13 @@ impl Known {
         }
     }
 
+    /// The live Pods that are of the sort of this one, which is ours.
+    fn live(&self, own: &str) -> Pods {
+        let own = self.pods.get(own)?;
+        let ours = self.pods.iter().filter(|(_, pod)| pod.controller == own.controller);
+        Some(ours.filter_map(|(name, pod)| Some((name.clone(), pod.live.clone()?))).collect())
+    }
+
     fn all(&self) -> Deaths {
         let mut all = Deaths { ended: self.gone.iter().cloned().collect(), restarted: BTreeMap::new() };
         for Testimony { deaths, .. } in self.pods.values() {
@@ -504,6 +554,45 @@ mod tests {
         assert_eq!(testimony.foreign.into_iter().collect::<Vec<_>>(), set(&["p", "p-2_1", "pp_1", "q_1"]));
         let nameless = testimony_in(&json!({"name": "p"}), container(&terminated(log), &json!({})));
         assert_eq!(nameless, Testimony::default(), "without a uid nothing can be compared with a Lease");
+    }
+
+    #[test]
+    fn of_several_containers_the_main_one_is_believed() {
+        let log = |name: &str| {
+            let mut container = container(&terminated("leasehold holder p_1"), &json!({}));
+            container["name"] = json!(name);
+            container
+        };
+        let named_by = |name: &str, annotations: Value| {
+            let spec = json!({"containers": [{"name": "replica"}, {"name": "sidecar"}]});
+            let metadata = json!({"name": "p", "uid": "u", "annotations": annotations});
+            let pod = json!({"metadata": metadata, "spec": spec, "status": {"containerStatuses": [log(name)]}});
+            !testimony_of(&serde_json::from_value(pod).unwrap()).deaths.restarted.is_empty()
+        };
+        assert!(named_by("replica", json!({})) && !named_by("sidecar", json!({})));
+        let other = json!({DEFAULT_CONTAINER: "sidecar"});
+        assert!(!named_by("replica", other.clone()) && named_by("sidecar", other));
+    }
+
+    #[test]
+    fn the_pods_of_ours_are_live_and_have_a_controller_as_ours_has() {
+        let pod = |name: &str, phase: &str, controller: Option<&str>| {
+            let owner = controller.map(
+                |kind| json!([{"apiVersion": "apps/v1", "kind": kind, "name": "x", "uid": "u", "controller": true}]),
+            );
+            let pod = json!({"metadata": {"name": name, "uid": format!("{name}-uid"), "ownerReferences": owner}, "status": {"phase": phase}});
+            (name.to_owned(), testimony_of(&serde_json::from_value(pod).unwrap()))
+        };
+        let set = Some("ReplicaSet");
+        let mut known = Known::default();
+        known.list(
+            [pod("a", "Running", set), pod("b", "Pending", set), pod("c", "Failed", set), pod("d", "Running", None)]
+                .into(),
+        );
+        let pods = |own| known.live(own).map(|pods| pods.into_iter().collect::<Vec<_>>());
+        let of = |name: &str| (name.to_owned(), format!("{name}-uid"));
+        assert_eq!(pods("a"), Some(vec![of("a"), of("b")]));
+        assert_eq!(pods("z"), None, "we are none of them");
     }
 
     #[test]

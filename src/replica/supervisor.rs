@@ -30,7 +30,7 @@ use super::{
     observe::{self, Observation},
     preflight::{self, Ask, Preflight},
     proof::{self, Witness},
-    record,
+    record, stranger,
     telemetry::Telemetry,
     term::{BoxError, Promotion, Reconciler, Standby, Term},
 };
@@ -38,7 +38,9 @@ use crate::{
     config::Kind,
     protocol::{
         election::Grant,
-        event::{Deaths, Effect, Ending, Event, Hearing, KindIndex, Loss, ShardIndex, TermNumber, Verdict, Watch},
+        event::{
+            Deaths, Effect, Ending, Event, Hearing, KindIndex, Loss, Notice, ShardIndex, TermNumber, Verdict, Watch,
+        },
         moment::Moment,
         replica::{Replica, Setup},
         slot::Outcome,
@@ -207,6 +209,7 @@ pub struct Supervisor {
     deaths: watch::Receiver<proof::Deaths>,
     origin: watch::Receiver<Option<proof::Origin>>,
     expected: watch::Receiver<usize>,
+    pods: watch::Receiver<proof::Pods>,
     /// Tasks that run as long as the replica.
     staff: JoinSet<&'static str>,
     /// Terms and standbys.
@@ -244,15 +247,16 @@ impl Supervisor {
             refreshed.keep_fresh().await;
             "the renewal of credentials"
         });
-        let (deaths, origin, expected) = match witness {
+        let (deaths, origin, expected, pods) = match witness {
             Some(witness) => {
-                let seen = (witness.deaths(), witness.origin(), witness.expected());
+                let seen = (witness.deaths(), witness.origin(), witness.expected(), witness.pods());
                 staff.spawn(witness.run().map(|()| "the Pod watch"));
                 seen
             }
             None => {
                 let never = watch::Sender::default().subscribe();
-                (never, watch::Sender::default().subscribe(), watch::Sender::default().subscribe())
+                let (origin, expected) = (watch::Sender::default().subscribe(), watch::Sender::default().subscribe());
+                (never, origin, expected, watch::Sender::default().subscribe())
             }
         };
         let mut members = assignments.into_iter().map(|Assignment { kind, reconciler, account }| Member {
@@ -286,6 +290,7 @@ impl Supervisor {
             deaths,
             origin,
             expected,
+            pods,
             staff,
             work: JoinSet::new(),
             observers: JoinSet::new(),
@@ -295,6 +300,13 @@ impl Supervisor {
         };
         this.observe();
         this
+    }
+
+    /// An event on the Lease: the log says the same, so nothing waits for it.
+    fn report_stranger(&self, shard: ShardIndex, holder: &str) {
+        let (lease, setup) = (self.core.shards()[shard].lease(), self.core.setup());
+        let said = stranger::report(self.connections.client(), &setup.identity, &setup.namespace, lease, holder);
+        self.pending.push(said.map(|()| Wake::Nothing).boxed());
     }
 
     /// Begins every observer. None of them is asked about by what leads.
@@ -367,6 +379,7 @@ impl Supervisor {
                 Wake::Event(Event::Originated { revision, owner })
             }
             Ok(()) = self.expected.changed() => Wake::Event(Event::Expected(*self.expected.borrow_and_update())),
+            Ok(()) = self.pods.changed() => Wake::Event(Event::Pods(self.pods.borrow_and_update().clone())),
             Some((kind, verdict)) = self.verdicts.recv() => Wake::Judged(kind, verdict),
             Some(ended) = self.staff.join_next() => Wake::Died(ended.unwrap_or("a task that panicked")),
             () = clock.sleep_until(wake_at) => Wake::Event(Event::Woken),
@@ -456,7 +469,12 @@ impl Supervisor {
                 Effect::Drain(shard, _) => self.drain(shard),
                 Effect::Abort(shard, _) => self.abort(shard),
                 Effect::Ask(kind) => self.ask.ask_again(kind),
-                Effect::Note(notice) => self.telemetry.note(&notice),
+                Effect::Note(notice) => {
+                    if let Notice::Stranger(shard, Some(holder)) = &notice {
+                        self.report_stranger(*shard, holder);
+                    }
+                    self.telemetry.note(&notice, self.clock.now());
+                }
                 Effect::Exit(ending) => return Some(ending),
             }
         }

@@ -36,6 +36,8 @@ use crate::{
 #[derive(Clone)]
 pub struct Telemetry {
     identity: String,
+    /// Of the Leases.
+    namespace: String,
     /// Those of a shard follow each other.
     kinds: Vec<Arc<Kind>>,
     /// By shard: its kinds.
@@ -48,12 +50,18 @@ pub struct Telemetry {
 /// Between two log lines about what standbys and observers of a kind try to write.
 const QUIET: Duration = Duration::from_secs(60);
 
+/// Log lines of one sort about what others write on Leases of their own, before they are said once in [`QUIET`].
+const BURST: u64 = 20;
+
+/// Of a stranger's name so much is shown.
+const HOLDER_SHOWN: usize = 80;
+
 /// When that was last said of a kind, and how many were not said since.
 type Said = (Option<Moment>, u64);
 
 impl Telemetry {
     /// Of the replica with this holder identity; its kinds in the order of its shards.
-    pub fn new(identity: String, kinds: Vec<Arc<Kind>>, status: Status, metrics: Metrics) -> Self {
+    pub fn new(identity: String, namespace: String, kinds: Vec<Arc<Kind>>, status: Status, metrics: Metrics) -> Self {
         for kind in &kinds {
             status.update(&kind.name(), |shard| {
                 shard.lease.clone_from(&kind.lease_name);
@@ -66,7 +74,7 @@ impl Telemetry {
             shards.push(first..first + shared.len());
             first += shared.len();
         }
-        Self { identity, kinds, shards, status, metrics, said: Arc::default() }
+        Self { identity, namespace, kinds, shards, status, metrics, said: Arc::default() }
     }
 
     /// What a fence calls for each write that it refuses. Those of a standby or an observer are a mistake in its code: said
@@ -102,8 +110,24 @@ impl Telemetry {
         self.metrics.observer_failed(&kind.name());
     }
 
+    /// How many lines of this sort were left out since the last one, if one may be written now: whoever may write Leases shall
+    /// not fill the log.
+    fn once_a_while(&self, sort: &str, now: Moment) -> Option<u64> {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, count) = said.entry(sort.to_owned()).or_insert((None, 0));
+        *count += 1;
+        match *at {
+            Some(last) if now.since(last) < QUIET => (*count <= BURST).then_some(0),
+            _ => {
+                let more = std::mem::replace(count, 1).saturating_sub(1 + BURST);
+                *at = Some(now);
+                Some(more)
+            }
+        }
+    }
+
     /// Something has happened.
-    pub fn note(&self, notice: &Notice) {
+    pub fn note(&self, notice: &Notice, now: Moment) {
         match notice {
             Notice::SuccessorNamed(shard, successor) => {
                 let (kind, lease) = self.names(*shard);
@@ -144,6 +168,7 @@ impl Telemetry {
                 self.metrics.missed(lease);
             }
             Notice::Collected(lease, why) => {
+                let Some(more) = self.once_a_while("collected", now) else { return };
                 let why = match why {
                     Garbage::Predecessor => "the membership of an earlier process of this Pod",
                     Garbage::Dead => "the membership of a process that is proven dead",
@@ -152,7 +177,14 @@ impl Telemetry {
                         "no replica is configured for its kind, and none has renewed it for four lease durations"
                     }
                 };
-                info!(lease, "deleting a Lease: {why}");
+                info!(lease, more, "deleting a Lease: {why}");
+            }
+            Notice::Odd { lease, odd } if !self.kinds.iter().any(|kind| kind.lease_name == *lease) => {
+                if let Some(more) = self.once_a_while("odd", now)
+                    && !odd.is_empty()
+                {
+                    warn!(lease, more, "out of bounds on the Lease of another: {}", odd.join("; "));
+                }
             }
             Notice::Odd { lease, odd } if odd.is_empty() => info!(lease, "the Lease is within its bounds again"),
             Notice::Odd { lease, odd } => warn!(lease, "out of bounds on the Lease: {}", odd.join("; ")),
@@ -163,6 +195,16 @@ impl Telemetry {
             Notice::Rival(shard, None) => {
                 let (kind, lease) = self.names(*shard);
                 info!(kind, lease, "no other Lease of the kind is held any more");
+            }
+            Notice::Stranger(shard, stranger) => {
+                let (kind, lease) = self.names(*shard);
+                for kind in self.kinds_of(*shard) {
+                    self.metrics.set_foreign_holder(&kind.name(), stranger.is_some());
+                }
+                match stranger {
+                    Some(holder) => warn!(kind, lease, holder, "{}", of_stranger(holder, &self.namespace, lease)),
+                    None => info!(kind, lease, "the Lease is no longer held by a stranger"),
+                }
             }
             Notice::Judged(kind, verdict) => {
                 let (kind, lease) = self.name(*kind);
@@ -261,7 +303,7 @@ impl Telemetry {
         });
         let members = core.shards().iter().flat_map(|shard| shard.members().iter().map(move |member| (shard, member)));
         for (kind, (shard, member)) in self.kinds.iter().zip(members) {
-            let (state, reason) = state(shard, member, now);
+            let (state, reason) = state(shard, member, &self.namespace, now);
             let leading = matches!(state, ShardState::Leading | ShardState::Deaf);
             self.metrics.set_leading(&kind.name(), leading);
             self.metrics.set_cached(&kind.name(), shard.cache() == Some(true));
@@ -323,7 +365,7 @@ fn peer(peer: &crate::protocol::roster::Peer) -> status::Peer {
     status::Peer { identity: peer.identity.clone(), draining: peer.draining, newest: peer.newest }
 }
 
-fn state(shard: &Shard, member: &Member, now: Moment) -> (ShardState, Option<String>) {
+fn state(shard: &Shard, member: &Member, namespace: &str, now: Moment) -> (ShardState, Option<String>) {
     let served = |it: &Member| *it.verdict() == Verdict::Runnable;
     // What is wrong with the kind itself comes first, and else what is wrong with one that it shares its term with.
     let verdict =
@@ -346,7 +388,10 @@ fn state(shard: &Shard, member: &Member, now: Moment) -> (ShardState, Option<Str
             let why = "the Lease could not be acquired, or the objects of the kind could not be watched, a while ago";
             (ShardState::CoolingDown, Some(shard.trouble().unwrap_or(why).to_owned()))
         }
-        (State::Idle, _, None, Verdict::Runnable) => (ShardState::Standby, None),
+        (State::Idle, _, None, Verdict::Runnable) => {
+            let why = shard.stranger().map(|holder| of_stranger(holder, namespace, shard.lease()));
+            (ShardState::Standby, why)
+        }
     }
 }
 
@@ -365,6 +410,16 @@ fn of_rival(rival: &Rival) -> String {
     format!(
         "{} holds another Lease of {}, {}/{}: give the kind one Lease in all configurations, or wait until that one is released",
         rival.holder, rival.kind, rival.namespace, rival.name
+    )
+}
+
+/// Who holds a Lease and is none of us, and what to do.
+pub(super) fn of_stranger(holder: &str, namespace: &str, lease: &str) -> String {
+    let holder: String = holder.chars().take(HOLDER_SHOWN).collect();
+    format!(
+        "{holder:?} holds the Lease and is no replica of this installation: the kind is not led here until the Lease expires; \
+         if it should not hold it, find out who may write Leases in {namespace}, and free it: \
+         kubectl -n {namespace} patch lease {lease} --type=merge -p '{{\"spec\":{{\"holderIdentity\":\"\",\"leaseDurationSeconds\":1}}}}'"
     )
 }
 

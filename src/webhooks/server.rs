@@ -5,24 +5,16 @@
 //! were not taken, and they send those elsewhere. HTTP/1.1 has no word for that.
 
 use std::{
-    collections::VecDeque,
     convert::Infallible,
     future::Future,
     io,
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use futures::{
-    StreamExt as _,
-    future::{AbortHandle, abortable},
-    stream::FuturesUnordered,
-};
+use futures::{StreamExt as _, future::abortable, stream::FuturesUnordered};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -42,14 +34,20 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::review::{Answer, Reviews, Route, invalid};
-use crate::ops::{http::accept, metrics::Metrics};
+use crate::ops::{
+    connections::{Places, Useful},
+    http::accept,
+    metrics::Metrics,
+};
 
 /// What a server spends on its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at a time. One more takes the place of the oldest that has not had a review answered yet, or else of
-    /// the oldest: clients that only connect keep no API server out.
+    /// Connections at a time. One more takes the place of another: of those that have not had a review answered yet, or else
+    /// of all, the oldest of the peer that has the most. Clients that only connect keep no API server out.
     pub connections: usize,
+    /// Connections of one peer at a time. API servers may come by one address, that of a node or of a proxy.
+    pub of_a_peer: usize,
     /// Requests at a time, on all connections. One more is told to come again.
     pub requests: usize,
     /// How long TLS may take, and the head of a request.
@@ -58,7 +56,8 @@ pub struct Limits {
     pub body: Duration,
     /// Bytes of a body: an API server takes objects of three, and sends the old one along with the new one.
     pub body_bytes: usize,
-    /// Bytes of all bodies that are being read.
+    /// Bytes of all bodies that are being read or reviewed, and of what they become when they are decoded. It is also the most
+    /// that one review may take, which is several times what the largest object does that etcd stores.
     pub all_bodies: usize,
     /// How long a webhook may take to answer: less than `timeoutSeconds` of the configurations.
     pub answer: Duration,
@@ -72,11 +71,12 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 128,
+            of_a_peer: 64,
             requests: 128,
             head: Duration::from_secs(5),
             body: Duration::from_secs(5),
             body_bytes: 8 << 20,
-            all_bodies: 48 << 20,
+            all_bodies: 24 << 20,
             answer: Duration::from_secs(4),
             age: Duration::from_secs(600),
             end: Duration::from_secs(10),
@@ -85,6 +85,9 @@ impl Default for Limits {
 }
 
 const HEAD_BYTES: u32 = 16 << 10;
+
+/// What an item of a list or a field takes in memory besides its text: two bytes of a body may become this many.
+const NODE_BYTES: usize = 96;
 
 /// What all connections share.
 struct Shared {
@@ -117,29 +120,24 @@ pub async fn serve(
         stop: CancellationToken::new(),
     });
     let mut open = FuturesUnordered::new();
-    // Oldest first.
-    let mut handles = VecDeque::<(u64, Arc<AtomicBool>, AbortHandle)>::new();
-    let mut number = 0_u64;
+    let mut places = Places::new(limits.connections, limits.of_a_peer);
     loop {
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             biased;
             () = &mut shutdown => break,
             Some((ended, _)) = open.next() => {
-                handles.retain(|(number, ..)| *number != ended);
+                places.leave(ended);
                 continue;
             }
-            stream = accept(&listener) => stream,
+            accepted = accept(&listener) => accepted,
         };
-        if handles.len() >= limits.connections.max(1) {
-            let idle = handles.iter().position(|(_, useful, _)| !useful.load(Ordering::Relaxed)).unwrap_or(0);
-            handles.remove(idle).iter().for_each(|(.., handle)| handle.abort());
+        if let Some(crowded) = places.make_room(peer) {
+            shared.metrics.connection_closed("webhooks", crowded.name());
         }
-        let useful = Arc::new(AtomicBool::new(false));
-        let served = connection(stream, acceptor.clone(), Arc::clone(&shared), Arc::clone(&useful));
+        let useful = Useful::default();
+        let served = connection(stream, acceptor.clone(), Arc::clone(&shared), useful.clone());
         let (connection, handle) = abortable(served);
-        number += 1;
-        handles.push_back((number, useful, handle));
-        let number = number;
+        let number = places.take(peer, useful, handle);
         open.push(async move { (number, connection.await) });
     }
     drop(listener);
@@ -148,7 +146,7 @@ pub async fn serve(
 }
 
 /// Serves one connection to its end; what ends it is its client's affair.
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>, useful: Arc<AtomicBool>) {
+async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>, useful: Useful) {
     let limits = shared.limits;
     let _ = stream.set_nodelay(true);
     let Ok(Ok(stream)) = timeout(limits.head, acceptor.accept(stream)).await else { return };
@@ -156,7 +154,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared
     let stream = Lingering { inner: stream, is_shut: false };
     let stop = shared.stop.clone();
     let service = service_fn(move |request| {
-        let (shared, useful) = (Arc::clone(&shared), Arc::clone(&useful));
+        let (shared, useful) = (Arc::clone(&shared), useful.clone());
         async move { Ok::<_, Infallible>(shared.respond(request, &useful).await) }
     });
     let until = async {
@@ -233,7 +231,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
 }
 
 impl Shared {
-    async fn respond(&self, request: Request<Incoming>, useful: &AtomicBool) -> Response<Full<Bytes>> {
+    async fn respond(&self, request: Request<Incoming>, useful: &Useful) -> Response<Full<Bytes>> {
         let Some(route) = Route::of(request.uri().path()) else {
             return plain(StatusCode::NOT_FOUND, "there are /validate, /mutate and /convert");
         };
@@ -243,7 +241,7 @@ impl Shared {
         let began = now();
         let answer = self.answer(route, request).await;
         if answer.status == StatusCode::OK {
-            useful.store(true, Ordering::Relaxed);
+            useful.set(true);
         }
         self.metrics.webhook_answered(route.name(), answer.outcome, began.elapsed());
         let mut response = Response::new(Full::new(Bytes::from(answer.body)));
@@ -256,6 +254,7 @@ impl Shared {
     async fn answer(&self, route: Route, request: Request<Incoming>) -> Answer {
         let refuse = |status, message: &str| invalid(route, status, message, &[]);
         let Ok(_one) = self.requests.try_acquire() else {
+            self.metrics.request_refused("webhooks", "requests");
             return refuse(StatusCode::TOO_MANY_REQUESTS, "too many requests at once; send this one again");
         };
         let mut held = Vec::new();
@@ -292,14 +291,27 @@ impl Shared {
             if bytes.len() + data.len() > most {
                 return Err(too_large());
             }
-            let permits = u32::try_from(data.len()).unwrap_or(u32::MAX);
-            let permit = self.bodies.try_acquire_many(permits).map_err(|_| {
-                (StatusCode::TOO_MANY_REQUESTS, "too many large requests at once; send this one again".to_owned())
-            })?;
-            held.push(permit);
+            held.push(self.hold(data.len())?);
             bytes.extend_from_slice(&data);
         }
+        // Each of these begins a value, unless it stands in a text.
+        let nodes = bytes.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+        let decoded = nodes.saturating_mul(NODE_BYTES);
+        if bytes.len() + decoded > self.limits.all_bodies {
+            let most = self.limits.all_bodies;
+            let message = format!("the review has {nodes} fields and items, and would take more than {most} bytes");
+            return Err((StatusCode::PAYLOAD_TOO_LARGE, message));
+        }
+        held.push(self.hold(decoded)?);
         Ok(bytes)
+    }
+
+    /// Takes bytes from what all share.
+    fn hold(&self, bytes: usize) -> Result<SemaphorePermit<'_>, (StatusCode, String)> {
+        self.bodies.try_acquire_many(u32::try_from(bytes).unwrap_or(u32::MAX)).map_err(|_| {
+            self.metrics.request_refused("webhooks", "bytes");
+            (StatusCode::TOO_MANY_REQUESTS, "too many large requests at once; send this one again".to_owned())
+        })
     }
 }
 

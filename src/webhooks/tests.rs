@@ -350,7 +350,7 @@ mod served {
     const LONG: Duration = Duration::from_secs(20);
 
     fn limits() -> Limits {
-        Limits { head: LONG, body: LONG, body_bytes: 4096, all_bodies: 8192, ..Limits::default() }
+        Limits { head: LONG, body: LONG, body_bytes: 4096, all_bodies: 65536, ..Limits::default() }
     }
 
     struct Served {
@@ -431,6 +431,7 @@ mod served {
                     &[b"2000\r\n".as_slice(), &[b' '; 8192], b"\r\n0\r\n\r\n"].concat(),
                     "413",
                 ),
+                ("/validate", "content-length: 2001\r\n", &[b"[".as_slice(), &b"0,".repeat(1000)].concat(), "413"),
                 ("/mutate", "content-length: 1000\r\n", b"{", "408"),
                 ("/validate", "content-length: 1\r\n", b"{", "400"),
                 ("/elsewhere", "content-length: 1\r\n", b"{", "404"),

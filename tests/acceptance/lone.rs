@@ -123,6 +123,14 @@ impl Lone {
         Ok(kill_process(pid.context("the process has ended")?, signal)?)
     }
 
+    /// Bytes of memory that the process has in use.
+    pub fn memory(&self) -> Result<u64> {
+        let id = self.process.id().context("the process has ended")?;
+        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a size")?;
+        Ok(resident.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+    }
+
     /// Waits for its end.
     pub async fn ends(&mut self, within: Duration) -> Result<ExitStatus> {
         let ended = timeout(within, self.process.wait()).await;

@@ -14,6 +14,7 @@ mod composed;
 mod composed_rows;
 mod contend;
 mod faults;
+mod foreign;
 mod grey;
 mod groups;
 mod handover;

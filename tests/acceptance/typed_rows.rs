@@ -27,6 +27,19 @@ impl Installation {
         Ok(())
     }
 
+    /// Creates an object as a ServiceAccount that may write our kinds in its namespace and nothing else: this field is refused.
+    async fn is_refused_to_a_team(&self, object: &Value, field: &str) -> Result<()> {
+        let namespace = object["metadata"]["namespace"].as_str().context("a namespace")?;
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("object.json");
+        std::fs::write(&file, object.to_string())?;
+        let (team, file) = (format!("--as=system:serviceaccount:{namespace}:team"), file.display().to_string());
+        let said = self.cluster.kubectl(&[&team, "create", "-f", &file]).await;
+        let said = said.err().with_context(|| format!("{object} was taken"))?;
+        let said = format!("{said:#}");
+        ensure(said.contains(field) && said.contains("Invalid"), || format!("{field} of {object}: {said}"))
+    }
+
     async fn apply_all(&self, objects: &[Value]) -> Result<()> {
         for object in objects {
             self.cluster.apply(&object.to_string()).await?;
@@ -200,6 +213,31 @@ pub async fn schedules(installation: &Installation) -> Result<()> {
         let bad = schedule(name, "Deployment", "web", zone, windows);
         installation.is_refused(bad, "SpecValid", "SpecInvalid").await?;
     }
+
+    // Part F8 of the review: a name is no path, and the value of a label is no selector.
+    let team = |kind: &str, more: Value| {
+        let mut object = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": {"name": "team", "namespace": "rows-clock"}});
+        object
+            .as_object_mut()
+            .into_iter()
+            .for_each(|object| object.extend(more.as_object().cloned().unwrap_or_default()));
+        object
+    };
+    let rules = json!({"rules": [{"apiGroups": ["leasehold.dev"], "resources": ["scaleschedules", "expirypolicies"], "verbs": ["*"]}]});
+    let binding = json!({
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "team"},
+        "subjects": [{"kind": "ServiceAccount", "name": "team", "namespace": "rows-clock"}],
+    });
+    installation.apply_all(&[team("Role", rules), team("RoleBinding", binding)]).await?;
+    for name in ["web/scale?x=", "../../victim/deployments/web", "..", "web#", "web%2Fscale"] {
+        let path = schedule("path", "Deployment", name, "UTC", always.clone());
+        installation.is_refused_to_a_team(&path, "spec.targetRef.name").await?;
+    }
+    let labels = json!({"x": "y,z=w"});
+    let target = json!({"apiVersion": "v1", "kind": "ConfigMap", "selector": {"matchLabels": labels}});
+    let policy = ours("ExpiryPolicy", Some("rows-clock"), "joined", &json!({"target": target, "ttl": "1h"}));
+    installation.is_refused_to_a_team(&policy, "spec.target.selector.matchLabels.x").await?;
+
     let fixed = schedule("fixed", "ConfigMap", "web", "UTC", always.clone());
     installation.is_refused(fixed, "SpecValid", "TargetFixed").await?;
     let missing = schedule("missing", "Deployment", "missing", "UTC", always.clone());

@@ -44,7 +44,8 @@ async fn run(work: tokio::runtime::Handle) -> Result<(), BoxError> {
         .observed_by(status.clone(), metrics.clone())
         .work_on(work)
         .run(kube::Config::infer().await?, Replica::from_env()?, shutdown_signals()?);
-    let endpoints = http::serve(listener, http::router(status, metrics), Limits::default(), std::future::pending());
+    let router = http::router(status, metrics.clone());
+    let endpoints = http::serve(listener, router, Limits::default(), metrics, std::future::pending());
     tokio::select! {
         () = endpoints => Ok(()),
         stopped = replica => Ok(stopped?),

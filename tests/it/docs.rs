@@ -211,3 +211,32 @@ fn the_snippets_of_the_page_are_expressions() {
     }
     assert!(checked > 1, "{checked}");
 }
+
+/// Each promise of the page on security names tests that exist.
+#[test]
+fn every_promise_of_the_page_on_security_names_its_tests() {
+    let page = page("docs/security.md");
+    let (promises, remains) = page.split_once("## What remains").unwrap();
+    assert!(!remains.trim().is_empty());
+    let mut code = String::new();
+    let mut folders = vec![root().join("src"), root().join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                code.push_str(&fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let promises: Vec<_> = promises.lines().filter(|line| line.starts_with("- ")).collect();
+    assert!(promises.len() > 10);
+    for promise in promises {
+        let tests = promise.rsplit_once(". (`").and_then(|(_, tests)| tests.strip_suffix("`)"));
+        let tests = tests.unwrap_or_else(|| panic!("names no test: {promise}"));
+        for test in tests.split("`, `") {
+            assert!(code.contains(&format!("fn {test}(")), "there is no test {test}: {promise}");
+        }
+    }
+}

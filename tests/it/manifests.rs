@@ -179,3 +179,27 @@ fn the_grace_period_covers_the_shutdown_delay_of_webhooks() {
     let needed = configuration().webhooks.shutdown_delay + limits.end;
     assert!(Duration::from_secs(grace) > needed, "{grace} s are too short for {needed:?}");
 }
+
+#[test]
+fn the_network_policy_lets_in_scrapers_and_with_webhooks_the_api_server() {
+    let [kustomization] = &documents("deploy/kustomization.yaml")[..] else { panic!("one document") };
+    assert!(texts(kustomization, "resources").contains(&"networkpolicy.yaml"));
+    let [policy] = &documents("deploy/networkpolicy.yaml")[..] else { panic!("one document") };
+    let [deployment] = &documents("deploy/deployment.yaml")[..] else { panic!("one document") };
+    let selects = policy["spec"]["podSelector"]["matchLabels"].as_object().unwrap();
+    let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+    assert!(!selects.is_empty() && selects.iter().all(|(key, value)| labels[key] == *value), "{labels}");
+    assert_eq!(texts(&policy["spec"], "policyTypes"), ["Ingress"]);
+    let from = serde_json::json!([{"namespaceSelector": {"matchLabels": {"metrics": "enabled"}}}]);
+    let rule = serde_json::json!({"from": from, "ports": [{"protocol": "TCP", "port": "http"}]});
+    assert_eq!(policy["spec"]["ingress"], serde_json::json!([rule]), "nothing else is let in");
+
+    // A port by a name that no container has lets nothing in.
+    let ports = deployment["spec"]["template"]["spec"]["containers"][0]["ports"].as_array().unwrap();
+    assert!(ports.iter().any(|port| port["name"] == "http"));
+    let [component] = &documents("deploy/webhooks/kustomization.yaml")[..] else { panic!("one document") };
+    let patches = component["patches"].as_array().unwrap();
+    let patch = |kind: &str| patches.iter().find(|patch| patch["target"]["kind"] == kind).unwrap()["patch"].as_str();
+    assert!(patch("NetworkPolicy").unwrap().contains("[{protocol: TCP, port: webhooks}]"));
+    assert!(patch("Deployment").unwrap().contains("{name: webhooks, containerPort: "));
+}

@@ -85,7 +85,8 @@ async fn run(work: tokio::runtime::Handle) -> Result<(), BoxError> {
 async fn serve(address: Option<String>, status: Status, metrics: Metrics) -> Result<(), BoxError> {
     let Some(address) = address else { return std::future::pending().await };
     let listener = http::bind(address.parse()?).await?;
-    http::serve(listener, http::router(status, metrics), Limits::default(), std::future::pending()).await;
+    let router = http::router(status, metrics.clone());
+    http::serve(listener, router, Limits::default(), metrics, std::future::pending()).await;
     Ok(())
 }
 

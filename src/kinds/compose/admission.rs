@@ -18,6 +18,7 @@ use super::{
     template::Failed,
 };
 use crate::{
+    reconcile::input::{Invalid, NamespaceName, ObjectName},
     replica::term::Access,
     webhooks::{Asked, Denied, Webhook},
 };
@@ -170,8 +171,13 @@ async fn look_up(lookup: &Lookup, client: &Client, parent: &Json) -> Result<Opti
             }
         }
     };
-    let name = text(&lookup.name, "name")?;
+    let invalid = |field: &str, wrong: &Invalid| {
+        Denied::new(format!("admission.lookups.{}.{field}: {}", lookup.id, wrong.rule()))
+    };
+    let name = ObjectName::new(&text(&lookup.name, "name")?).map_err(|wrong| invalid("name", &wrong))?;
     let namespace = lookup.namespace.as_ref().map(|namespace| text(namespace, "namespace")).transpose()?;
+    let namespace = namespace.map(|text| NamespaceName::new(&text)).transpose();
+    let namespace = namespace.map_err(|wrong| invalid("namespace", &wrong))?;
     let kind = GroupVersionKind::gvk(&lookup.of.group, &lookup.of.version, &lookup.of.kind);
     let resource = ApiResource::from_gvk_with_plural(&kind, &lookup.of.plural);
     let api: Api<DynamicObject> = match &namespace {

@@ -14,7 +14,10 @@ use crate::{
         Errors,
         tree::{Gathered, Node, Position, Section, Value, group_version, is_dns_label, kind_name, parse},
     },
-    reconcile::children::{Related, Type},
+    reconcile::{
+        children::{Related, Type},
+        input::{ObjectName, label_key, label_value},
+    },
 };
 
 const API_VERSION: &str = "leasehold.dev/v1alpha1";
@@ -242,6 +245,10 @@ impl Reading {
             && found.value.contains("${")
         {
             errors.add(found.at, &found.path, "must be plain text: one watch serves all objects of the kind");
+        } else if let Some(found) = &name
+            && let Err(wrong) = ObjectName::new(found.value)
+        {
+            errors.add(found.at, &found.path, wrong.to_string());
         }
         let name = name.map(|found| found.value.to_owned());
         let labels = labels(&mut section, errors);
@@ -629,25 +636,18 @@ fn labels(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> BTreeMap<Stri
         return labels;
     };
     for (key, value) in entries {
+        if let Err(wrong) = label_key(&key.name) {
+            errors.add(value.at, &path, wrong.to_string());
+        }
         match &value.value {
-            Value::Text(text) if !is_label_value(text) => {
-                let rule = "at most 63 letters, digits, `-`, `_` and `.`, and a letter or a digit at both ends";
-                let message = format!("`{text}` is no value of a label: {rule}");
-                errors.add(value.at, &format!("{path}.{}", key.name), message);
-            }
-            Value::Text(text) => _ = labels.insert(key.name.clone(), text.clone()),
+            Value::Text(text) => match label_value(text) {
+                Ok(()) => _ = labels.insert(key.name.clone(), text.clone()),
+                Err(wrong) => errors.add(value.at, &format!("{path}.{}", key.name), wrong.to_string()),
+            },
             _ => errors.add(value.at, &format!("{path}.{}", key.name), "expected text; put it in quotes"),
         }
     }
     labels
-}
-
-fn is_label_value(text: &str) -> bool {
-    let ends = |end: Option<char>| end.is_none_or(|end| end.is_ascii_alphanumeric());
-    text.len() <= 63
-        && text.chars().all(|it| it.is_ascii_alphanumeric() || "-_.".contains(it))
-        && ends(text.chars().next())
-        && ends(text.chars().next_back())
 }
 
 fn list<'n>(section: &mut Section<'n>, field: &'static str, errors: &mut Gathered<'_>) -> Vec<&'n Node> {

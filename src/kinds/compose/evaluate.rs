@@ -13,7 +13,10 @@ use super::{
     template::{Failed, Template},
 };
 use crate::{
-    reconcile::children::{Compose, Composed, Desired, Effort, Failure, Key, Related, Type, View, Waiting},
+    reconcile::{
+        children::{Compose, Composed, Desired, Effort, Failure, Key, Related, Type, View, Waiting},
+        input::{Invalid, NamespaceName, ObjectName},
+    },
     replica::term::Access,
 };
 
@@ -269,6 +272,13 @@ impl<'a> Pass<'a, '_> {
             };
             metadata.insert("namespace".to_owned(), Json::String(own.clone()));
             namespace = Some(own);
+        }
+        // They stand in the path of every request about it.
+        let invalid =
+            |field: &str, wrong: &Invalid| failed(child, &format!("template.metadata.{field}"), &wrong.rule());
+        ObjectName::new(&name).map_err(|wrong| invalid("name", &wrong))?;
+        if let Some(namespace) = &namespace {
+            NamespaceName::new(namespace).map_err(|wrong| invalid("namespace", &wrong))?;
         }
         Ok(Key { of: Arc::clone(&child.of), namespace, name })
     }

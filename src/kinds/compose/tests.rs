@@ -262,6 +262,18 @@ fn what_cannot_be_carried_out_says_which_child_where_and_why() {
     for (children, spec, reason, message) in [
         (child("a", "name: x"), json!({}), "ExpressionFailed", "a.template.data.v: there is no `v`"),
         (child("a", "name: \"${parent.spec.v}\""), json!({"v": ""}), "ExpressionFailed", "must be text, and not empty"),
+        (
+            child("a", "name: \"${parent.spec.v}\""),
+            json!({"v": "x/scale?y="}),
+            "ExpressionFailed",
+            "name: is no name: write",
+        ),
+        (
+            child("a", "name: \"${parent.spec.v}\""),
+            json!({"v": "../../victim"}),
+            "ExpressionFailed",
+            "name: is no name: write",
+        ),
         (child("a", "name: \"${parent.spec.n}\""), json!({"v": "", "n": 3}), "ExpressionFailed", "must be text"),
         (
             child("a", "name: x") + &child("b", "name: x"),
@@ -298,6 +310,7 @@ fn every_mistake_of_a_file_is_shown_at_its_place() {
     let text = "\
 related:
 - {id: base, apiVersion: v1, kind: ConfigMap, names: [x]}
+- {id: odd, apiVersion: v1, kind: ConfigMap, name: 'a?b', matchLabels: {'x,y': z}}
 - {id: byname, apiVersion: v1, kind: ConfigMap, name: \"${parent.x}\", matchLabels: {x: \"y,z=w\"}}
 children:
 - id: ns
@@ -328,15 +341,17 @@ status: {conditions: [], x: \"${children.gone.y}\"}
     let shown = errors(text).join("\n");
     for expected in [
         "4:47 related[0].names: unknown field",
-        "8:11 children[0].after[0]: no child has the id `nope`",
-        "9:17 children[0].includeWhen[0]: expected one expression",
-        "12:11 children[0].template.kind: must be plain text",
-        "14:7 children[1].id: the id `ns` is given twice",
+        "9:11 children[0].after[0]: no child has the id `nope`",
+        "10:17 children[0].includeWhen[0]: expected one expression",
+        "13:11 children[0].template.kind: must be plain text",
+        "15:7 children[1].id: the id `ns` is given twice",
         "children[1].template.metadata.ownerReferences: who owns a child",
         "children[1].template.metadata.labels.leasehold.dev/x: is the engine's",
         "children[1].template.data.a: `${chidren.ns}`: unknown name `chidren`",
-        "related[1].name: must be plain text",
-        "related[1].matchLabels.x: `y,z=w` is no value of a label",
+        "related[1].name: \"a?b\" is no name: write",
+        "related[1].matchLabels: \"x,y\" is no key of a label",
+        "related[2].name: must be plain text",
+        "related[2].matchLabels.x: \"y,z=w\" is no value of a label",
         "children[2].template.metadata.name: must not refer to `self`",
         "children[2].template.metadata.labels: expected a mapping",
         "children[1].template.metadata.name: with a forEach the name needs",

@@ -5,9 +5,10 @@
 use std::{cmp, time::Duration};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::core::{GroupVersion, GroupVersionKind, Selector};
+use kube::core::{GroupVersionKind, Selector};
 
 use super::types::{DeletePropagation, ExpiryPolicySpec, From};
+use crate::reconcile::input;
 
 /// The shortest life that a policy may give.
 const SHORTEST: Duration = Duration::from_secs(60);
@@ -47,15 +48,11 @@ pub(super) struct Valid {
 /// Says what is wrong with a spec. The API server checks most of it already, but not for objects older than the rule.
 pub(super) fn validate(spec: &ExpiryPolicySpec) -> Result<Valid, String> {
     let ExpiryPolicySpec { target, ttl, from, annotation, dry_run, propagation, max_per_run, protect } = spec;
-    let version = target.api_version.parse::<GroupVersion>().map_err(|error| error.to_string())?;
-    if version.version.contains('/') {
-        return Err(format!("spec.target: {:?} is no API version such as batch/v1", target.api_version));
-    }
-    let kind = version.with_kind(&target.kind);
+    let kind = input::gvk(&target.api_version, &target.kind).map_err(|wrong| format!("spec.target.{wrong}"))?;
     if REFUSED.contains(&(kind.group.as_str(), kind.kind.as_str())) {
         return Err(format!("spec.target: a {} must not expire", kind.kind));
     }
-    let selector = target.selector.clone().map(Selector::try_from).transpose();
+    let selector = target.selector.clone().map(input::selector).transpose();
     let ttl = match (from, ttl) {
         (From::Creation, Some(ttl)) => Some(parse_ttl(ttl).map_err(|wrong| format!("spec.ttl: {wrong}"))?),
         (From::Creation, None) => return Err("spec.ttl is required when from is Creation".to_owned()),
@@ -64,7 +61,7 @@ pub(super) fn validate(spec: &ExpiryPolicySpec) -> Result<Valid, String> {
     };
     Ok(Valid {
         target: kind,
-        selector: selector.map_err(|error| format!("spec.target.selector: {error}"))?.unwrap_or_default(),
+        selector: selector.map_err(|wrong| format!("spec.target.selector.{wrong}"))?.unwrap_or_default(),
         ttl,
         annotation: annotation.clone(),
         dry_run: *dry_run,

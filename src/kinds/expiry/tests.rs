@@ -79,6 +79,11 @@ fn bad_specs_are_told_what_is_wrong() {
         (json!({"target": {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role"}}), "must not expire"),
         (json!({"target": {"apiVersion": "apps/v1/namespaces", "kind": "Deployment"}}), "no API version"),
         (json!({"target": {"apiVersion": "v1", "kind": "Pod", "selector": bad_selector}}), "selector"),
+        (json!({"target": {"apiVersion": "v1", "kind": "Pod/x"}}), "spec.target.kind: \"Pod/x\" is no kind"),
+        (
+            json!({"target": {"apiVersion": "v1", "kind": "Pod", "selector": {"matchLabels": {"x": "y,z=w"}}}}),
+            "spec.target.selector.matchLabels.x: \"y,z=w\" is no value of a label",
+        ),
     ] {
         let wrong = validate(&spec(overrides.clone())).unwrap_err();
         assert!(wrong.contains(expected), "{overrides}: {wrong}");

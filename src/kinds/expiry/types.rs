@@ -99,7 +99,7 @@ pub struct Target {
     #[schemars(length(min = 1, max = 253), pattern(r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[a-z0-9]+$"))]
     pub api_version: String,
     /// Kind, such as `ConfigMap`.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), pattern("^[A-Za-z][A-Za-z0-9]*$"))]
     pub kind: String,
     /// Which of them, by label. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -13,8 +13,8 @@ use kube::{
 };
 
 use super::{
-    Propagation, Source, SourceKind,
-    plan::{Child, Content, Found, Place, Valid, Wanted},
+    Propagation, SourceKind,
+    plan::{Child, Content, Found, Place, Source, Valid, Wanted},
 };
 use crate::{
     reconcile::apply::{applied_by, applied_keys, children_of, field_manager, labels, ownership},

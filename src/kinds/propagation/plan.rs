@@ -10,9 +10,11 @@ use std::{
 
 use kube::core::{Selector, SelectorExt};
 
-use super::types::{OnConflict, OnSourceMissing, PropagationSpec, Source, SourceKind};
-use crate::reconcile::apply::Ownership;
-use crate::reconcile::apply::fnv1a;
+use super::types::{OnConflict, OnSourceMissing, PropagationSpec, SourceKind};
+use crate::reconcile::{
+    apply::{Ownership, fnv1a},
+    input::{self, NamespaceName, ObjectName},
+};
 
 /// A spec that means something.
 #[derive(Clone, Debug)]
@@ -29,20 +31,24 @@ pub(super) struct Valid {
 /// Says what is wrong with a spec. The API server checks most of it already, but not for objects older than the rule.
 pub(super) fn validate(spec: &PropagationSpec) -> Result<Valid, String> {
     let PropagationSpec { source, targets, keys, on_conflict, on_source_missing } = spec;
-    if source.name.is_empty() || source.namespace.is_empty() {
-        return Err("spec.source needs a namespace and a name".to_owned());
-    }
+    let name = ObjectName::dns(&source.name).map_err(|wrong| format!("spec.source.name: {wrong}"))?;
+    let namespace = namespace_name("source.namespace", &source.namespace)?;
     if targets.namespace_selector.is_none() && targets.namespaces.is_empty() {
         return Err("spec.targets needs at least one of namespaceSelector and namespaces".to_owned());
     }
     let selector = targets
         .namespace_selector
         .clone()
-        .map(Selector::try_from)
+        .map(input::selector)
         .transpose()
-        .map_err(|error| format!("spec.targets.namespaceSelector: {error}"))?;
+        .map_err(|wrong| format!("spec.targets.namespaceSelector.{wrong}"))?;
+    for (field, names) in [("namespaces", &targets.namespaces), ("exclude", &targets.exclude)] {
+        for (number, name) in names.iter().enumerate() {
+            namespace_name(&format!("targets.{field}[{number}]"), name)?;
+        }
+    }
     Ok(Valid {
-        source: source.clone(),
+        source: Source { kind: source.kind, namespace, name },
         selector,
         named: targets.namespaces.iter().cloned().collect(),
         exclude: targets.exclude.iter().cloned().collect(),
@@ -50,6 +56,18 @@ pub(super) fn validate(spec: &PropagationSpec) -> Result<Valid, String> {
         on_conflict: *on_conflict,
         on_source_missing: *on_source_missing,
     })
+}
+
+fn namespace_name(field: &str, text: &str) -> Result<NamespaceName, String> {
+    NamespaceName::new(text).map_err(|wrong| format!("spec.{field}: {wrong}"))
+}
+
+/// What is copied: its name stands in the path of every request for a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Source {
+    pub(super) kind: SourceKind,
+    pub(super) namespace: NamespaceName,
+    pub(super) name: ObjectName,
 }
 
 /// A namespace, as far as it matters here.
@@ -90,7 +108,7 @@ pub(super) fn targets(valid: &Valid, namespaces: impl IntoIterator<Item = Namesp
 impl Valid {
     /// Whether the namespace is no target whatever names it.
     fn bars(&self, namespace: &str) -> bool {
-        namespace == self.source.namespace || self.exclude.contains(namespace)
+        *namespace == *self.source.namespace || self.exclude.contains(namespace)
     }
 }
 
@@ -223,8 +241,8 @@ pub(super) struct Plan {
 /// the right to a Secret shall not keep it because some other namespace is over its quota.
 pub(super) fn plan(valid: &Valid, wanted: &Wanted, targets: &Targets, children: &[Child]) -> Plan {
     let Source { kind, namespace, name } = &valid.source;
-    let source = Place { kind: *kind, namespace: namespace.clone(), name: name.clone() };
-    let at = |namespace: &str| Place { kind: *kind, namespace: namespace.to_owned(), name: name.clone() };
+    let source = Place { kind: *kind, namespace: namespace.to_string(), name: name.to_string() };
+    let at = |namespace: &str| Place { kind: *kind, namespace: namespace.to_owned(), name: name.to_string() };
     let mut plan = Plan::default();
 
     if let Wanted::Content(wanted) = wanted {

@@ -69,8 +69,16 @@ fn bad_specs_are_told_what_is_wrong() {
     for (overrides, expected) in [
         (json!({"targets": {}}), "at least one of"),
         (json!({"targets": {"exclude": ["a"]}}), "at least one of"),
-        (json!({"source": {"kind": "Secret", "namespace": "", "name": "a"}}), "spec.source"),
-        (json!({"source": {"kind": "Secret", "namespace": "a", "name": ""}}), "spec.source"),
+        (json!({"source": {"kind": "Secret", "namespace": "", "name": "a"}}), "spec.source.namespace: "),
+        (json!({"source": {"kind": "Secret", "namespace": "a", "name": ""}}), "spec.source.name: "),
+        (json!({"source": {"kind": "Secret", "namespace": "a", "name": "../../victim"}}), "spec.source.name: "),
+        (json!({"source": {"kind": "Secret", "namespace": "a/secrets/b?", "name": "c"}}), "spec.source.namespace: "),
+        (json!({"targets": {"namespaces": ["a", "a/../b"]}}), "spec.targets.namespaces[1]: "),
+        (json!({"targets": {"namespaces": ["a"], "exclude": ["B"]}}), "spec.targets.exclude[0]: "),
+        (
+            json!({"targets": {"namespaceSelector": {"matchLabels": {"x": "y,z=w"}}}}),
+            "spec.targets.namespaceSelector.matchLabels.x: ",
+        ),
         (
             json!({"targets": {"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}}),
             "namespaceSelector",

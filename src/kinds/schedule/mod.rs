@@ -36,6 +36,7 @@ use crate::{
         controller::{Again, Controller},
         events::Events,
         finalizer,
+        input::ObjectName,
         seen::Seen,
         status::Statuses,
     },
@@ -268,7 +269,7 @@ impl Pass {
         &self,
         schedule: &ScaleSchedule,
         api: &Api<DynamicObject>,
-        name: &str,
+        name: &ObjectName,
         what: &str,
         (found, wanted): (i32, i32),
     ) -> Result<(), kube::Error> {

@@ -8,9 +8,10 @@ use k8s_openapi::jiff::{
     civil::{Date, Time, Weekday},
     tz::{AmbiguousOffset, TimeZone},
 };
-use kube::core::{GroupVersion, GroupVersionKind};
+use kube::core::GroupVersionKind;
 
 use super::types::{Day, ScaleScheduleSpec, Window};
+use crate::reconcile::input::{self, ObjectName};
 
 const MINUTES_A_DAY: u32 = 24 * 60;
 const MINUTES_A_WEEK: u32 = 7 * MINUTES_A_DAY;
@@ -19,7 +20,7 @@ const MINUTES_A_WEEK: u32 = 7 * MINUTES_A_DAY;
 #[derive(Clone, Debug)]
 pub(super) struct Valid {
     pub(super) target: GroupVersionKind,
-    pub(super) name: String,
+    pub(super) name: ObjectName,
     pub(super) suspend: bool,
     zone: TimeZone,
     slots: Vec<Slot>,
@@ -75,7 +76,9 @@ pub(super) struct Active {
 /// Says what is wrong with a spec. The API server checks some of it already, but not for objects older than the rule.
 pub(super) fn validate(spec: &ScaleScheduleSpec) -> Result<Valid, String> {
     let ScaleScheduleSpec { target_ref, timezone, suspend, windows } = spec;
-    let version = target_ref.api_version.parse::<GroupVersion>().map_err(|error| error.to_string())?;
+    let target = input::gvk(&target_ref.api_version, &target_ref.kind);
+    let target = target.map_err(|wrong| format!("spec.targetRef.{wrong}"))?;
+    let name = ObjectName::dns(&target_ref.name).map_err(|wrong| format!("spec.targetRef.name: {wrong}"))?;
     let zone = TimeZone::get(timezone)
         .map_err(|_| format!("spec.timezone: {timezone:?} is no time zone; write one such as Europe/Berlin"))?;
     if windows.is_empty() {
@@ -93,13 +96,7 @@ pub(super) fn validate(spec: &ScaleScheduleSpec) -> Result<Valid, String> {
             slots.push((number, slot));
         }
     }
-    Ok(Valid {
-        target: version.with_kind(&target_ref.kind),
-        name: target_ref.name.clone(),
-        suspend: *suspend,
-        zone,
-        slots: slots.into_iter().map(|(_, slot)| slot).collect(),
-    })
+    Ok(Valid { target, name, suspend: *suspend, zone, slots: slots.into_iter().map(|(_, slot)| slot).collect() })
 }
 
 fn slots_of(number: usize, window: &Window) -> Result<Vec<Slot>, String> {

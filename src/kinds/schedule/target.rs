@@ -9,7 +9,7 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::replica::problem::is_unserved;
+use crate::{reconcile::input::ObjectName, replica::problem::is_unserved};
 
 /// Why a kind cannot be the target of a schedule.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(super) async fn discover(client: &Client, kind: &GroupVersionKind) -> Result
 }
 
 /// How many replicas the target has been asked for; `None` if it is not there.
-pub(super) async fn replicas(api: &Api<DynamicObject>, name: &str) -> Result<Option<i32>, Error> {
+pub(super) async fn replicas(api: &Api<DynamicObject>, name: &ObjectName) -> Result<Option<i32>, Error> {
     match api.get_scale(name).await {
         Ok(scale) => Ok(Some(scale.spec.and_then(|spec| spec.replicas).unwrap_or_default())),
         Err(Error::Api(status)) if status.is_not_found() => Ok(None),
@@ -47,7 +47,12 @@ pub(super) async fn replicas(api: &Api<DynamicObject>, name: &str) -> Result<Opt
 }
 
 /// Asks the target for so many replicas. Whether it is there.
-pub(super) async fn scale(api: &Api<DynamicObject>, name: &str, replicas: i32, manager: &str) -> Result<bool, Error> {
+pub(super) async fn scale(
+    api: &Api<DynamicObject>,
+    name: &ObjectName,
+    replicas: i32,
+    manager: &str,
+) -> Result<bool, Error> {
     let params = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
     match api.patch_scale(name, &params, &Patch::Merge(json!({"spec": {"replicas": replicas}}))).await {
         Ok(_) => Ok(true),

@@ -132,6 +132,25 @@ fn what_means_nothing_is_told() {
         let wrong = validate(&spec(zone, windows)).map(|_| ()).unwrap_err();
         assert!(wrong.contains(expected), "{wrong}");
     }
+    for (field, value) in [
+        ("name", "web/scale?x="),
+        ("name", "../../victim"),
+        ("name", "Web"),
+        ("name", ""),
+        ("apiVersion", "apps/v1/../.."),
+        ("kind", "Deployment/x"),
+    ] {
+        let mut bad = spec("UTC", json!([window(mon(), "08:00", "09:00", 0)]));
+        let of = &mut bad.target_ref;
+        let at = match field {
+            "name" => &mut of.name,
+            "kind" => &mut of.kind,
+            _ => &mut of.api_version,
+        };
+        value.clone_into(at);
+        let wrong = validate(&bad).map(|_| ()).unwrap_err();
+        assert!(wrong.starts_with(&format!("spec.targetRef.{field}: {value:?} is no ")), "{wrong}");
+    }
     let touching = json!([window(mon(), "05:00", "07:00", 0), window(json!(["Sun"]), "22:00", "05:00", 1)]);
     validate(&spec("UTC", touching)).unwrap();
 }

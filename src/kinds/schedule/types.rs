@@ -67,10 +67,13 @@ pub struct TargetRef {
     #[schemars(length(min = 1, max = 253), pattern(r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[a-z0-9]+$"))]
     pub api_version: String,
     /// Kind, such as `Deployment`.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), pattern("^[A-Za-z][A-Za-z0-9]*$"))]
     pub kind: String,
     /// Name.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(
+        length(min = 1, max = 253),
+        pattern(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     pub name: String,
 }
 

@@ -689,3 +689,17 @@ fn a_lock_whose_watch_is_down_is_read() {
     stage.answer(reads, Answer::Refused("it carries data".to_owned()));
     assert_eq!(stage.replica.shards()[0].trouble(), Some("it carries data"));
 }
+
+#[test]
+fn a_stranger_that_holds_a_kinds_lease_is_named_until_it_does_not() {
+    let mut stage = Stage::seeing(vec![shard(LEASE, 5, Some("attacker"))]);
+    assert!(!stage.notes().iter().any(|note| matches!(note, Notice::Stranger(..))), "the Pods are not known");
+    let pods = |name: &str| Some(BTreeMap::from([(name.to_owned(), format!("{name}-uid"))]));
+    stage.on(Event::Pods(pods("me")));
+    assert!(stage.notes().contains(&&Notice::Stranger(0, Some("attacker".to_owned()))));
+    assert_eq!(stage.replica.shards()[0].stranger(), Some("attacker"));
+    stage.on(Event::Watched(Watch::Stored(shard(LEASE, 6, Some("other_1")))));
+    assert_eq!(stage.replica.shards()[0].stranger(), Some("other_1"));
+    stage.on(Event::Pods(pods("other")));
+    assert!(stage.notes().contains(&&Notice::Stranger(0, None)));
+}

@@ -179,6 +179,19 @@ impl Replica {
         })
     }
 
+    /// Says who holds a shard's Lease that is none of us.
+    pub(super) fn review_strangers(&mut self) {
+        for index in 0..self.shards.len() {
+            let shard = &self.shards[index];
+            let stranger = shard.holder().filter(|holder| self.roster.is_stranger(holder));
+            if stranger != shard.stranger.as_deref() {
+                let stranger = stranger.map(str::to_owned);
+                self.shards[index].stranger.clone_from(&stranger);
+                self.note(Notice::Stranger(index, stranger));
+            }
+        }
+    }
+
     pub(super) fn review_rivals(&mut self, now: Moment) {
         if self.rivals.is_empty() && !std::mem::take(&mut self.rivalled) {
             return;

@@ -3,7 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{FAILING_COOL_DOWN, Known, Present, Roster, State};
-use crate::protocol::{lease::Member, membership::Activity, moment::Moment};
+use crate::protocol::{
+    lease::Member,
+    membership::{Activity, Profile},
+    moment::Moment,
+};
 
 impl Roster {
     pub(super) fn notice_changes(&mut self, now: Moment) {
@@ -52,14 +56,15 @@ impl Roster {
     /// The replicas that count: those whose membership is renewed, whose process is not known dead, and which have not
     /// let a shard expire since they were last heard of. We count ourselves whatever is stored.
     pub(super) fn present(&self, now: Moment) -> Vec<Present<'_>> {
-        let expired = self.expired(now);
+        let (expired, latest) = (self.expired(now), self.latest_of_pods());
         let mut present = vec![Present { identity: &self.identity, profile: &self.me, newest: false }];
         for member in self.members.values() {
             let (what, since) = (&member.what, member.since);
             let is_there = what.identity != self.identity
+                && self.is_of_ours(what)
                 && now < self.silent_at(what.duration, since)
                 && !self.is_dead(&what.identity, what.profile.pod_uid.as_deref())
-                && !self.is_replaced(what)
+                && !self.is_replaced(what, &latest)
                 && !self.overdue.contains(&what.identity)
                 && !has_let_expire(member, &expired);
             if is_there {
@@ -87,14 +92,46 @@ impl Roster {
         expired
     }
 
+    /// The Pods that a replica of ours can be in.
+    pub fn see_pods(&mut self, pods: Option<BTreeMap<String, String>>) {
+        self.pods = pods;
+    }
+
+    /// Whether a membership is of a live Pod of ours: by its name, by its uid if it says one, and by the identity, which
+    /// begins with the name. Who wrote a Lease is not said on it, so this is all that can be asked. While the Pods are not
+    /// known, every membership counts.
+    pub(super) fn is_of_ours(&self, member: &Member) -> bool {
+        let Some(pods) = &self.pods else { return true };
+        let Profile { pod, pod_uid, .. } = &member.profile;
+        let is_live = pods.get(pod).is_some_and(|uid| pod_uid.as_ref().is_none_or(|said| said == uid));
+        is_live && pod_of(&member.identity) == Some(pod)
+    }
+
+    /// Whether this identity, which holds a Lease, is of no replica that we know of and of no Pod of ours. Nothing is said
+    /// while the Pods are not known.
+    pub fn is_stranger(&self, holder: &str) -> bool {
+        let Some(pods) = &self.pods else { return false };
+        holder != self.identity
+            && !self.members.contains_key(holder)
+            && !self.dead.contains_key(holder)
+            && !pod_of(holder).is_some_and(|pod| pods.contains_key(pod))
+    }
+
+    /// By uid of a Pod: when its latest membership was made.
+    fn latest_of_pods(&self) -> BTreeMap<&str, i64> {
+        let mut latest = BTreeMap::<&str, i64>::new();
+        for member in self.members.values().map(|member| &member.what) {
+            let Some(uid) = member.profile.pod_uid.as_deref() else { continue };
+            let last = latest.entry(uid).or_insert(member.created);
+            *last = member.created.max(*last);
+        }
+        latest
+    }
+
     /// A later process of the same Pod is there.
-    pub(super) fn is_replaced(&self, member: &Member) -> bool {
-        let same_pod = |uid: &Option<String>| uid.is_some() && *uid == member.profile.pod_uid;
-        same_pod(&self.me.pod_uid)
-            || self.members.values().any(|other| {
-                let later = other.what.created > member.created;
-                other.what.identity != member.identity && same_pod(&other.what.profile.pod_uid) && later
-            })
+    fn is_replaced(&self, member: &Member, latest: &BTreeMap<&str, i64>) -> bool {
+        let Some(uid) = &member.profile.pod_uid else { return false };
+        self.me.pod_uid.as_ref() == Some(uid) || latest.get(uid.as_str()).is_some_and(|at| *at > member.created)
     }
 
     /// By owner: the generation of the latest revision among active replicas; without revisions, the one that began last.
@@ -113,6 +150,11 @@ impl Roster {
         };
         owners.into_iter().filter_map(|(owner, generations)| Some((owner, newest(generations)?))).collect()
     }
+}
+
+/// The name of the Pod that an identity is of.
+fn pod_of(identity: &str) -> Option<&str> {
+    Some(identity.rsplit_once('_')?.0)
 }
 
 /// A shard of it has expired since it was last heard of.

@@ -643,3 +643,50 @@ fn a_replica_that_starts_knows_from_the_others_what_was_missed_before() {
     };
     assert!(told(false) && !told(true));
 }
+
+#[test]
+fn a_membership_counts_for_a_live_pod_of_ours_only_and_a_forged_one_changes_nothing() {
+    let mut roster = roster(&[], ["", "", "", ""]);
+    let of = |identity: &str, pod: &str, uid: Option<&str>| {
+        let profile = Profile { pod: pod.to_owned(), pod_uid: uid.map(str::to_owned), ..profile(pod) };
+        Member { profile, ..member(identity) }
+    };
+    let all = [
+        of("a_1", "a", Some("a-uid")),
+        of("b_1", "b", None),
+        // No such Pod; another Pod of that name; another Pod than the identity says.
+        of("x_1", "x", Some("x-uid")),
+        of("a_2", "a", Some("other-uid")),
+        of("x_2", "a", Some("a-uid")),
+    ];
+    for member in &all {
+        assert!(roster.member(at(1), member.clone()), "while the Pods are not known, all count");
+    }
+    let seen = |roster: &Roster| {
+        let present = roster.present(at(2));
+        present.iter().map(|one| one.identity.to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(seen(&roster).len(), 1 + all.len());
+    let pods = [("me", "me-uid"), ("a", "a-uid"), ("b", "b-uid")];
+    roster.see_pods(Some(pods.map(|(name, uid)| (name.to_owned(), uid.to_owned())).into()));
+    assert_eq!(seen(&roster), ["a_1", "b_1", "me"]);
+    let written_again = |of: &Member| Member { version: version(2), profile: profile("new"), ..of.clone() };
+    assert!(!roster.member(at(2), written_again(&all[2])), "nothing is to be decided anew on its account");
+    assert!(roster.profile("a_1").is_some() && roster.profile("a_2").is_none());
+
+    assert!(roster.is_stranger("attacker") && roster.is_stranger("c_1"));
+    assert!(!roster.is_stranger("me") && !roster.is_stranger("a_7") && !roster.is_stranger("x_1"));
+    roster.see_pods(None);
+    assert!(!roster.is_stranger("attacker"));
+}
+
+#[test]
+fn a_look_at_many_memberships_of_one_pod_is_short() {
+    let mut roster = roster(&[], ["", "", "", ""]);
+    for number in 0..20_000 {
+        let profile = Profile { pod_uid: Some("a-uid".to_owned()), ..profile("a") };
+        roster.member(at(1), Member { profile, created: number, ..member(&format!("a_{number}")) });
+    }
+    // Each compared with each other would take minutes.
+    assert_eq!(roster.present(at(2)).len(), 2, "the latest of them counts, and we do");
+}

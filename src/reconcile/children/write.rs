@@ -22,6 +22,7 @@ use super::{
 use crate::reconcile::{
     apply::{children_of, delete, labels},
     controller::chain,
+    input::{Invalid, NamespaceName, ObjectName},
     name::Name,
     watches::Objects,
 };
@@ -274,8 +275,12 @@ impl<'a> Family<'a> {
             return Err(Trouble { reason: TYPE_NOT_SERVED, words: format!("{} is not served", key.of) });
         };
         let client = self.it.term.client();
+        // Front ends refuse these with the field; here is the one way to a request about a child.
+        let invalid =
+            |wrong: Invalid| Trouble { reason: "ChildInvalid", words: format!("{}: {}", key.of, wrong.rule()) };
+        ObjectName::new(&key.name).map_err(invalid)?;
         Ok(match &key.namespace {
-            Some(namespace) => Api::namespaced_with(client, namespace, resource),
+            Some(namespace) => Api::namespaced_with(client, &NamespaceName::new(namespace).map_err(invalid)?, resource),
             None => Api::all_with(client, resource),
         })
     }
