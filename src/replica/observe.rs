@@ -149,6 +149,7 @@ mod tests {
             standby: StandbyMode::None,
             reconciler: "a".to_owned(),
             composition: None,
+            plural: None,
         });
         let (clock, metrics) = (Clock::tokio(), Metrics::default());
         let reconciler = Arc::new(Fails { clock, begun: Mutex::default() });

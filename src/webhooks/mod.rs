@@ -276,6 +276,7 @@ fn shard(name: &str, namespace: &str) -> Kind {
         standby: StandbyMode::None,
         reconciler: "certificate".to_owned(),
         composition: None,
+        plural: None,
     }
 }
 

@@ -88,6 +88,7 @@ rules: [{{apiGroups: [observer.leasehold.dev], resources: [{plural}], verbs: [li
             standby: StandbyMode::None,
             reconciler: String::new(),
             composition: None,
+            plural: None,
         };
         let (send, mut verdicts) = unbounded_channel();
         let subject = Subject { kind: Arc::new(kind), needs: Vec::new() };

@@ -51,7 +51,7 @@ enum Extent {
 }
 
 /// The fields that `manager` owns by having applied them, or updated.
-fn fields<'a>(live: &'a Value, manager: &str, operation: &str) -> Option<&'a Value> {
+pub(super) fn fields<'a>(live: &'a Value, manager: &str, operation: &str) -> Option<&'a Value> {
     let entries = live.pointer("/metadata/managedFields")?.as_array()?;
     entries.iter().find(|entry| is_of_us(entry, manager, operation))?.get("fieldsV1")
 }
