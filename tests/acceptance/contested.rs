@@ -17,6 +17,7 @@ use kube::{
 };
 use leasehold_cluster::eventually;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::{
     rows::writes,
@@ -25,11 +26,12 @@ use crate::{
 };
 
 /// A writer of its own name that sets the value back as soon as it sees ours. How often it has.
-fn rival(client: Client, namespace: &str) -> (Arc<AtomicU64>, tokio::task::JoinHandle<()>) {
+fn rival(client: Client, namespace: &str) -> (Arc<AtomicU64>, JoinSet<()>) {
     let config_maps: Api<ConfigMap> = Api::namespaced(client, namespace);
     let count = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&count);
-    let task = tokio::spawn(async move {
+    let mut task = JoinSet::new();
+    task.spawn(async move {
         let params = PatchParams { field_manager: Some("rival".to_owned()), ..PatchParams::default() };
         loop {
             let found = config_maps.get_opt("fought").await.ok().flatten().and_then(|found| found.data);
@@ -55,7 +57,7 @@ async fn a_rival_that_writes_back_each_time_is_named_and_costs_a_bounded_number_
         things.served("other", "0", PATIENCE).await?;
 
         let before = stage.cluster.audit()?.len();
-        let (undone, fighting) = rival(stage.client.clone(), &stage.namespace);
+        let (undone, mut fighting) = rival(stage.client.clone(), &stage.namespace);
         let began = now();
         // Meanwhile every change of another object is served as fast as ever.
         let (mut slowest, mut number) = (Duration::ZERO, 0);
@@ -116,7 +118,7 @@ async fn a_rival_that_writes_back_each_time_is_named_and_costs_a_bounded_number_
         ensure(of_child.count() <= 1, || format!("{all:#?}"))?;
 
         // When the rival is gone, what we say holds again, and nothing is told any more.
-        fighting.abort();
+        fighting.abort_all();
         things.served("fought", "ours", Duration::from_secs(120)).await?;
         let is_over = |conditions: &Value| applied(conditions)["status"] == "True";
         eventually("the fight is over", Duration::from_secs(150), look, is_over).await?;
