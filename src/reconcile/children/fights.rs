@@ -252,6 +252,12 @@ fn collect(owned: &Value, value: &Value, at: &mut Path, lost: &mut Vec<Path>) {
             collect(below, value, at, lost);
             at.pop();
         }
+        // All of it is lost: each field is told.
+        None if value.as_object().is_some_and(|all| !all.is_empty()) && key.is_some() => {
+            at.extend(key);
+            collect(&Value::Object(serde_json::Map::new()), value, at, lost);
+            at.pop();
+        }
         None => lost.push(at.iter().cloned().chain(key).collect()),
     };
     match value {
@@ -278,11 +284,16 @@ fn key_of<'a>(mut keys: impl Iterator<Item = &'a String>, item: &Value) -> Optio
 }
 
 fn owns(fields: &Value, path: &[String]) -> bool {
-    let mut below = Some(fields);
+    let mut below = fields;
     for key in path {
-        below = below.and_then(|fields| fields.get(key));
+        // Nothing below it: it is owned as a whole.
+        if below.as_object().is_some_and(serde_json::Map::is_empty) {
+            return true;
+        }
+        let Some(next) = below.get(key) else { return false };
+        below = next;
     }
-    below.is_some()
+    true
 }
 
 /// As a path of field names, without the keys of items, which are values.
