@@ -15,7 +15,7 @@ use leasehold::{
         compose::{ComposedAdmission, Composition},
     },
     reconcile::{
-        children::{self, Children},
+        children::{self, Children, Compose, Type},
         watches::Watches,
     },
     replica::term::{Access, Reconciler},
@@ -109,11 +109,27 @@ impl Loaded {
         let mut all: Vec<_> = kinds::webhooks().into_iter().filter(|(of, _)| is_configured(of)).collect();
         for kind in &self.config.kinds {
             if let Some(composition) = self.composition(kind).filter(|composition| composition.admits()) {
-                let plural = children::Type::new(&kind.group, &kind.version, &kind.kind).plural;
+                let plural = Type::of_kind(kind).plural;
                 let hook: Arc<dyn Webhook> = Arc::new(ComposedAdmission::new(Arc::clone(composition), client(kind)));
                 all.push((Of::new(kind.group.clone(), kind.kind.clone(), plural), hook));
             }
         }
+        all
+    }
+
+    /// Types whose plural is what English has: kinds, what they make and what they read.
+    pub(super) fn guessed(&self) -> Vec<Type> {
+        let mut all = Vec::new();
+        for kind in &self.config.kinds {
+            all.extend(kind.plural.is_none().then(|| Type::of_kind(kind)));
+            let Some(composition) = self.composition(kind) else { continue };
+            let read = composition.related().into_values().map(|related| related.of);
+            let types = composition.types().into_iter().chain(read).chain(composition.looked_up());
+            all.extend(types.map(|of| Type::clone(&of)));
+        }
+        all.retain(Type::is_guessed);
+        all.sort();
+        all.dedup();
         all
     }
 

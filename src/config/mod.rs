@@ -233,6 +233,8 @@ pub struct Kind {
     pub version: String,
     /// Kind in CamelCase, as in `kind:` of an object.
     pub kind: String,
+    /// Resource in the plural, as its CRD names it, if the file says so: offline, nothing else tells.
+    pub plural: Option<String>,
     /// Name of the Lease: `<kind>.<group>` in lower case, or that of its group, unless the file says otherwise.
     pub lease_name: String,
     /// The kinds that share its Lease are called so: the file's `group`, or the Lease's name if the election is

@@ -467,6 +467,7 @@ fn kind(
     }
     let group_version = group_version(&mut section, errors);
     let kind = kind_name(&mut section, errors);
+    let plural = plural(&mut section, errors);
     let load = load(&mut section, defaults, errors);
     let standby_at = section.place("standby");
     let lease = lease_name(&mut section, errors).map(|found| found.map(str::to_owned));
@@ -496,6 +497,7 @@ fn kind(
         group,
         version,
         kind: kind.value.to_owned(),
+        plural,
         lease_name: lease.as_ref().map_or(default_lease, |lease| lease.value.clone()),
         lease_group: lease_group.as_ref().map(|group| group.value.clone()),
         lock: lock.unwrap_or_default(),
@@ -578,6 +580,18 @@ pub(crate) fn kind_name<'n>(section: &mut Section<'n>, errors: &mut Gathered<'_>
         return None;
     }
     Some(found)
+}
+
+/// What a CRD has as `spec.names.plural`.
+fn plural(section: &mut Section<'_>, errors: &mut Gathered<'_>) -> Option<String> {
+    let found = section.text("plural", errors)?;
+    if !is_dns_label(found.value) {
+        let message =
+            format!("`{}` is no resource: write what the CRD has as spec.names.plural, such as `widgets`", found.value);
+        errors.add(found.at, &found.path, message);
+        return None;
+    }
+    Some(found.value.to_owned())
 }
 
 fn lease_name<'n>(section: &mut Section<'n>, errors: &mut Gathered<'_>) -> Option<Located<&'n str>> {

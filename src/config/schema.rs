@@ -25,6 +25,7 @@ pub fn configuration(builtin: &[&str]) -> Value {
     let mut kind = json!({
         "apiVersion": {"type": "string", "description": "Group and version of the kind, such as example.com/v1."},
         "kind": {"type": "string", "pattern": "^[A-Z][A-Za-z0-9]*$", "maxLength": LABEL_MAX, "description": "The kind, as objects bear it."},
+        "plural": {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": LABEL_MAX, "description": "The resource, as its CRD has it in spec.names.plural, if it is not what English would have it: `leasehold rbac` cannot ask."},
         "lease": object(json!({"name": {"type": "string", "maxLength": LABEL_MAX, "description": "Name of its Lease."}}), &[]),
         "group": {"type": "string", "maxLength": LABEL_MAX, "description": "Kinds of one group share a Lease: they start and stop together, on one replica."},
         "lock": lock("What that is the name of; all but Lease are for migrations."),

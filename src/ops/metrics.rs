@@ -1,6 +1,7 @@
 //! The metrics of one replica, by kind.
 //!
-//! Every series of every configured kind exists from the start, so that "no value yet" and "not scraped" look different.
+//! Every series of every configured kind exists from the start, so that "no value yet" and "not scraped" look different;
+//! but for those of the [`work`](super::work) on a kind, which is done by one replica at a time.
 
 use std::{
     fmt,
@@ -22,11 +23,14 @@ use prometheus_client::{
 };
 use tokio::time::Instant;
 
-use super::status::Status;
+use super::{
+    status::Status,
+    work::{Metered, Meters},
+};
 
 /// Labels of a series about one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfKind {
+pub(super) struct OfKind {
     kind: String,
 }
 
@@ -82,6 +86,7 @@ struct Inner {
     registry: Registry,
     series: Series,
     dropped_log_lines: Arc<OnceLock<Reading>>,
+    work: Meters,
 }
 
 /// Reads a count that is kept elsewhere.
@@ -292,7 +297,7 @@ impl Series {
     }
 }
 
-fn of(kind: &str) -> OfKind {
+pub(super) fn of(kind: &str) -> OfKind {
     OfKind { kind: kind.to_owned() }
 }
 
@@ -315,7 +320,14 @@ impl Metrics {
         registry.register_collector(Box::new(SinceRenewal { status }));
         let dropped_log_lines = Arc::default();
         registry.register_collector(Box::new(DroppedLogLines(Arc::clone(&dropped_log_lines))));
-        Self { inner: Arc::new(Inner { registry, series, dropped_log_lines }) }
+        let work = Meters::default();
+        registry.register_collector(Box::new(work.clone()));
+        Self { inner: Arc::new(Inner { registry, series, dropped_log_lines, work }) }
+    }
+
+    /// Where the work on a kind is counted, from the standby for a term to its end.
+    pub fn work(&self, kind: &str) -> Metered {
+        self.inner.work.meter(kind)
     }
 
     /// Where the number of dropped log lines is read when metrics are asked for. There is no such series before; a second
@@ -474,7 +486,7 @@ impl fmt::Debug for SinceRenewal {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a scrape is about the moment it is answered")]
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     Instant::now()
 }
 

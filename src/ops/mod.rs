@@ -4,3 +4,4 @@ pub(crate) mod connections;
 pub mod http;
 pub mod metrics;
 pub mod status;
+pub mod work;

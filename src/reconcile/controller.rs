@@ -14,7 +14,7 @@ use std::{
     hash::Hash,
     panic::AssertUnwindSafe,
     pin::pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
     vec,
 };
@@ -32,15 +32,17 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::{select, task::consume_budget};
+use tokio::{select, task::consume_budget, time::Instant};
 use tokio_util::time::{DelayQueue, delay_queue};
 use tracing::{Instrument, error, info_span, warn};
 
 pub use super::queue::Lane;
 use super::queue::{Queue, Recent};
 use crate::{
+    ops::work::{Reconciled, WatchReport, WatchState},
     reconcile::{backoff::Backoff, name::Name, seen::Seen},
     replica::{
+        clock::Clock,
         connections::WATCH_TIMEOUT,
         term::{Standby, Term},
     },
@@ -62,6 +64,8 @@ pub struct Controller<K: Resource> {
     sources: SelectAll<BoxStream<'static, News>>,
     /// Watches whose first list is not complete.
     unlisted: usize,
+    /// How each watch fares.
+    watches: Vec<(String, WatchReport)>,
 }
 
 /// What a source has to say.
@@ -81,9 +85,9 @@ where
     pub fn new(api: Api<K>, dyntype: K::DynamicType) -> Self {
         let seen = Seen::new(dyntype);
         let watched = seen.clone();
-        let watch =
-            source(K::kind(seen.dyntype()).into_owned(), api, move |event| (Lane::Changed, watched.take_in(event)));
-        Self { seen, sources: stream::select_all([watch]), unlisted: 1 }
+        let what = format!("{} {}", K::api_version(seen.dyntype()), K::kind(seen.dyntype()));
+        let (watch, report) = source(what.clone(), api, move |event| (Lane::Changed, watched.take_in(event)));
+        Self { seen, sources: stream::select_all([watch]), unlisted: 1, watches: vec![(what, report)] }
     }
 
     /// The objects as last seen, for whoever looks at them or writes them.
@@ -97,8 +101,17 @@ where
     where
         W: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
     {
-        self.sources.push(source(W::kind(&()).into_owned(), api, due));
+        let what = format!("{} {}", W::api_version(&()), W::kind(&()));
+        let (watch, report) = source(what.clone(), api, due);
+        self.sources.push(watch);
+        self.watches.push((what, report));
         self.unlisted += 1;
+        self
+    }
+
+    /// Shows how a watch fares that is [followed](Self::follow).
+    pub(super) fn showing(mut self, watch: String, report: WatchReport) -> Self {
+        self.watches.push((watch, report));
         self
     }
 
@@ -138,6 +151,11 @@ where
         E: StdError + Send + Sync + 'static,
     {
         let mut recent = Recent::default();
+        let (meter, all, clock) = (standby.meter().clone(), self.unlisted, Clock::tokio());
+        for (name, report) in &self.watches {
+            meter.watch(name, Arc::clone(report));
+        }
+        meter.listed(0, all);
         let term = loop {
             select! {
                 biased;
@@ -147,7 +165,11 @@ where
                     if let (Lane::Changed, objects) = news.due {
                         objects.into_iter().for_each(|object| recent.note(object));
                     }
-                    self.unlisted -= usize::from(news.listed);
+                    if news.listed {
+                        self.unlisted -= 1;
+                        meter.listed(all - self.unlisted, all);
+                    }
+                    meter.queue(self.seen.count(), 0, None);
                     if self.unlisted == 0 {
                         standby.prepared();
                     }
@@ -157,36 +179,58 @@ where
         };
 
         let mut queue = Queue::default();
-        recent.newest_first().for_each(|object| queue.add(Lane::Soon, object));
+        recent.newest_first().for_each(|object| queue.add(Lane::Soon, object, clock.now()));
         self.seen.begin();
         let reconcile = begin(term.clone());
         let (to_sweep, swept) = (Vec::new().into_iter(), HashSet::new());
         let (backoff, timers) = (Backoff::default(), Timers::default());
-        let mut work = Work { controller: self, queue, to_sweep, swept, term, backoff, timers };
+        let mut work = Work { controller: self, queue, to_sweep, swept, term, backoff, timers, clock, all };
         work.run(reconcile).await;
+        work.show(0);
         let Work { controller: Self { seen, sources, .. }, queue, to_sweep, swept, term, timers, .. } = work;
         term.leave((sources, seen, queue, to_sweep, swept, timers));
     }
 }
 
-/// A watch as a source. Its errors are logged and end here, for it tries again by itself.
+/// A watch as a source, and how it fares. Its errors are logged and end here, for it tries again by itself.
 fn source<W>(
     what: String,
     api: Api<W>,
     mut due: impl FnMut(Event<W>) -> Due + Send + 'static,
-) -> BoxStream<'static, News>
+) -> (BoxStream<'static, News>, WatchReport)
 where
     W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut unlisted = true;
-    watch(what, api)
+    let state = Arc::new(Mutex::new(WatchState::default()));
+    let report = Arc::clone(&state);
+    let told = raw(api).inspect(move |item| tell(&mut report.lock().unwrap_or_else(PoisonError::into_inner), item));
+    let source = logged(what, told)
         .filter_map(move |event| {
             let listed = unlisted && matches!(event, Event::InitDone);
             unlisted &= !listed;
             let due = due(event);
             future::ready((listed || !due.1.is_empty()).then_some(News { due, listed }))
         })
-        .boxed()
+        .boxed();
+    (source, Arc::new(move || state.lock().unwrap_or_else(PoisonError::into_inner).clone()))
+}
+
+/// That a list begins is no sign that it will come; whatever else comes is one that the watch is well.
+fn tell<W>(state: &mut WatchState, item: &watcher::Result<Event<W>>) {
+    match item {
+        Ok(Event::Init) => {}
+        Ok(_) => state.failing_since = None,
+        Err(_) => {
+            state.failures += 1;
+            state.failing_since.get_or_insert_with(now);
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "for how long a watch fails is shown, and decides nothing")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// The watch of a kind, which ends never: its errors are logged, and it tries again by itself.
@@ -194,10 +238,16 @@ pub(super) fn watch<W>(what: String, api: Api<W>) -> impl Stream<Item = Event<W>
 where
     W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let watch = watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT))
+    logged(what, raw(api))
+}
+
+fn raw<W>(api: Api<W>) -> impl Stream<Item = watcher::Result<Event<W>>> + Send + 'static
+where
+    W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT))
         .default_backoff()
-        .modify(|object| object.meta_mut().managed_fields = None);
-    logged(what, watch)
+        .modify(|object| object.meta_mut().managed_fields = None)
 }
 
 /// A sweep makes so many objects due at a time, so that no change waits for the rest of them.
@@ -214,13 +264,16 @@ struct Work<K: Resource> {
     term: Term,
     backoff: Backoff,
     timers: Timers<Name>,
+    clock: Clock,
+    /// How many watches there are.
+    all: usize,
 }
 
 /// What is next in a term.
 enum Step<E> {
     News(News),
     Time(Lane, Name),
-    Done(Name, Outcome<E>),
+    Done(Name, Outcome<E>, Duration),
     Sweep,
 }
 
@@ -235,12 +288,14 @@ impl<K: Resource + 'static> Work<K> {
         let mut running = FuturesUnordered::new();
         let mut draining = pin!(self.term.draining());
         let mut listed_once = self.sweep();
+        self.term.meter().unswept(self.to_sweep.len());
         while draining.as_mut().now_or_never().is_none() {
             while running.len() < concurrency
                 && let Some((key, object)) = self.start()
             {
-                running.push(one(&reconcile, key, object));
+                running.push(one(&reconcile, key, object, self.clock));
             }
+            self.show(running.len());
             let step = select! {
                 biased;
                 () = &mut draining => break,
@@ -249,7 +304,7 @@ impl<K: Resource + 'static> Work<K> {
                     select! {
                         Some(news) = self.controller.sources.next() => Step::News(news),
                         Some((lane, key)) = self.timers.next() => Step::Time(lane, key),
-                        Some((key, outcome)) = running.next() => Step::Done(key, outcome),
+                        Some((key, outcome, took)) = running.next() => Step::Done(key, outcome, took),
                         () = future::ready(()), if !self.to_sweep.as_slice().is_empty() => Step::Sweep,
                         else => pending().await,
                     }
@@ -257,18 +312,31 @@ impl<K: Resource + 'static> Work<K> {
             };
             match step {
                 Step::News(News { due: (lane, keys), listed }) => {
-                    keys.into_iter().for_each(|key| self.queue.add(lane, key));
+                    let now = self.clock.now();
+                    keys.into_iter().for_each(|key| self.queue.add(lane, key, now));
+                    self.controller.unlisted -= usize::from(listed);
                     listed_once = listed_once || (listed && self.sweep());
                 }
-                Step::Time(lane, key) => self.queue.add(lane, key),
-                Step::Done(key, outcome) => self.done(key, outcome),
+                Step::Time(lane, key) => self.queue.add(lane, key, self.clock.now()),
+                Step::Done(key, outcome, took) => self.done(key, outcome, took),
                 Step::Sweep => self.sweep_on(),
             }
             consume_budget().await;
         }
-        while let Some((key, outcome)) = running.next().await {
-            self.done(key, outcome);
+        while let Some((key, outcome, took)) = running.next().await {
+            self.done(key, outcome, took);
         }
+    }
+
+    /// Brings what is shown of the work up to date.
+    fn show(&self, running: usize) {
+        let meter = self.term.meter();
+        let oldest = self.queue.waits_since().map(|since| self.clock.instant(since));
+        meter.queue(self.controller.seen.count(), self.queue.len(), oldest);
+        meter.running(running);
+        meter.listed(self.all - self.controller.unlisted, self.all);
+        // What a sweep has made due waits with the rest.
+        meter.unswept(self.to_sweep.len() + self.queue.sweeping());
     }
 
     /// Begins to make every object due, if the first list of the kind is complete. Returns whether it is.
@@ -281,7 +349,7 @@ impl<K: Resource + 'static> Work<K> {
     fn sweep_on(&mut self) {
         for key in self.to_sweep.by_ref().take(STRIDE) {
             if !self.swept.remove(&key) {
-                self.queue.add(Lane::Sweep, key);
+                self.queue.add(Lane::Sweep, key, self.clock.now());
             }
         }
     }
@@ -297,12 +365,13 @@ impl<K: Resource + 'static> Work<K> {
                 return Some((key, object));
             }
             self.backoff.reset(&key);
-            self.queue.done(key);
+            self.queue.done(key, self.clock.now());
         }
         None
     }
 
-    fn done<E: StdError + 'static>(&mut self, key: Name, outcome: Outcome<E>) {
+    fn done<E: StdError + 'static>(&mut self, key: Name, outcome: Outcome<E>, took: Duration) {
+        self.term.meter().reconciled(kind_of(&outcome), took);
         let (lane, wait) = match outcome {
             Ok(again) => {
                 self.backoff.reset(&key);
@@ -322,24 +391,33 @@ impl<K: Resource + 'static> Work<K> {
                 (Lane::Soon, wait)
             }
         };
-        if !self.queue.done(key.clone()) {
+        if !self.queue.done(key.clone(), self.clock.now()) {
             self.timers.set(lane, key, wait);
         }
     }
 }
 
 /// One reconciliation.
-fn one<K, F, Fut, E>(reconcile: &F, key: Name, object: Arc<K>) -> BoxFuture<'static, (Name, Outcome<E>)>
+fn one<K, F, Fut, E>(
+    reconcile: &F,
+    key: Name,
+    object: Arc<K>,
+    clock: Clock,
+) -> BoxFuture<'static, (Name, Outcome<E>, Duration)>
 where
     F: Fn(Arc<K>) -> Fut,
     Fut: Future<Output = Result<Again, E>> + Send + 'static,
 {
+    let began = clock.now();
     let span = info_span!("reconciling object", object.ref = %key);
     AssertUnwindSafe(span.in_scope(|| reconcile(object)))
         .catch_unwind()
-        .map(|outcome| match outcome {
-            Ok(outcome) => (key, outcome.map_err(Failure::Failed)),
-            Err(panic) => (key, Err(Failure::Panicked(words(&*panic)))),
+        .map(move |outcome| {
+            let outcome = match outcome {
+                Ok(outcome) => outcome.map_err(Failure::Failed),
+                Err(panic) => Err(Failure::Panicked(words(&*panic))),
+            };
+            (key, outcome, clock.now().since(began))
         })
         .instrument(span)
         .boxed()
@@ -424,6 +502,15 @@ enum Failure<E> {
     Panicked(String),
 }
 
+fn kind_of<E>(outcome: &Outcome<E>) -> Reconciled {
+    match outcome {
+        Ok(None) => Reconciled::Done,
+        Ok(Some(_)) => Reconciled::Again,
+        Err(Failure::Failed(_)) => Reconciled::Failed,
+        Err(Failure::Panicked(_)) => Reconciled::Panicked,
+    }
+}
+
 fn words(panic: &(dyn Any + Send)) -> String {
     let words = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     words.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
@@ -437,7 +524,7 @@ mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::ResourceExt;
     use serde_json::json;
-    use tokio::time::{Instant, sleep, timeout};
+    use tokio::time::{sleep, timeout};
 
     use super::*;
     use crate::reconcile::fake::{Answer, Asked, Fake, refusal};

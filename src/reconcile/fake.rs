@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Kind,
+    ops::work::Meter,
     replica::term::{FencingToken, Promotion, Standby, Term},
 };
 
@@ -85,17 +86,18 @@ impl Fake {
             reconciler: "propagation".to_owned(),
             composition: None,
             service_account: None,
+            plural: None,
         };
         let token = FencingToken { uid: "lease-uid".to_owned(), transitions };
         let drain = CancellationToken::new();
         let client = kube::Client::new(service, "default");
-        let term = Term::new(Arc::new(kind), "replica_1".to_owned(), token, client, drain.clone());
+        let term = Term::new(Arc::new(kind), "replica_1".to_owned(), token, client, drain.clone(), Meter::default());
         Self { term, asked, drain }
     }
 
     /// A standby for this term.
     pub(crate) fn standby(&self) -> (Standby, Promotion) {
-        Standby::new(Arc::new(self.term.kind().clone()), self.term.client())
+        Standby::new(Arc::new(self.term.kind().clone()), self.term.client(), self.term.meter().clone())
     }
 
     /// What was asked so far.

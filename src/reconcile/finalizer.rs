@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Error, Resource,
     api::{Patch, PatchParams},
@@ -13,6 +14,16 @@ use serde_json::json;
 /// The finalizer of a kind.
 pub fn name(kind: &str) -> String {
     format!("leasehold.dev/{}", kind.to_lowercase())
+}
+
+/// What the API server adds when an object is deleted with `--cascade=orphan`, until the garbage collector has taken the owner
+/// references to it off.
+const ORPHAN: &str = "orphan";
+
+/// Whether the object is being deleted, and what it owns shall stay. The garbage collector is soon done, and then nothing on
+/// the object says so any more.
+pub fn orphans(meta: &ObjectMeta) -> bool {
+    meta.deletion_timestamp.is_some() && meta.finalizers.iter().flatten().any(|it| it == ORPHAN)
 }
 
 /// What became of a write.

@@ -5,6 +5,8 @@ use std::{
     hash::Hash,
 };
 
+use crate::protocol::moment::Moment;
+
 /// How urgent it is to look at an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
@@ -27,37 +29,50 @@ type Ticket = (Lane, u64);
 /// The objects that are due, each once, and those in hand.
 #[derive(Debug)]
 pub(super) struct Queue<R> {
-    waiting: BTreeMap<Ticket, R>,
+    /// With the moment since when it does.
+    waiting: BTreeMap<Ticket, (R, Moment)>,
     tickets: HashMap<R, Ticket>,
     /// The lane of those that became due again while they were in hand.
     running: HashMap<R, Option<Lane>>,
     issued: u64,
     overtaken: u32,
+    /// Those that wait in the lane of the sweep.
+    sweeping: usize,
 }
 
 impl<R> Default for Queue<R> {
     fn default() -> Self {
-        Self { waiting: BTreeMap::new(), tickets: HashMap::new(), running: HashMap::new(), issued: 0, overtaken: 0 }
+        Self {
+            waiting: BTreeMap::new(),
+            tickets: HashMap::new(),
+            running: HashMap::new(),
+            issued: 0,
+            overtaken: 0,
+            sweeping: 0,
+        }
     }
 }
 
 impl<R: Clone + Eq + Hash> Queue<R> {
     /// Makes an object due. One that waits already moves if this lane is faster; one in hand will be due when it is done.
-    pub(super) fn add(&mut self, lane: Lane, object: R) {
+    pub(super) fn add(&mut self, lane: Lane, object: R, now: Moment) {
         if let Some(again) = self.running.get_mut(&object) {
             *again = Some(again.map_or(lane, |before| before.min(lane)));
             return;
         }
+        let mut since = now;
         if let Some(before) = self.tickets.get(&object) {
             if before.0 <= lane {
                 return;
             }
-            self.waiting.remove(before);
+            since = self.waiting.remove(before).map_or(now, |(_, since)| since);
+            self.sweeping -= usize::from(before.0 == Lane::Sweep);
         }
         let ticket = (lane, self.issued);
         self.issued += 1;
         self.tickets.insert(object.clone(), ticket);
-        self.waiting.insert(ticket, object);
+        self.waiting.insert(ticket, (object, since));
+        self.sweeping += usize::from(lane == Lane::Sweep);
     }
 
     /// The next object, in hand from now on.
@@ -65,24 +80,44 @@ impl<R: Clone + Eq + Hash> Queue<R> {
         let (first, oldest) = (*self.waiting.keys().next()?, self.oldest()?);
         let ticket = if self.overtaken + 1 >= FAIR { oldest } else { first };
         self.overtaken = if ticket == oldest { 0 } else { self.overtaken + 1 };
-        let object = self.waiting.remove(&ticket)?;
+        let (object, _) = self.waiting.remove(&ticket)?;
+        self.sweeping -= usize::from(ticket.0 == Lane::Sweep);
         self.tickets.remove(&object);
         self.running.insert(object.clone(), None);
         Some(object)
     }
 
     /// Puts an object out of hand. Returns whether it waits again.
-    pub(super) fn done(&mut self, object: R) -> bool {
+    pub(super) fn done(&mut self, object: R, now: Moment) -> bool {
         let again = self.running.remove(&object).flatten();
         if let Some(lane) = again {
-            self.add(lane, object);
+            self.add(lane, object, now);
         }
         again.is_some()
     }
 
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// How many of them wait for their turn in a sweep.
+    pub(super) fn sweeping(&self) -> usize {
+        self.sweeping
+    }
+
+    /// Since when the one waits that has waited longest, of those that are next in a lane.
+    pub(super) fn waits_since(&self) -> Option<Moment> {
+        self.heads().map(|(_, (_, since))| *since).min()
+    }
+
     fn oldest(&self) -> Option<Ticket> {
-        let heads = LANES.iter().filter_map(|lane| self.waiting.range((*lane, 0)..=(*lane, u64::MAX)).next());
-        heads.map(|(ticket, _)| *ticket).min_by_key(|(_, issued)| *issued)
+        self.heads().map(|(ticket, _)| *ticket).min_by_key(|(_, issued)| *issued)
+    }
+
+    /// Who is next in each lane.
+    fn heads(&self) -> impl Iterator<Item = (&Ticket, &(R, Moment))> {
+        LANES.iter().filter_map(|lane| self.waiting.range((*lane, 0)..=(*lane, u64::MAX)).next())
     }
 }
 
@@ -132,6 +167,8 @@ mod tests {
 
     use super::*;
 
+    const NOW: Moment = Moment::after_origin(std::time::Duration::ZERO);
+
     fn all<R: Clone + Eq + Hash>(queue: &mut Queue<R>) -> Vec<R> {
         from_fn(|| queue.start()).collect()
     }
@@ -140,9 +177,9 @@ mod tests {
     fn faster_lanes_go_first_and_in_a_lane_who_came_first() {
         let mut queue = Queue::default();
         for (lane, object) in [(Lane::Sweep, "e"), (Lane::Soon, "c"), (Lane::Changed, "a"), (Lane::Soon, "d")] {
-            queue.add(lane, object);
+            queue.add(lane, object, NOW);
         }
-        queue.add(Lane::Changed, "b");
+        queue.add(Lane::Changed, "b", NOW);
         assert_eq!(all(&mut queue), ["a", "b", "c", "d", "e"]);
     }
 
@@ -150,8 +187,8 @@ mod tests {
     fn an_object_waits_once_in_its_fastest_lane() {
         let mut queue = Queue::default();
         for lane in [Lane::Sweep, Lane::Changed, Lane::Soon, Lane::Changed] {
-            queue.add(lane, "a");
-            queue.add(Lane::Soon, "b");
+            queue.add(lane, "a", NOW);
+            queue.add(Lane::Soon, "b", NOW);
         }
         assert_eq!(all(&mut queue), ["a", "b"]);
     }
@@ -159,24 +196,37 @@ mod tests {
     #[test]
     fn an_object_in_hand_is_due_again_only_when_it_is_done() {
         let mut queue = Queue::default();
-        queue.add(Lane::Sweep, "a");
+        queue.add(Lane::Sweep, "a", NOW);
         assert_eq!(queue.start(), Some("a"));
-        queue.add(Lane::Sweep, "a");
-        queue.add(Lane::Changed, "a");
-        queue.add(Lane::Soon, "b");
+        queue.add(Lane::Sweep, "a", NOW);
+        queue.add(Lane::Changed, "a", NOW);
+        queue.add(Lane::Soon, "b", NOW);
         assert_eq!(all(&mut queue), ["b"]);
-        assert!(queue.done("a") && !queue.done("b"));
+        assert!(queue.done("a", NOW) && !queue.done("b", NOW));
         assert_eq!(queue.start(), Some("a"));
-        assert!(!queue.done("a"));
+        assert!(!queue.done("a", NOW));
         assert_eq!(queue.start(), None);
+    }
+
+    #[test]
+    fn the_longest_wait_is_told_and_a_faster_lane_does_not_make_it_shorter() {
+        let at = |second| Moment::after_origin(std::time::Duration::from_secs(second));
+        let mut queue = Queue::default();
+        assert_eq!((queue.len(), queue.waits_since()), (0, None));
+        queue.add(Lane::Sweep, "a", at(1));
+        queue.add(Lane::Changed, "b", at(2));
+        queue.add(Lane::Soon, "a", at(3));
+        assert_eq!((queue.len(), queue.waits_since()), (2, Some(at(1))));
+        assert_eq!(all(&mut queue), ["b", "a"]);
+        assert_eq!((queue.len(), queue.waits_since()), (0, None));
     }
 
     #[test]
     fn changes_without_end_do_not_stop_the_sweep() {
         let mut queue = Queue::default();
-        (0..10).for_each(|object| queue.add(Lane::Sweep, object));
+        (0..10).for_each(|object| queue.add(Lane::Sweep, object, NOW));
         let starts = (100..300).map(|change| {
-            queue.add(Lane::Changed, change);
+            queue.add(Lane::Changed, change, NOW);
             queue.start().unwrap()
         });
         let swept: Vec<_> = starts.enumerate().filter(|(_, object)| *object < 10).collect();
@@ -204,7 +254,7 @@ mod tests {
             for (what, object) in steps {
                 match what {
                     0..3 => {
-                        queue.add(LANES[what], object);
+                        queue.add(LANES[what], object, NOW);
                         owed.push(object);
                     }
                     3 => {
@@ -218,20 +268,20 @@ mod tests {
                     }
                     _ => {
                         if let Some(done) = hand.pop() {
-                            prop_assert_eq!(queue.done(done), owed.contains(&done));
+                            prop_assert_eq!(queue.done(done, NOW), owed.contains(&done));
                         }
                     }
                 }
             }
             for done in hand {
-                queue.done(done);
+                queue.done(done, NOW);
             }
             let mut rest = all(&mut queue);
             rest.sort_unstable();
             owed.sort_unstable();
             owed.dedup();
             prop_assert_eq!(rest, owed);
-            prop_assert!(queue.waiting.is_empty() && queue.tickets.is_empty());
+            prop_assert!(queue.waiting.is_empty() && queue.tickets.is_empty() && queue.sweeping == 0);
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use kube::{Resource, runtime::watcher::Event};
 
-use super::name::Name;
+use super::{finalizer, name::Name};
 
 /// What is known of the objects of a kind. Clones are handles on the same.
 pub struct Seen<K: Resource> {
@@ -26,6 +26,8 @@ struct State<K> {
     listing: HashMap<Name, Arc<K>>,
     /// What is not in it as it was known.
     missed: Vec<Name>,
+    /// Uids of the objects that are being deleted, and whose children shall stay, whatever they say of that later.
+    orphaning: HashMap<Name, String>,
     /// Which objects are known as they were in the term, or later.
     current: Current,
 }
@@ -61,6 +63,7 @@ impl<K: Resource> Seen<K> {
             listed: false,
             listing: HashMap::new(),
             missed: Vec::new(),
+            orphaning: HashMap::new(),
             current: Current::default(),
         };
         Self { dyntype, state: Arc::new(Mutex::new(state)) }
@@ -86,6 +89,11 @@ impl<K: Resource> Seen<K> {
         self.lock().objects.values().cloned().collect()
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.lock().objects.len()
+    }
+
     /// What they are called, in no order.
     pub fn names(&self) -> Vec<Name> {
         self.lock().objects.keys().cloned().collect()
@@ -97,6 +105,7 @@ impl<K: Resource> Seen<K> {
         match event {
             Event::Apply(object) => {
                 let name = Name::of(&object);
+                state.note_orphaning(&name, &object);
                 // What a write of ours has left is newer.
                 if state.known(&name, &object).is_some_and(|known| is_newer(known, &object)) {
                     return Vec::new();
@@ -106,7 +115,9 @@ impl<K: Resource> Seen<K> {
                 due.into_iter().collect()
             }
             Event::Delete(object) => {
-                state.objects.remove(&Name::of(&object));
+                let name = Name::of(&object);
+                state.objects.remove(&name);
+                state.orphaning.remove(&name);
                 Vec::new()
             }
             Event::Init => {
@@ -119,6 +130,7 @@ impl<K: Resource> Seen<K> {
             // The first list is that of the sweep.
             Event::InitApply(object) => {
                 let name = Name::of(&object);
+                state.note_orphaning(&name, &object);
                 if state.listed && state.is_changed(&name, &object) {
                     state.missed.push(name.clone());
                 }
@@ -129,6 +141,8 @@ impl<K: Resource> Seen<K> {
                 state.listed = true;
                 state.current.is_listed |= state.current.is_listing;
                 state.take_over();
+                let State { orphaning, objects, .. } = &mut *state;
+                orphaning.retain(|name, _| objects.contains_key(name));
                 std::mem::take(&mut state.missed)
             }
         }
@@ -144,6 +158,12 @@ impl<K: Resource> Seen<K> {
         if is_ours_alone && state.known(&name, &object).is_some_and(|known| is_newer(&object, known)) {
             state.objects.insert(name, Arc::new(object));
         }
+    }
+
+    /// Whether the object is being deleted, and what it owns shall stay.
+    pub fn orphans(&self, object: &K) -> bool {
+        let uid = object.meta().uid.as_ref();
+        finalizer::orphans(object.meta()) || self.lock().orphaning.get(&Name::of(object)) == uid && uid.is_some()
     }
 
     /// The term has begun: what was seen so far may be older.
@@ -203,6 +223,12 @@ impl<K: Resource> State<K> {
             if listed.is_some_and(|listed| is_as_listed(listed) || is_newer(&*known, listed)) {
                 self.objects.insert(name, known);
             }
+        }
+    }
+
+    fn note_orphaning(&mut self, name: &Name, object: &K) {
+        if finalizer::orphans(object.meta()) {
+            self.orphaning.insert(name.clone(), object.meta().uid.clone().unwrap_or_default());
         }
     }
 
@@ -308,6 +334,26 @@ mod tests {
         assert_eq!(version(&seen), "12");
         assert_eq!(seen.take_in(Event::Apply(of(2, 13))).len(), 1);
         assert_eq!(version(&seen), "13");
+    }
+
+    #[test]
+    fn that_children_shall_stay_is_remembered_until_the_object_is_gone() {
+        let seen = Seen::new(());
+        let deleted = |version, finalizers: &[&str]| {
+            let mut object = object(version, Some(1), finalizers);
+            object.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+            object
+        };
+        seen.take_in(Event::Apply(object(1, Some(1), &["orphan"])));
+        assert!(!seen.orphans(&object(1, Some(1), &["orphan"])), "it is not being deleted");
+        seen.take_in(Event::Apply(deleted(2, &["orphan", "ours"])));
+        seen.take_in(Event::Apply(deleted(3, &["ours"])));
+        assert!(seen.orphans(&deleted(3, &["ours"])));
+        let mut another = deleted(3, &["ours"]);
+        another.metadata.uid = Some("another".to_owned());
+        assert!(!seen.orphans(&another));
+        seen.take_in(Event::Delete(deleted(3, &["ours"])));
+        assert!(!seen.orphans(&deleted(3, &["ours"])));
     }
 
     #[test]

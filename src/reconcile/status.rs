@@ -78,15 +78,29 @@ where
         object: &K,
         next: impl Fn(Option<&K::Status>) -> K::Status,
     ) -> Result<(), Error> {
-        let Some(written) = write(&self.term, api, object, next).await? else { return Ok(()) };
+        self.write_and_see(api, object, |current| Some(next(current))).await.map(drop)
+    }
+
+    /// As [`write`](Self::write), if `next` makes anything of the current one. The status that the API
+    /// server has stored, if one was written.
+    pub(super) async fn write_and_see(
+        &self,
+        api: &Api<K>,
+        object: &K,
+        next: impl Fn(Option<&K::Status>) -> Option<K::Status>,
+    ) -> Result<Option<Option<K::Status>>, Error> {
+        let Some(written) = write_if(&self.term, api, object, |object| next(object.status())).await? else {
+            return Ok(None);
+        };
         let about = written.object_ref(self.seen.dyntype());
-        let bad = written.status().and_then(|status| conditions::not_ready(status.conditions())).cloned();
+        let stored = written.status().cloned();
+        let bad = stored.as_ref().and_then(|status| conditions::not_ready(status.conditions())).cloned();
         self.seen.note(written);
         // What is only on its way is no news for whoever looks for trouble.
         if let Some(bad) = bad.filter(|bad| bad.status == "False") {
             self.events.warning(&about, &bad.reason, &bad.message).await;
         }
-        Ok(())
+        Ok(Some(stored))
     }
 }
 

@@ -34,7 +34,7 @@ use futures::{
     FutureExt,
     future::{BoxFuture, Fuse, FusedFuture},
 };
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::sync::{Notify, watch};
@@ -46,7 +46,7 @@ use super::{
     hearing::{Ears, Heard, Hearing, Refusals, Target},
     problem::describe,
 };
-use crate::protocol::moment::Moment;
+use crate::{ops::work::Meter, protocol::moment::Moment};
 
 /// Why a write was refused on this side.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -124,14 +124,19 @@ impl Fence {
             idle: Notify::new(),
             unanswered: AtomicU64::new(0),
         };
-        let ears = Arc::new(Ears::new(clock, resource));
+        let ears = Arc::new(Ears::new(clock, resource, Meter::default()));
         Self { gate: Gate { state: Arc::new(state), ears, on_refusal: Arc::new(on_refusal) } }
     }
 
-    /// Another gate of this fence, for another kind of the same term.
-    pub fn beside(&self, resource: Option<String>, on_refusal: impl Fn(&Refused<'_>) + Send + Sync + 'static) -> Gate {
+    /// Another gate of this fence, for another kind of the same term, whose requests are counted there.
+    pub fn beside(
+        &self,
+        resource: Option<String>,
+        meter: Meter,
+        on_refusal: impl Fn(&Refused<'_>) + Send + Sync + 'static,
+    ) -> Gate {
         let state = Arc::clone(&self.gate.state);
-        let ears = Arc::new(Ears::new(state.clock, resource));
+        let ears = Arc::new(Ears::new(state.clock, resource, meter));
         Gate { state, ears, on_refusal: Arc::new(on_refusal) }
     }
 
@@ -312,6 +317,7 @@ where
             write.answered();
             let (before_term, path) = (gate.is_before_its_term(), request.uri().path());
             (gate.on_refusal)(&Refused { before_term, method: request.method(), path });
+            gate.wrote(target.as_ref(), "fenced");
             return Box::pin(async move { Err(gate.fenced().into()) });
         };
         let answer = self.inner.call(request);
@@ -320,21 +326,41 @@ where
             match tokio::time::timeout(left, answer).await {
                 Ok(Ok(response)) => {
                     write.answered();
+                    gate.wrote(target.as_ref(), result(response.status()));
                     Ok(gate.heard(target, response))
                 }
                 Ok(Err(error)) => {
                     let error = error.into();
                     if was_never_sent(&error) {
                         write.answered();
+                        gate.wrote(target.as_ref(), "unsent");
                         return Err(error);
                     }
+                    gate.wrote(target.as_ref(), "unanswered");
                     // The connection has ended with the term, a moment before the write did.
                     let ended = gate.state.clock.now() >= gate.valid_until();
                     Err(if ended { unanswered() } else { error })
                 }
-                Err(_elapsed) => Err(unanswered()),
+                Err(_elapsed) => {
+                    gate.wrote(target.as_ref(), "unanswered");
+                    Err(unanswered())
+                }
             }
         })
+    }
+}
+
+/// What became of a write, for the metrics.
+fn result(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        200..300 => "ok",
+        400 | 422 => "invalid",
+        401 | 403 => "denied",
+        404 => "not_found",
+        409 => "conflict",
+        429 => "throttled",
+        500.. => "failed",
+        _ => "refused",
     }
 }
 
@@ -342,6 +368,12 @@ impl Gate {
     fn heard<R>(&self, target: Option<Target>, response: Response<R>) -> Response<Heard<R>> {
         let listening = self.ears.answered(target, response.status());
         response.map(|body| Heard::new(body, listening))
+    }
+
+    fn wrote(&self, target: Option<&Target>, result: &'static str) {
+        if let Some(target) = target {
+            self.ears.meter.wrote(target.verb(), result);
+        }
     }
 
     fn fenced(&self) -> Fenced {

@@ -19,7 +19,7 @@ use super::{
     connections::{WATCH_TIMEOUT, is_watch},
     problem::describe,
 };
-use crate::protocol::moment::Moment;
+use crate::{ops::work::Meter, protocol::moment::Moment};
 
 /// A watch that is given up by the client this long after its last event was silent: the server should have ended it.
 const OVERDUE: Duration = Duration::from_secs(WATCH_TIMEOUT as u64 + 1);
@@ -95,6 +95,11 @@ impl Target {
         Some(Self { verb, resource: format!("{version}/{plural}"), path: uri.path().to_owned() })
     }
 
+    /// What is done with it, as in a Role.
+    pub(super) fn verb(&self) -> &'static str {
+        self.verb
+    }
+
     fn lists(&self) -> bool {
         matches!(self.verb, "list" | "watch")
     }
@@ -114,11 +119,12 @@ pub(super) struct Ears {
     resource: Option<String>,
     hearing: watch::Sender<Hearing>,
     refusals: watch::Sender<Refusals>,
+    pub(super) meter: Meter,
 }
 
 impl Ears {
-    pub(super) fn new(clock: Clock, resource: Option<String>) -> Self {
-        Self { clock, resource, hearing: watch::Sender::default(), refusals: watch::Sender::default() }
+    pub(super) fn new(clock: Clock, resource: Option<String>, meter: Meter) -> Self {
+        Self { clock, resource, hearing: watch::Sender::default(), refusals: watch::Sender::default(), meter }
     }
 
     pub(super) fn hearing(&self) -> watch::Receiver<Hearing> {
@@ -166,6 +172,7 @@ impl Ears {
     }
 
     fn heard(&self) {
+        self.meter.heard();
         self.hearing.send_if_modified(|hearing| std::mem::take(hearing) != Hearing::default());
     }
 
@@ -194,6 +201,7 @@ impl Listening {
     fn frame(&mut self) {
         self.deaf_before = None;
         self.heard_at = self.ears.clock.now();
+        self.ears.meter.heard();
     }
 
     fn end(&mut self) {

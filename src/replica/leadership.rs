@@ -307,12 +307,20 @@ mod tests {
             reconciler: "a".to_owned(),
             composition: None,
             service_account: None,
+            plural: None,
         };
         let never = tower::service_fn(|_: http::Request<kube::client::Body>| {
             std::future::pending::<Result<http::Response<kube::client::Body>, std::convert::Infallible>>()
         });
         let token = FencingToken { uid: "u".to_owned(), transitions };
-        Term::new(Arc::new(kind), "me".to_owned(), token, kube::Client::new(never, "x"), Default::default())
+        Term::new(
+            Arc::new(kind),
+            "me".to_owned(),
+            token,
+            kube::Client::new(never, "x"),
+            Default::default(),
+            Default::default(),
+        )
     }
 
     #[tokio::test(start_paused = true)]

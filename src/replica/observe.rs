@@ -151,6 +151,7 @@ mod tests {
             reconciler: "a".to_owned(),
             composition: None,
             service_account: None,
+            plural: None,
         });
         let (clock, metrics) = (Clock::tokio(), Metrics::default());
         let reconciler = Arc::new(Fails { clock, begun: Mutex::default() });

@@ -500,12 +500,14 @@ impl State {
     }
 }
 
-/// What a reconciler needs of its own kind it may have named by the plural that English has: discovery says the one that counts.
+/// What a reconciler needs of its own kind it may have named by the plural of the configuration, or by that which English has:
+/// discovery says the one that counts.
 fn as_served(access: &Access, kind: &Kind, served: &Served) -> Access {
     let english = ApiResource::from_gvk(&GroupVersionKind::gvk(&kind.group, &kind.version, &kind.kind)).plural;
     let (resource, part) =
         access.resource.split_once('/').map_or((&*access.resource, None), |(it, part)| (it, Some(part)));
-    if access.group != kind.group || resource != english {
+    let is_own = resource == english || kind.plural.as_deref() == Some(resource);
+    if access.group != kind.group || !is_own {
         return access.clone();
     }
     let part = part.map_or(String::new(), |part| format!("/{part}"));
@@ -818,6 +820,7 @@ mod tests {
             reconciler: String::new(),
             composition: None,
             service_account: None,
+            plural: None,
         };
         Subject { kind: Arc::new(kind), needs: needs.to_vec(), account: None }
     }

@@ -36,6 +36,7 @@ use super::{
 };
 use crate::{
     config::Kind,
+    ops::work::{Meter, Metered},
     protocol::{
         election::Grant,
         event::{
@@ -147,10 +148,19 @@ struct Member {
     resource: Option<String>,
 }
 
-/// A term's fence, with a gate for each member.
+/// A term's fence, with a gate for each member, and where the work of each is counted.
 struct SharedFence {
     fence: Fence,
     gates: Vec<Gate>,
+    metered: Vec<Metered>,
+}
+
+impl SharedFence {
+    /// Those of its members, shown from now on.
+    fn meters(&self) -> Vec<Meter> {
+        self.metered.iter().for_each(Metered::show);
+        self.metered.iter().map(Metered::meter).collect()
+    }
 }
 
 /// The standbys of the members that have one.
@@ -493,9 +503,12 @@ impl Supervisor {
             let lease = members.first().map(|member| member.kind.lease_name.clone()).unwrap_or_default();
             // What the fence refuses is counted at the gate of the kind that it is refused to.
             let fence = Fence::new(lease, None, clock, |_| ());
-            let gate =
-                |member: &Member| fence.beside(member.resource.clone(), telemetry.counts_fenced(&member.kind, clock));
-            SharedFence { gates: members.iter().map(gate).collect(), fence }
+            let metered: Vec<_> = members.iter().map(|member| telemetry.metered(&member.kind)).collect();
+            let gate = |(member, metered): (&Member, &Metered)| {
+                let refusals = telemetry.counts_fenced(&member.kind, clock);
+                fence.beside(member.resource.clone(), metered.meter(), refusals)
+            };
+            SharedFence { gates: members.iter().zip(&metered).map(gate).collect(), fence, metered }
         })
     }
 
@@ -518,12 +531,13 @@ impl Supervisor {
     /// Those of a group stand by together: prepared when all are that keep a cache.
     fn stand_by(&mut self, shard: ShardIndex, term: TermNumber) {
         let gates = self.fence(shard, term).gates.clone();
+        let meters = self.fence(shard, term).meters();
         let first = self.seats[shard].first;
         let (mut members, mut prepared) = (Vec::new(), Vec::new());
-        for (member, gate) in gates.iter().enumerate() {
+        for (member, (gate, meter)) in gates.iter().zip(meters).enumerate() {
             let Member { kind, reconciler, account, .. } = &self.seats[shard].members[member];
             let client = self.client(gate, account.as_ref());
-            let (standby, promotion) = Standby::new(Arc::clone(kind), client.clone());
+            let (standby, promotion) = Standby::new(Arc::clone(kind), client.clone(), meter);
             let Some(filling) = reconciler.stand_by(standby) else {
                 members.push(None);
                 continue;
@@ -551,9 +565,15 @@ impl Supervisor {
     }
 
     fn dismiss(&mut self, shard: ShardIndex) {
-        for standby in self.seats[shard].standby.take().into_iter().flat_map(|standby| standby.members).flatten() {
-            self.dismiss_one(standby);
+        if let Some(StandbyTask { term, members }) = self.seats[shard].standby.take() {
+            members.into_iter().flatten().for_each(|standby| self.dismiss_one(standby));
+            self.hide(shard, term);
         }
+    }
+
+    /// Nothing works on these kinds any more.
+    fn hide(&self, shard: ShardIndex, term: TermNumber) {
+        self.seats[shard].fences.get(&term).into_iter().flat_map(|fence| &fence.metered).for_each(Metered::hide);
     }
 
     fn dismiss_one(&mut self, standby: StandbyMember) {
@@ -569,17 +589,18 @@ impl Supervisor {
         let draining = CancellationToken::new();
         let standby = self.seats[shard].standby.take_if(|standby| standby.term == grant.term);
         self.dismiss(shard);
+        let meters = self.fence(shard, grant.term).meters();
         let mut standbys = standby.map(|standby| standby.members).unwrap_or_default().into_iter();
         let holder = self.core.setup().identity.clone();
         let mut beginning = Vec::new();
-        for (member, gate) in self.seats[shard].members.iter().zip(&gates) {
+        for ((member, gate), meter) in self.seats[shard].members.iter().zip(&gates).zip(meters) {
             let standby = standbys.next().flatten();
             let client = standby
                 .as_ref()
                 .map_or_else(|| self.client(gate, member.account.as_ref()), |standby| standby.client.clone());
             self.telemetry.begins(&member.kind, &holder, &grant.token, warm);
             let kind = Arc::clone(&member.kind);
-            let term = Term::new(kind, holder.clone(), grant.token.clone(), client, draining.clone());
+            let term = Term::new(kind, holder.clone(), grant.token.clone(), client, draining.clone(), meter);
             beginning.push((term, standby));
         }
         // No work begins before other tasks are told of all kinds.
@@ -680,6 +701,7 @@ impl Supervisor {
         let Some(TermTask { gate, members, outcome, .. }) = self.seats[shard].task.take() else { return };
         self.follow(shard);
         gate.close();
+        self.hide(shard, term);
         let leftovers: Vec<_> = members.iter().flat_map(|member| member.term.leftovers()).collect();
         self.work_on.spawn_blocking(move || drop(leftovers));
         let within = self.core.setup().timings.lease_duration;

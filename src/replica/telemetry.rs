@@ -20,6 +20,7 @@ use crate::{
     ops::{
         metrics::Metrics,
         status::{self, ShardState, Status},
+        work::Metered,
     },
     protocol::{
         election::{Grant, Standing},
@@ -102,6 +103,11 @@ impl Telemetry {
                 "refused: a standby or an observer has tried to write; write in a term, or hand states to a status writer"
             );
         }
+    }
+
+    /// Where the work on a kind is counted, from the standby for a term to its end.
+    pub fn metered(&self, kind: &Kind) -> Metered {
+        self.metrics.work(&kind.name())
     }
 
     /// An observer has ended by itself.

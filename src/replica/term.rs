@@ -15,8 +15,8 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::observe::Observation;
-use crate::config::Kind;
 pub use crate::protocol::lease::FencingToken;
+use crate::{config::Kind, ops::work::Meter};
 
 /// One term. Clones are handles on the same term.
 #[derive(Clone)]
@@ -30,6 +30,7 @@ struct Inner {
     token: FencingToken,
     client: Client,
     draining: CancellationToken,
+    meter: Meter,
     leftovers: Mutex<Vec<Box<dyn Any + Send>>>,
 }
 
@@ -40,8 +41,10 @@ impl Term {
         token: FencingToken,
         client: Client,
         draining: CancellationToken,
+        meter: Meter,
     ) -> Self {
-        Self { inner: Arc::new(Inner { kind, holder, token, client, draining, leftovers: Mutex::default() }) }
+        let leftovers = Mutex::default();
+        Self { inner: Arc::new(Inner { kind, holder, token, client, draining, meter, leftovers }) }
     }
 
     /// The kind this term is about, with its concurrency and resync.
@@ -76,6 +79,11 @@ impl Term {
         self.inner.draining.clone().cancelled_owned()
     }
 
+    /// Where its work is counted.
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.inner.meter
+    }
+
     /// Leaves something to be dropped after the term: to free a cache of ten thousand objects takes tens of milliseconds,
     /// and the release of the Lease waits for the end of the term's task. It must not hold this term.
     pub fn leave(&self, what: impl Any + Send) {
@@ -94,6 +102,7 @@ impl Term {
 pub struct Standby {
     kind: Arc<Kind>,
     client: Client,
+    meter: Meter,
     filled: CancellationToken,
     promotion: oneshot::Receiver<Term>,
 }
@@ -108,16 +117,16 @@ pub(crate) struct Promotion {
 
 impl Standby {
     /// A standby for a kind. `client` is the one that the term will have.
-    pub(crate) fn new(kind: Arc<Kind>, client: Client) -> (Self, Promotion) {
+    pub(crate) fn new(kind: Arc<Kind>, client: Client, meter: Meter) -> (Self, Promotion) {
         let (term, promotion) = oneshot::channel();
         let filled = CancellationToken::new();
-        (Self { kind, client, filled: filled.clone(), promotion }, Promotion { filled, term })
+        (Self { kind, client, meter, filled: filled.clone(), promotion }, Promotion { filled, term })
     }
 
     /// The standby of a term that has begun: [`lead`](Self::lead) resolves at once.
     /// So a reconciler that can stand by needs one path only.
     pub fn of(term: &Term) -> Self {
-        let (standby, promotion) = Self::new(Arc::clone(&term.inner.kind), term.client());
+        let (standby, promotion) = Self::new(Arc::clone(&term.inner.kind), term.client(), term.meter().clone());
         // Cannot fail: the receiver is in our hand.
         let _ = promotion.term.send(term.clone());
         standby
@@ -131,6 +140,11 @@ impl Standby {
     /// The client of the term to come. It reads; until the term begins it refuses to write, as [`Term::client`] does after it.
     pub fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// Where its work is counted.
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// Says that the cache is filled: a leader that waits to hand the kind over to this replica may stop its work now.

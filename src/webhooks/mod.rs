@@ -278,6 +278,7 @@ fn shard(name: &str, namespace: &str) -> Kind {
         reconciler: "certificate".to_owned(),
         composition: None,
         service_account: None,
+        plural: None,
     }
 }
 

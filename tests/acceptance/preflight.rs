@@ -70,6 +70,7 @@ pub fn kind(stage: &Stage) -> Kind {
         reconciler: String::new(),
         composition: None,
         service_account: None,
+        plural: None,
     }
 }
 

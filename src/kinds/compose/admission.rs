@@ -18,7 +18,10 @@ use super::{
     template::Failed,
 };
 use crate::{
-    reconcile::input::{Invalid, NamespaceName, ObjectName},
+    reconcile::{
+        children::Type,
+        input::{Invalid, NamespaceName, ObjectName},
+    },
     replica::term::Access,
     webhooks::{Asked, Denied, Webhook},
 };
@@ -34,6 +37,12 @@ impl Composition {
     /// Whether it says anything of an object before it is stored.
     pub fn admits(&self) -> bool {
         self.admission.is_some()
+    }
+
+    /// The types that are looked up.
+    pub fn looked_up(&self) -> Vec<Arc<Type>> {
+        let lookups = self.admission.iter().flat_map(|admission| &admission.lookups);
+        lookups.map(|lookup| Arc::clone(&lookup.of)).collect()
     }
 
     /// What the rules look up, as permissions.

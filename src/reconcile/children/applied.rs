@@ -22,7 +22,7 @@ pub(super) fn is_as_applied(live: &Value, object: &Value, digest: &str, manager:
     borne.and_then(Value::as_str) == Some(digest)
         && match (fields(live, manager, "Apply"), fields(live, manager, "Update")) {
             (Some(applied), _) => owns(applied, object, Extent::Just),
-            (None, Some(created)) => owns(created, object, Extent::AtLeast),
+            (None, Some(created)) => owns(created, object, Extent::AtLeast) && is_kept(created, object, live, true),
             (None, None) => false,
         }
 }
@@ -51,7 +51,7 @@ enum Extent {
 }
 
 /// The fields that `manager` owns by having applied them, or updated.
-fn fields<'a>(live: &'a Value, manager: &str, operation: &str) -> Option<&'a Value> {
+pub(super) fn fields<'a>(live: &'a Value, manager: &str, operation: &str) -> Option<&'a Value> {
     let entries = live.pointer("/metadata/managedFields")?.as_array()?;
     entries.iter().find(|entry| is_of_us(entry, manager, operation))?.get("fieldsV1")
 }
@@ -81,6 +81,41 @@ fn covers(fields: &Map<String, Value>, object: &Map<String, Value>, extent: Exte
         absent || fields.get(&format!("f:{name}")).is_some_and(|field| is_of(field, value, extent))
     };
     (extent == Extent::AtLeast || named == object.len()) && object.iter().all(owned)
+}
+
+/// Whether a mapping that a creation owns with nothing below it is as it was created. That is one that is owned as a whole, or
+/// one whose fields were all taken: then only their values tell. The metadata has marks of its own.
+fn is_kept(fields: &Value, object: &Value, live: &Value, is_top: bool) -> bool {
+    let Some(owned) = fields.as_object() else { return true };
+    match (object, live) {
+        (Value::Object(all), _) if owned.is_empty() => all.is_empty() || contains(live, object),
+        (Value::Object(all), Value::Object(live)) => all.iter().all(|(name, value)| {
+            let field = owned.get(&format!("f:{name}")).filter(|_| !is_top || name != "metadata");
+            field.is_none_or(|field| is_kept(field, value, live.get(name).unwrap_or(&Value::Null), false))
+        }),
+        (Value::Array(items), Value::Array(live)) => items.iter().all(|item| {
+            let entry = owned.iter().find(|(key, field)| is_item(key, field, item, Extent::AtLeast));
+            let Some((key, field)) = entry.filter(|_| item.is_object()) else { return true };
+            live.iter()
+                .filter(|live| is_item(key, field, live, Extent::AtLeast))
+                .any(|live| is_kept(field, item, live, false))
+                || !live.iter().any(|live| is_item(key, field, live, Extent::AtLeast))
+        }),
+        _ => true,
+    }
+}
+
+/// Whether all of that is in it.
+fn contains(live: &Value, wanted: &Value) -> bool {
+    match (live, wanted) {
+        (Value::Object(live), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(name, value)| value.is_null() || live.get(name).is_some_and(|live| contains(live, value))),
+        (Value::Array(live), Value::Array(wanted)) => {
+            live.len() == wanted.len() && live.iter().zip(wanted).all(|(live, wanted)| contains(live, wanted))
+        }
+        (live, wanted) => live == wanted,
+    }
 }
 
 /// Whether the owned field is that value's. Nothing below it: it is owned as a whole.
@@ -226,6 +261,23 @@ mod tests {
         assert_eq!(created_entry(&created, "leasehold/webapp"), Some(1));
         created["metadata"]["managedFields"][1]["fieldsV1"]["f:spec"].as_object_mut().unwrap().remove("f:replicas");
         assert!(!as_applied(&created, &object()), "a field was taken from us");
+    }
+
+    /// As the API server tells it when another writer has changed the only key of a ConfigMap that was created by POST.
+    #[test]
+    fn a_mapping_all_of_whose_fields_were_taken_is_not_as_it_was_created() {
+        let object =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"value": "ours"}});
+        let live = |data: Value, fields: Value| {
+            let ours = json!({"manager": "leasehold/webapp", "operation": "Update", "fieldsV1": {"f:metadata": {}, "f:data": fields}});
+            json!({"metadata": {"annotations": {APPLIED: "x"}, "managedFields": [ours]}, "data": data})
+        };
+        let created = live(json!({"value": "ours"}), json!({".": {}, "f:value": {}}));
+        assert!(as_applied(&created, &object));
+        assert!(!as_applied(&live(json!({"value": "theirs"}), json!({})), &object));
+        assert!(!as_applied(&live(json!({}), json!({})), &object));
+        // One that is owned as a whole looks the same, and is as it was.
+        assert!(as_applied(&live(json!({"value": "ours", "default": 1}), json!({})), &object));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Map, Value};
 
-use crate::replica::term::Access;
+use crate::{config::Kind, replica::term::Access};
 
 /// A type of objects. The plural is what permissions name; requests use the one that the API server tells.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,6 +25,19 @@ impl Type {
     pub fn new(group: &str, version: &str, kind: &str) -> Self {
         let plural = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind)).plural;
         Self { group: group.to_owned(), version: version.to_owned(), kind: kind.to_owned(), plural }
+    }
+
+    /// That of a kind, with the plural that the configuration names, or else as [`new`](Self::new) has it.
+    pub fn of_kind(kind: &Kind) -> Self {
+        let of = Self::new(&kind.group, &kind.version, &kind.kind);
+        Self { plural: kind.plural.clone().unwrap_or(of.plural), ..of }
+    }
+
+    /// Whether the plural may be another one: English was asked, and the API is none that is known to follow it.
+    pub fn is_guessed(&self) -> bool {
+        let known = ["", "apps", "batch", "autoscaling", "policy", "leasehold.dev"];
+        let is_known = known.contains(&&*self.group) || self.group.ends_with(".k8s.io");
+        !is_known && self.plural == Self::new(&self.group, &self.version, &self.kind).plural
     }
 
     /// `apiVersion` as objects bear it.

@@ -4,7 +4,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use kube::{core::ApiResource, runtime::watcher::Event};
@@ -14,14 +15,18 @@ use serde_json::{Value, json};
 use super::{
     Composed, Desired, Key, Type,
     applied::created_entry,
+    fights::{CONTESTED, Fights},
     parent::Parent,
     plan::{Delete, How, Observed, Owner, Plan, Step, Write, meta},
     report::{Outcome, Trouble},
 };
-use crate::reconcile::{
-    apply::{LEASEHOLD, MANAGED_BY, OWNER_UID, SHARD},
-    name::Name,
-    seen::Seen,
+use crate::{
+    protocol::moment::Moment,
+    reconcile::{
+        apply::{LEASEHOLD, MANAGED_BY, OWNER_UID, SHARD},
+        name::Name,
+        seen::Seen,
+    },
 };
 
 const MANAGER: &str = "leasehold/widget";
@@ -135,6 +140,10 @@ struct Leader {
     /// What its own writes have left.
     noted: HashMap<String, Arc<Value>>,
     pass: Option<(Plan, Look)>,
+    fights: Arc<Mutex<Fights>>,
+    now: Moment,
+    /// What its last pass said of contested children.
+    contested: String,
 }
 
 /// What a pass looks at that does not change meanwhile.
@@ -211,6 +220,9 @@ impl Leader {
             related: at(server.related.len(), behind.2),
             noted: HashMap::new(),
             pass: None,
+            fights: Arc::default(),
+            now: Moment::after_origin(Duration::from_secs(3600)),
+            contested: String::new(),
         };
         for event in [Event::Init, Event::InitApply(parent(&server.parents[this.parent])), Event::InitDone] {
             this.seen.take_in(event);
@@ -248,7 +260,7 @@ impl Leader {
         let known = self.known();
         let (mut plan, mut look) = self.pass.take().unwrap_or_else(|| {
             let labels = [(MANAGED_BY, LEASEHOLD), (OWNER_UID, "u"), (SHARD, "widget.example.com")];
-            let plan = Plan::new(Owner {
+            let owner = Owner {
                 uid: "u".to_owned(),
                 generation: known.metadata.generation,
                 namespace: Some("ns".to_owned()),
@@ -257,7 +269,8 @@ impl Leader {
                 labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
                 manager: MANAGER.to_owned(),
                 is_held: true,
-            });
+            };
+            let plan = Plan::new(owner, Arc::clone(&self.fights), self.contested.clone());
             let look = Look {
                 parent: serde_json::to_value(&*known).unwrap(),
                 related: server.related[self.related],
@@ -268,7 +281,8 @@ impl Leader {
         });
         look.children = self.children(server);
         let generation = look.parent["metadata"]["generation"].as_i64().unwrap();
-        match plan.next(&look) {
+        self.now = self.now + TICK;
+        match plan.next(&look, self.now) {
             Step::Compose => plan.composed(Ok(look.composed())),
             Step::Hold | Step::Unfinished => panic!("the object is held, and a pass is short"),
             Step::Confirm => {
@@ -280,6 +294,10 @@ impl Leader {
                 }
                 plan.confirmed();
             }
+            Step::Look(keys) => keys.into_iter().for_each(|key| {
+                let found = server.now().get(&key.name).cloned();
+                plan.looked(key, found);
+            }),
             Step::Write(writes) => {
                 for (number, write) in writes.into_iter().enumerate() {
                     let is_refused = refused >> (number % 8) & 1 == 1;
@@ -301,7 +319,9 @@ impl Leader {
                     plan.deleted(Ok(()));
                 }
             }
-            Step::Report(Outcome::Done { .. }) => {
+            Step::Report(Outcome::Done { trouble, .. }) => {
+                let contested = trouble.into_iter().filter(|trouble| trouble.reason == CONTESTED);
+                self.contested = contested.map(|trouble| trouble.words).collect();
                 let (written, pruned) = plan.counts();
                 return Some(written + pruned);
             }
@@ -312,7 +332,7 @@ impl Leader {
     }
 
     fn write(&mut self, server: &mut Server, plan: &mut Plan, write: Write, generation: i64, is_refused: bool) {
-        let Write { key, object, how } = write;
+        let Write { key, object, digest, how } = write;
         let live = server.now().get(&key.name).cloned();
         let refusal = Trouble { reason: "Conflict", words: String::new() };
         if is_refused {
@@ -337,9 +357,12 @@ impl Leader {
             json!([{"manager": MANAGER, "operation": operation, "fieldsV1": {"f:metadata": {}, "f:data": {}}}]);
         let stored = server.store(&key.name, object, uid.as_deref(), managers);
         self.noted.insert(key.name.clone(), Arc::clone(&stored));
-        plan.wrote(key, stored);
+        plan.wrote(key, &digest, stored, self.now);
     }
 }
+
+/// Between two steps.
+const TICK: Duration = Duration::from_millis(20);
 
 /// More steps than this at rest are a loop: a pass has a handful, and two or three are needed.
 const AT_REST: usize = 60;
@@ -367,6 +390,8 @@ proptest! {
             }
         }
         leader.pass = None;
+        // Whatever was fought over is quiet.
+        leader.now = leader.now + Duration::from_secs(600);
         let mut steps = 0;
         loop {
             while leader.parent + 1 < server.parents.len() {
@@ -384,5 +409,44 @@ proptest! {
         let value = |(name, child): (&String, &Arc<Value>)| (name.clone(), child["data"]["value"].as_str().unwrap().to_owned());
         let found: BTreeMap<String, String> = server.now().iter().map(value).collect();
         prop_assert_eq!(found, expected);
+    }
+}
+
+/// A rival that changes a child back whenever it was written, by changing it or by deleting it: what it costs is bounded, who
+/// it is shows, the other children are looked after meanwhile, and a new leader goes on where the last one was.
+#[test]
+fn a_fight_costs_a_bounded_number_of_writes_and_holds_nothing_else_up() {
+    for deletes in [false, true] {
+        let mut server = Server::new();
+        server.edit(&BTreeSet::from([0, 1]), 1);
+        let mut leader = Leader::new(&server, (0, 0, 0));
+        let (mut writes, mut passes) = (0, 0);
+        let began = leader.now;
+        while leader.now.since(began) < Duration::from_secs(60) {
+            leader.children = server.children.len() - 1;
+            leader.noted.clear();
+            if let Some(written) = leader.step(&mut server, 0) {
+                (writes, passes) = (writes + written, passes + 1);
+                server.meddle("child-0", deletes);
+            }
+        }
+        // Both children, three more at once, and those at 5, 15 and 35 s.
+        assert!((5..=9).contains(&writes), "{writes} writes in {passes} passes");
+        assert!(leader.contested.contains("ConfigMap ns/child-0: "), "{}", leader.contested);
+
+        // The other child heals at once, though its sibling is contested.
+        server.meddle("child-1", true);
+        leader.children = server.children.len() - 1;
+        leader.noted.clear();
+        (0..20).for_each(|_| _ = leader.step(&mut server, 0));
+        assert!(server.now().contains_key("child-1"));
+
+        // The next leader knows of it by the status.
+        let contested = std::mem::take(&mut leader.contested);
+        leader = Leader { contested, ..Leader::new(&server, (0, 0, 0)) };
+        server.meddle("child-0", deletes);
+        leader.children = server.children.len() - 1;
+        let written: usize = (0..100).filter_map(|_| leader.step(&mut server, 0)).sum();
+        assert_eq!(written, 0, "it begins with a wait");
     }
 }

@@ -8,22 +8,24 @@
 //! children are deleted. What bears our labels without our having applied it is a copy that somebody made, and not ours.
 //!
 //! Nothing is remembered that is not in objects, so a later term goes on where an earlier one ended, and writes nothing
-//! where nothing has changed.
+//! where nothing has changed. But for who undoes what was written lately, which [`fights`] remembers, and the status tells.
 
 mod applied;
 mod aside;
 mod desired;
+mod fights;
 #[cfg(test)]
 mod interleavings;
 mod ours;
 mod parent;
 mod plan;
+mod pruned;
 mod report;
 mod write;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -33,28 +35,37 @@ use futures::{
     future::{self, BoxFuture, ready},
     stream,
 };
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{Api, Resource, ResourceExt, api::ListParams, core::ApiResource, discovery::Scope};
 use serde_json::Value;
+use tokio::sync::OnceCell;
 
 use self::{
+    fights::{CONTESTED, Fights},
     parent::Parent,
     plan::{Mine, Observed, Plan, Step},
+    pruned::Pruning,
     report::{Outcome, Trouble},
     write::Family,
 };
 use crate::{
     config::Kind,
+    ops::work::WatchReport,
     reconcile::{
         apply::{LEASEHOLD, MANAGED_BY, OWNER_UID, field_manager},
         clock::{Clock, WallClock},
+        conditions,
         controller::{Again, Controller, Due, Lane},
         events::Events,
         finalizer,
         seen::Seen,
-        status::Statuses,
+        status::{Shard, Statuses, changed},
         watches::{Listener, News, Objects, Query, Sight, Watches},
     },
-    replica::term::{Access, BoxError, Reconciler, Standby, Term},
+    replica::{
+        clock,
+        term::{Access, BoxError, Reconciler, Standby, Term},
+    },
 };
 
 /// How soon an object is looked at again whose children cannot be seen: nothing tells when they can.
@@ -67,6 +78,8 @@ const CONFLICT: Duration = Duration::from_secs(30);
 const GOING: Duration = Duration::from_secs(2);
 /// How soon an object is looked at again that is not as it was seen: its own watch lags.
 const AT_ONCE: Duration = Duration::ZERO;
+/// How long the CRD may take to be read, while the first status waits.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// What may be related, in bytes of text.
 const RELATED: u64 = 32 << 20;
 /// What is related and can be read while others wait, in bytes of text.
@@ -102,13 +115,17 @@ impl Children {
             let mut children = BTreeMap::new();
             for of in front.types() {
                 let listener = watches.listen(&children_of_all(&of), Some(&lease));
-                children.insert(of, listener.objects());
+                let objects = listener.objects();
+                controller = controller.showing(format!("children {of}"), report(&objects));
+                children.insert(of, objects);
                 controller = controller.follow(owners(listener, seen.clone()));
             }
             let mut related = BTreeMap::new();
             for (id, query) in front.related() {
                 let listener = watches.listen(&related_query(&query), None);
-                related.insert(id, listener.objects());
+                let objects = listener.objects();
+                controller = controller.showing(format!("related {id}"), report(&objects));
+                related.insert(id, objects);
                 controller = controller.follow(everybody(listener, seen.clone()));
             }
             let begin = |term: Term| {
@@ -118,12 +135,19 @@ impl Children {
                 let finalizer = finalizer::name(&term.kind().kind);
                 let types = front.types().into_iter().chain(front.related().into_values().map(|related| related.of));
                 let is_secretive = types.into_iter().any(|of| of.group.is_empty() && of.kind == "Secret");
+                let (fights, now) = (Arc::<Mutex<Fights>>::default(), clock::Clock::tokio());
+                let fought = Arc::clone(&fights);
+                term.meter()
+                    .contested(move || fought.lock().unwrap_or_else(PoisonError::into_inner).contested(now.now()));
                 let pass = Pass(Arc::new(Common {
                     term,
                     events,
                     statuses,
                     seen,
                     clock,
+                    now,
+                    fights,
+                    pruning: OnceCell::new(),
                     front,
                     resource,
                     manager,
@@ -157,7 +181,7 @@ impl Reconciler for Children {
 
 /// The least that a kind needs whose front end says this.
 pub fn needs(kind: &Kind, front: &dyn Compose) -> Vec<Access> {
-    let (group, plural) = (&kind.group, Type::new(&kind.group, &kind.version, &kind.kind).plural);
+    let (group, plural) = (&kind.group, Type::of_kind(kind).plural);
     // Some API servers let only those point at an owner, in a way that holds it up, who may write its finalizers.
     let own = [("get", ""), ("patch", ""), ("update", "/status"), ("update", "/finalizers")];
     let mut needs: BTreeSet<Access> =
@@ -190,6 +214,12 @@ fn related_query(related: &Related) -> Query {
         labels: labels.join(","),
         fields: related.name.as_ref().map(|name| format!("metadata.name={name}")).unwrap_or_default(),
     }
+}
+
+/// How a watch fares, whenever that is asked.
+fn report(objects: &Objects) -> WatchReport {
+    let objects = objects.clone();
+    Arc::new(move || objects.fares())
 }
 
 /// Makes the owner of a child due that has changed.
@@ -238,6 +268,11 @@ struct Common {
     statuses: Statuses<Parent>,
     seen: Seen<Parent>,
     clock: Arc<dyn Clock>,
+    /// What waits are counted by.
+    now: clock::Clock,
+    fights: Arc<Mutex<Fights>>,
+    /// Asked for by the first status that is to be written.
+    pruning: OnceCell<Arc<Mutex<Pruning>>>,
     front: Arc<dyn Compose>,
     resource: ApiResource,
     manager: String,
@@ -298,7 +333,7 @@ impl Pass {
             Err(Some(words)) => {
                 if parent.metadata.deletion_timestamp.is_none() {
                     let trouble = Trouble { reason: "NotSeen", words };
-                    self.report(&parent, &Outcome::Blocked(trouble)).await?;
+                    self.report(&parent, Arc::new(Outcome::Blocked(trouble))).await?;
                 }
                 return Ok(Some(UNUSABLE));
             }
@@ -309,14 +344,15 @@ impl Pass {
         }
 
         if let Some(failure) = self.too_much_is_related() {
-            self.report(&parent, &Outcome::Invalid(failure)).await?;
+            self.report(&parent, Arc::new(Outcome::Invalid(failure))).await?;
             return Ok(None);
         }
         let look = Look { family: &family, is_current: it.seen.is_current(&parent) };
         let shown = Shown::of(&parent, &served);
-        let mut plan = Plan::new(family.owner());
+        let contested = parent.status.as_ref().and_then(|status| report::contested(&status.conditions));
+        let mut plan = Plan::new(family.owner(), Arc::clone(&it.fights), contested.unwrap_or_default().to_owned());
         let outcome = loop {
-            match plan.next(&look) {
+            match plan.next(&look, it.now.now()) {
                 Step::Compose => match self.compose(&shown, &plan).await {
                     Some(composed) => plan.composed(composed),
                     // The term drains.
@@ -336,6 +372,7 @@ impl Pass {
                     Read::Same => plan.confirmed(),
                     other => return Ok(other.again()),
                 },
+                Step::Look(keys) => family.look_at_each(keys, &mut plan).await,
                 Step::Write(writes) => {
                     if !family.write_all(writes, &mut plan).await {
                         // The term drains. What was left out is the next leader's to find.
@@ -356,13 +393,30 @@ impl Pass {
         };
         let (written, pruned) = plan.counts();
         self.tell(&parent, written, pruned).await;
-        self.report(&parent, &outcome).await?;
-        let Outcome::Done { trouble, stale, .. } = &outcome else { return Ok(None) };
-        if trouble.is_empty() && stale.is_some() {
-            return Ok(Some(STALE));
+        self.tell_of_rivals(&parent, plan.take_rivals());
+        let outcome = Arc::new(outcome);
+        self.report(&parent, Arc::clone(&outcome)).await?;
+        let Outcome::Done { trouble, stale, .. } = &*outcome else { return Ok(None) };
+        if let Some(refused) = trouble.iter().find(|trouble| retries(trouble.reason)) {
+            return Err(Error::Unfinished(refused.words.clone()));
         }
-        let refused = trouble.iter().find(|trouble| retries(trouble.reason)).map(|trouble| trouble.words.clone());
-        refused.map_or(Ok(again(trouble)), |words| Err(Error::Unfinished(words)))
+        let contested = plan.contested_until().map(|until| until.since(it.now.now()));
+        let conflict = trouble.iter().any(|trouble| trouble.reason == plan::CONFLICT).then_some(CONFLICT);
+        let stale = stale.as_ref().map(|_| STALE);
+        Ok([contested, conflict, stale].into_iter().flatten().min())
+    }
+
+    /// Says once in each round who undoes which children.
+    fn tell_of_rivals(&self, parent: &Parent, rivals: Vec<fights::Rival>) {
+        let it = &self.0;
+        for rival in rivals {
+            let (namespace, name) = (parent.namespace().unwrap_or_default(), parent.name_any());
+            tracing::warn!(kind = it.resource.kind, namespace, name, "contested: {}", rival.words);
+            match &rival.managers[..] {
+                [] => it.term.meter().undone("unknown"),
+                some => some.iter().for_each(|manager| it.term.meter().undone(manager)),
+            }
+        }
     }
 
     /// Reads the object. What was read is seen from now on.
@@ -467,14 +521,21 @@ impl Pass {
         if !parent.finalizers().contains(&it.finalizer) {
             return Ok(None);
         }
-        if family.delete_all().await.map_err(Error::ListChildren)? > 0 {
+        let stay = it.seen.orphans(parent);
+        if !stay && family.delete_all().await.map_err(Error::ListChildren)? > 0 {
             return Ok(Some(GOING));
         }
         let removed = finalizer::remove(&self.api(parent), parent, &it.finalizer).await;
         if removed.map_err(Error::WriteFinalizer)? == finalizer::Written::Changed {
             return Ok(self.read(parent).await?.again());
         }
-        it.events.normal(&parent.object_ref(&it.resource), "Finalized", "all children are gone").await;
+        it.events
+            .normal(
+                &parent.object_ref(&it.resource),
+                "Finalized",
+                if stay { "the children stay, as orphans" } else { "all children are gone" },
+            )
+            .await;
         Ok(None)
     }
 
@@ -486,16 +547,78 @@ impl Pass {
         }
     }
 
-    async fn report(&self, parent: &Parent, outcome: &Outcome) -> Result<(), Error> {
+    async fn report(&self, parent: &Parent, outcome: Arc<Outcome>) -> Result<(), Error> {
         let it = &self.0;
         let now = it.clock.now();
         let is_current = it.seen.is_current(parent);
-        let next = |current: Option<&parent::Status>| match current {
+        let pruning = it.pruning.get_or_init(|| self.read_pruning()).boxed().await;
+        let pruning = Arc::clone(pruning);
+        // What would be said if all of it were kept.
+        let whole = Arc::new(Mutex::new(None));
+        let (generation, stamp, noted) = (parent.metadata.generation, Shard::of(&it.term), Arc::clone(&whole));
+        let next = move |current: Option<&parent::Status>| {
             // An old view has nothing to say of a newer spec.
-            Some(newer) if !is_current && newer.observed_generation > parent.metadata.generation => newer.clone(),
-            _ => report::status(current, parent, outcome, now),
+            let observed = current.and_then(|current| current.observed_generation);
+            if !is_current && observed > generation {
+                return None;
+            }
+            let mut next = report::status(current, generation, &outcome, now);
+            if !changed(current, &next) {
+                return None;
+            }
+            next.shard = Some(stamp.clone());
+            *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(next.clone());
+            let pruning = pruning.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = pruning.kept(serde_json::to_value(&next).unwrap_or_default());
+            let kept: parent::Status = serde_json::from_value(kept).unwrap_or_default();
+            // Where nothing is missing but what is dropped, there is nothing to write.
+            let is_news = changed(Some(current.unwrap_or(&parent::Status::default())), &kept);
+            is_news.then_some(next)
         };
-        it.statuses.write(&self.api(parent), parent, next).await.map_err(Error::WriteStatus)
+        let stored = it.statuses.write_and_see(&self.api(parent), parent, next).await.map_err(Error::WriteStatus)?;
+        let Some(whole) = whole.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+        self.learn(parent, &whole, stored.map(Option::unwrap_or_default)).await;
+        Ok(())
+    }
+
+    /// What is kept of a status, by the CRD; where that cannot be read, it is [learnt](Self::learn).
+    async fn read_pruning(&self) -> Arc<Mutex<Pruning>> {
+        let it = &self.0;
+        let name = format!("{}.{}", it.resource.plural, it.resource.group);
+        let crds = Api::<CustomResourceDefinition>::all(it.term.client());
+        let read = tokio::time::timeout(PATIENCE, crds.get_opt(&name).boxed()).await;
+        Arc::new(Mutex::new(match read {
+            Ok(Ok(Some(crd))) => Pruning::by_crd(&crd, &it.resource.version),
+            _ => Pruning::default(),
+        }))
+    }
+
+    /// Learns from what was stored of a status, and says once a term which fields the CRD has the API server drop. If the
+    /// conditions are among them, what is wrong with an object is told in an event.
+    async fn learn(&self, parent: &Parent, whole: &parent::Status, stored: Option<parent::Status>) {
+        let it = &self.0;
+        let value = serde_json::to_value(whole).unwrap_or_default();
+        let (news, kept) = {
+            let Some(pruning) = it.pruning.get() else { return };
+            let mut pruning = pruning.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(stored) = stored {
+                pruning.wrote(&value, &serde_json::to_value(&stored).unwrap_or_default());
+            }
+            (pruning.news(&value), pruning.kept(value))
+        };
+        if let Some(fields) = news {
+            tracing::warn!(
+                kind = it.resource.kind,
+                "the CRD {}.{} names no {fields}: the API server drops what is written there; add the fields to the schema of {}, or set x-kubernetes-preserve-unknown-fields on its status",
+                it.resource.plural,
+                it.resource.group,
+                it.resource.version
+            );
+        }
+        let bad = conditions::not_ready(&whole.conditions).filter(|bad| bad.status == "False");
+        if let Some(bad) = bad.filter(|_| kept.get("conditions").is_none()) {
+            it.events.warning(&parent.object_ref(&it.resource), &bad.reason, &bad.message).await;
+        }
     }
 
     async fn tell(&self, parent: &Parent, written: usize, pruned: usize) {
@@ -538,13 +661,9 @@ impl Observed for Look<'_> {
     }
 }
 
-/// Whether trying again may mend it. A conflict does not mend itself, and is looked at now and then.
+/// Whether trying again may mend it. A conflict does not mend itself, and is looked at now and then; so is a contested child.
 fn retries(reason: &str) -> bool {
-    reason != plan::CONFLICT
-}
-
-fn again(trouble: &[Trouble]) -> Again {
-    (!trouble.is_empty()).then_some(CONFLICT)
+    ![plan::CONFLICT, CONTESTED].contains(&reason)
 }
 
 /// The uid of an object, as its owner names it.

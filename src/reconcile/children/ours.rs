@@ -32,6 +32,11 @@ pub(super) fn is_ours(meta: &ObjectMeta, claim: &Claim<'_>) -> bool {
     !claim.uid.is_empty() && (says || is_inherited(meta, claim)) && written_by(meta, claim.manager)
 }
 
+/// Whether it bears an owner reference to the object with that uid.
+pub(super) fn refers_to(meta: &ObjectMeta, uid: &str) -> bool {
+    meta.owner_references.iter().flatten().any(|owner| owner.uid == uid)
+}
+
 fn is_inherited(meta: &ObjectMeta, claim: &Claim<'_>) -> bool {
     let is = |all: &Option<std::collections::BTreeMap<String, String>>, key: &str, value: &str| {
         all.as_ref().and_then(|all| all.get(key)).is_some_and(|found| found == value)

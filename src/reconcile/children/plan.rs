@@ -7,11 +7,12 @@
 //! ```
 //!
 //! Nothing is written from a view of the object that may be older than the term, or than what a child was applied from,
-//! and nothing is deleted before the object was read in this very pass.
+//! and nothing is deleted before the object was read in this very pass. What another writer undoes each time is left to it for
+//! a while, as [`Fights`] says, and looked at to name that writer; the other children do not wait for it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -20,10 +21,14 @@ use serde_json::{Value, json};
 use super::{
     Composed, Desired, Failure, Key, Type,
     applied::{digest, is_as_applied, is_created},
+    fights::{CONTESTED, Fights, Rival, Ruling, rival},
     ours::{Claim, is_ours, is_superfluous},
     report::{Outcome, Trouble},
 };
-use crate::reconcile::apply::{APPLIED, OWNER, OWNER_GENERATION, Ownership, SHARD, ownership};
+use crate::{
+    protocol::moment::Moment,
+    reconcile::apply::{APPLIED, OWNER, OWNER_GENERATION, Ownership, SHARD, ownership},
+};
 
 /// The reason for a child whose name is another object's.
 pub(super) const CONFLICT: &str = "ChildConflict";
@@ -39,6 +44,8 @@ pub(super) enum Step {
     Hold,
     /// Read the object. The pass goes on if it is as it was seen, and ends if not.
     Confirm,
+    /// Read these children: [what is there](Plan::looked) tells who undoes them.
+    Look(Vec<Key>),
     /// Write these, in any order.
     Write(Vec<Write>),
     /// Delete these.
@@ -54,6 +61,8 @@ pub(super) enum Step {
 pub(super) struct Write {
     pub(super) key: Key,
     pub(super) object: Value,
+    /// Of what it shall be.
+    pub(super) digest: String,
     pub(super) how: How,
 }
 
@@ -182,11 +191,48 @@ pub(super) struct Plan {
     written: usize,
     /// How many were deleted; `None`: that was not come to.
     pruned: Option<usize>,
+    contest: Contest,
+}
+
+/// The children that another writer undoes.
+#[derive(Debug)]
+struct Contest {
+    fights: Arc<Mutex<Fights>>,
+    /// What the status said of them before.
+    before: String,
+    /// Those that were looked at in this pass.
+    looked: BTreeSet<Key>,
+    found: BTreeMap<Key, Rival>,
+    /// Those that were found out in this pass.
+    news: Vec<Rival>,
+    /// When the first of them is to be looked at again.
+    until: Option<Moment>,
+}
+
+impl Contest {
+    fn fights(&self) -> MutexGuard<'_, Fights> {
+        self.fights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn holds(&mut self, key: Key, rival: Rival, until: Moment) {
+        self.until = Some(self.until.map_or(until, |before| before.min(until)));
+        self.found.insert(key, rival);
+    }
 }
 
 impl Plan {
-    pub(super) fn new(owner: Owner) -> Self {
+    /// `contested`: what the status of the object says of its contested children.
+    pub(super) fn new(owner: Owner, fights: Arc<Mutex<Fights>>, contested: String) -> Self {
+        let contest = Contest {
+            fights,
+            before: contested,
+            looked: BTreeSet::new(),
+            found: BTreeMap::new(),
+            news: Vec::new(),
+            until: None,
+        };
         Self {
+            contest,
             owner,
             composed: None,
             rounds: 0,
@@ -209,8 +255,27 @@ impl Plan {
         self.confirmed = true;
     }
 
-    /// A child was written: what is there now; `None`: it was not, and is to be decided on anew with what was [found](Self::found).
-    pub(super) fn wrote(&mut self, key: Key, object: Arc<Value>) {
+    /// When contested children are to be looked at again.
+    pub(super) fn contested_until(&self) -> Option<Moment> {
+        self.contest.until
+    }
+
+    /// Whom this pass has found out to undo a child.
+    pub(super) fn take_rivals(&mut self) -> Vec<Rival> {
+        std::mem::take(&mut self.contest.news)
+    }
+
+    /// A child was read: what is there; `None`: nothing, or it could not be read.
+    pub(super) fn looked(&mut self, key: Key, object: Option<Arc<Value>>) {
+        if let Some(object) = object {
+            Arc::make_mut(&mut self.fresh).insert(key.clone(), object);
+        }
+        self.contest.looked.insert(key);
+    }
+
+    /// A child was written: what is there now.
+    pub(super) fn wrote(&mut self, key: Key, digest: &str, object: Arc<Value>, now: Moment) {
+        self.contest.fights().wrote(&key, digest, now);
         self.composed = None;
         self.written += 1;
         Arc::make_mut(&mut self.fresh).insert(key.clone(), object);
@@ -237,7 +302,7 @@ impl Plan {
     }
 
     /// What is next.
-    pub(super) fn next(&mut self, seen: &dyn Observed) -> Step {
+    pub(super) fn next(&mut self, seen: &dyn Observed, now: Moment) -> Step {
         let composed = match self.composed.take() {
             None => return Step::Compose,
             Some(Ok(composed)) => composed,
@@ -250,8 +315,12 @@ impl Plan {
             return Step::Hold;
         }
         // What is refused in a round is looked at again in the next pass, with all that waits for it.
-        let (writes, is_outrun) =
-            if self.trouble.is_empty() { self.writes(&composed, seen) } else { (Vec::new(), false) };
+        let Writes { writes, is_outrun, to_look } =
+            if self.trouble.is_empty() { self.writes(&composed, seen, now) } else { Writes::default() };
+        if !to_look.is_empty() {
+            self.composed = Some(Ok(composed));
+            return Step::Look(to_look);
+        }
         if !writes.is_empty() {
             self.composed = Some(Ok(composed));
             if !self.confirmed && (is_outrun || !seen.is_current()) {
@@ -289,12 +358,15 @@ impl Plan {
         self.fresh.get(key).cloned().or_else(|| seen.child(key))
     }
 
-    /// What is not as it shall be, and whether a child was applied from a newer object than this one.
-    fn writes(&mut self, composed: &Composed, seen: &dyn Observed) -> (Vec<Write>, bool) {
-        let mut writes = Vec::new();
-        let mut is_outrun = false;
+    /// What is not as it shall be.
+    fn writes(&mut self, composed: &Composed, seen: &dyn Observed, now: Moment) -> Writes {
+        let Writes { mut writes, mut is_outrun, mut to_look } = Writes::default();
         for child in &composed.children {
             if self.done.contains(&child.key) {
+                self.rests(&child.key, now);
+                continue;
+            }
+            if self.contest.found.contains_key(&child.key) {
                 continue;
             }
             let key = child.key.clone();
@@ -305,7 +377,11 @@ impl Plan {
             let live = self.child(&key, seen);
             let (object, digest) = self.owner.dressed(child);
             let Some(live) = live else {
-                writes.push(Write { key, object, how: How::Create });
+                match self.ruling(&key, &digest, None, &object, now) {
+                    Verdict::Write => writes.push(Write { key, object, digest, how: How::Create }),
+                    Verdict::Look => to_look.push(key),
+                    Verdict::Leave => {}
+                }
                 continue;
             };
             let meta = meta(&live);
@@ -315,14 +391,52 @@ impl Plan {
             } else if meta.deletion_timestamp.is_some() {
                 let words = format!("{key} is being deleted");
                 self.refused(key, Trouble { reason: "ChildTerminating", words });
-            } else if !is_as_applied(&live, &object, &digest, &self.owner.manager) {
-                is_outrun |= generation(&meta) > self.owner.generation;
-                let created = is_created(&live, &self.owner.manager).then(|| meta.resource_version.unwrap_or_default());
-                let how = How::Apply { uid: meta.uid.unwrap_or_default(), created };
-                writes.push(Write { key, object, how });
+            } else if is_as_applied(&live, &object, &digest, &self.owner.manager) {
+                self.rests(&key, now);
+            } else {
+                match self.ruling(&key, &digest, Some(&live), &object, now) {
+                    Verdict::Write => {
+                        is_outrun |= generation(&meta) > self.owner.generation;
+                        let created =
+                            is_created(&live, &self.owner.manager).then(|| meta.resource_version.unwrap_or_default());
+                        let how = How::Apply { uid: meta.uid.unwrap_or_default(), created };
+                        writes.push(Write { key, object, digest, how });
+                    }
+                    Verdict::Look => to_look.push(key),
+                    Verdict::Leave => {}
+                }
             }
         }
-        (writes, is_outrun)
+        Writes { writes, is_outrun, to_look }
+    }
+
+    /// Whether a child that is not as it shall be is written now, or left to who undoes it.
+    fn ruling(&mut self, key: &Key, digest: &str, live: Option<&Value>, object: &Value, now: Moment) -> Verdict {
+        let was_contested = self.contest.before.contains(&format!("{key}:"));
+        let ruling = self.contest.fights().ruling(key, digest, was_contested, now);
+        match ruling {
+            Ruling::Write => Verdict::Write,
+            Ruling::Wait { until, rival: Some(rival) } => {
+                self.contest.holds(key.clone(), rival, until);
+                Verdict::Leave
+            }
+            Ruling::Wait { until, rival: None } if self.contest.looked.contains(key) => {
+                let rival = rival(key, live, object, &self.owner.manager);
+                self.contest.fights().named(key, rival.clone());
+                self.contest.news.push(rival.clone());
+                self.contest.holds(key.clone(), rival, until);
+                Verdict::Leave
+            }
+            Ruling::Wait { rival: None, .. } => Verdict::Look,
+        }
+    }
+
+    /// A child is as it shall be, perhaps since a moment ago only.
+    fn rests(&mut self, key: &Key, now: Moment) {
+        let contested = self.contest.fights().rests(key, now);
+        if let Some((until, rival)) = contested {
+            self.contest.holds(key.clone(), rival, until);
+        }
     }
 
     /// What is ours and nobody desires any more.
@@ -343,8 +457,11 @@ impl Plan {
     fn outcome(&mut self, composed: Composed) -> Outcome {
         let unready = composed.children.iter().filter_map(|child| Some((child, child.unready.as_ref()?)));
         let waiting = composed.waiting.iter().map(|waiting| format!("{} waits {}", waiting.id, waiting.reason));
+        let contested = self.contest.found.values();
+        let contested = contested.map(|rival| Trouble { reason: CONTESTED, words: rival.words.clone() });
+        let trouble = std::mem::take(&mut self.trouble).into_iter().chain(contested).collect();
         Outcome::Done {
-            trouble: std::mem::take(&mut self.trouble),
+            trouble,
             waiting: waiting.collect(),
             unready: unready.map(|(child, why)| format!("{}: {why}", child.key)).collect(),
             failed: composed.failed,
@@ -352,6 +469,22 @@ impl Plan {
             stale: None,
         }
     }
+}
+
+/// What is to be written, and what has to be read first.
+#[derive(Default)]
+struct Writes {
+    writes: Vec<Write>,
+    /// A child was applied from a newer object than this one.
+    is_outrun: bool,
+    to_look: Vec<Key>,
+}
+
+/// What is done with a child that is not as it shall be.
+enum Verdict {
+    Write,
+    Look,
+    Leave,
 }
 
 /// Nothing in it contradicts itself, or cannot be a child.
@@ -406,6 +539,8 @@ pub(super) fn meta(object: &Value) -> ObjectMeta {
 mod tests {
     use super::*;
 
+    const NOW: Moment = Moment::after_origin(std::time::Duration::from_secs(3600));
+
     /// An object that desires these, and has no child yet.
     struct Desires {
         children: Vec<(Type, Value)>,
@@ -426,9 +561,9 @@ mod tests {
 
         /// The next step of a plan that is told what this desires.
         fn next(&self, plan: &mut Plan) -> Step {
-            assert!(matches!(plan.next(self), Step::Compose));
+            assert!(matches!(plan.next(self, NOW), Step::Compose));
             plan.composed(Ok(self.composed()));
-            plan.next(self)
+            plan.next(self, NOW)
         }
     }
 
@@ -451,7 +586,7 @@ mod tests {
     }
 
     fn plan() -> Plan {
-        Plan::new(Owner {
+        let owner = Owner {
             uid: "u".to_owned(),
             generation: Some(3),
             namespace: Some("ns".to_owned()),
@@ -460,7 +595,8 @@ mod tests {
             labels: BTreeMap::from([(SHARD.to_owned(), "widget.example.com".to_owned())]),
             manager: "leasehold/widget".to_owned(),
             is_held: true,
-        })
+        };
+        Plan::new(owner, Arc::default(), String::new())
     }
 
     fn config_map() -> Type {
@@ -489,7 +625,7 @@ mod tests {
         let mut plan = plan();
         assert!(matches!(desires(false).next(&mut plan), Step::Confirm));
         plan.confirmed();
-        let Step::Write(writes) = plan.next(&desires(false)) else { panic!() };
+        let Step::Write(writes) = plan.next(&desires(false), NOW) else { panic!() };
         let [Write { object, how: How::Create, .. }] = &writes[..] else { panic!("{writes:?}") };
         assert_eq!(object["metadata"]["annotations"][OWNER_GENERATION], "3");
         assert!(matches!(desires(true).next(&mut self::plan()), Step::Write(_)));

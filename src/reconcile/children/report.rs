@@ -1,9 +1,12 @@
 //! The status of an object after a pass. Pure.
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
 use serde_json::{Map, Value};
 
-use super::parent::{Parent, Status, own};
+use super::{
+    fights::CONTESTED,
+    parent::{Status, own},
+};
 use crate::reconcile::conditions::{APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth};
 
 /// The children do what they are there for.
@@ -45,8 +48,7 @@ pub(super) enum Outcome {
 }
 
 /// The status after a pass, given the one before.
-pub(super) fn status(current: Option<&Status>, parent: &Parent, outcome: &Outcome, now: Timestamp) -> Status {
-    let generation = parent.metadata.generation;
+pub(super) fn status(current: Option<&Status>, generation: Option<i64>, outcome: &Outcome, now: Timestamp) -> Status {
     let previous = current.map(|status| &*status.conditions).unwrap_or_default();
     let mut conditions = Conditions::new(previous, generation, now);
     let mut fields = current.map(|status| status.own.clone()).unwrap_or_default();
@@ -93,6 +95,12 @@ pub(super) fn status(current: Option<&Status>, parent: &Parent, outcome: &Outcom
     }
 }
 
+/// What the conditions say of contested children.
+pub(super) fn contested(conditions: &[Condition]) -> Option<&str> {
+    let applied = conditions.iter().find(|condition| condition.type_ == APPLIED && condition.reason == CONTESTED);
+    applied.map(|condition| condition.message.as_str())
+}
+
 fn few<'a>(all: impl Iterator<Item = &'a str> + Clone) -> String {
     let count = all.clone().count();
     let named: Vec<&str> = all.take(NAMED).collect();
@@ -106,9 +114,7 @@ mod tests {
 
     use super::*;
 
-    fn parent() -> Parent {
-        serde_json::from_value(json!({"metadata": {"name": "p", "generation": 4}})).unwrap()
-    }
+    const GENERATION: Option<i64> = Some(4);
 
     fn done(trouble: Vec<Trouble>, waiting: &[&str], unready: &[&str]) -> Outcome {
         let texts = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect();
@@ -127,7 +133,7 @@ mod tests {
     }
 
     fn shown(outcome: &Outcome) -> Vec<(String, String, String)> {
-        let status = status(None, &parent(), outcome, Timestamp::UNIX_EPOCH);
+        let status = status(None, GENERATION, outcome, Timestamp::UNIX_EPOCH);
         assert_eq!(status.observed_generation, Some(4));
         let shown = status.conditions.into_iter();
         shown.map(|condition| (condition.type_, condition.status, condition.reason)).collect()
@@ -180,16 +186,16 @@ mod tests {
         let own = json!({"phase": "Active"}).as_object().unwrap().clone();
         let outcome =
             Outcome::Done { trouble: vec![], waiting: vec![], unready: vec![], failed: vec![], own, stale: None };
-        let before = status(None, &parent(), &outcome, Timestamp::UNIX_EPOCH);
+        let before = status(None, GENERATION, &outcome, Timestamp::UNIX_EPOCH);
         let after = status(
             Some(&before),
-            &parent(),
+            GENERATION,
             &Outcome::Invalid(trouble("ExpressionFailed", "x")),
             Timestamp::UNIX_EPOCH,
         );
         assert_eq!(&*after.own, r#"{"phase":"Active"}"#);
         assert_eq!(
-            status(Some(&before), &parent(), &outcome, Timestamp::MAX),
+            status(Some(&before), GENERATION, &outcome, Timestamp::MAX),
             before,
             "nothing new, whatever the time"
         );

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{
     Common, Key, Served, Type,
     applied::created_entry,
-    ours::is_ours,
+    ours::{is_ours, refers_to},
     parent::Parent,
     plan::{Delete, How, Owner, Plan, Write},
     report::Trouble,
@@ -112,14 +112,14 @@ impl<'a> Family<'a> {
                 let drains = draining.clone().now_or_never().is_some();
                 async move {
                     let outcome = if drains { None } else { Some(self.write(&write).await) };
-                    (write.key, outcome)
+                    (write.key, write.digest, outcome)
                 }
             })
             .buffered(WRITES);
-        while let Some((key, outcome)) = outcomes.next().await {
+        while let Some((key, digest, outcome)) = outcomes.next().await {
             match outcome {
                 None => is_complete = false,
-                Some(Wrote::Done(object)) => plan.wrote(key, object),
+                Some(Wrote::Done(object)) => plan.wrote(key, &digest, object, self.it.now.now()),
                 Some(Wrote::Found(object)) => plan.found(key, object),
                 Some(Wrote::Refused(trouble)) => plan.refused(key, trouble),
             }
@@ -127,7 +127,19 @@ impl<'a> Family<'a> {
         is_complete
     }
 
-    async fn write(&self, Write { key, object, how }: &Write) -> Wrote {
+    /// Reads children as they are, with what each of their writers owns, and tells the plan.
+    pub(super) async fn look_at_each(&self, keys: Vec<Key>, plan: &mut Plan) {
+        for key in keys {
+            let found = match self.api(&key) {
+                Ok(api) => api.get_opt(&key.name).await.ok().flatten(),
+                Err(_) => None,
+            };
+            let found = found.and_then(|found| serde_json::to_value(found).ok()).map(Arc::new);
+            plan.looked(key, found);
+        }
+    }
+
+    async fn write(&self, Write { key, object, how, .. }: &Write) -> Wrote {
         let api = match self.api(key) {
             Ok(api) => api,
             Err(trouble) => return Wrote::Refused(trouble),
@@ -239,10 +251,10 @@ impl<'a> Family<'a> {
     }
 
     /// Deletes all children, by what the API server has and not by what was seen: those that remain are never found again.
-    /// Returns how many are still there.
+    /// Returns how many are still there. If the garbage collector has made orphans of them, they stay.
     pub(super) async fn delete_all(&self) -> Result<usize, Error> {
-        let mut there = 0;
         let owner = self.owner();
+        let mut all = Vec::new();
         for (of, (resource, _)) in self.served {
             let api = Api::<DynamicObject>::all_with(self.it.term.client(), resource);
             let params = ListParams::default().labels(&children_of(self.parent.uid()));
@@ -256,18 +268,29 @@ impl<'a> Family<'a> {
                 if !is_ours(&child.metadata, &owner.claim()) {
                     continue;
                 }
-                there += 1;
-                if child.metadata.deletion_timestamp.is_some() {
-                    continue;
-                }
                 let key = Key { of: Arc::clone(of), namespace: child.namespace(), name: child.name_any() };
-                if let Err(trouble) = self.delete(&key, &child.uid().unwrap_or_default()).await {
-                    let about = self.parent.object_ref(&self.it.resource);
-                    self.it.events.warning(&about, "FinalizeBlocked", &trouble.words).await;
-                }
+                all.push((key, child));
             }
         }
-        Ok(there)
+        // It has done so with each that it could follow; who has taken it off one has not orphaned the others.
+        if self.are_orphans(&all, &owner) {
+            return Ok(0);
+        }
+        for (key, child) in &all {
+            if child.metadata.deletion_timestamp.is_some() {
+                continue;
+            }
+            if let Err(trouble) = self.delete(key, &child.uid().unwrap_or_default()).await {
+                let about = self.parent.object_ref(&self.it.resource);
+                self.it.events.warning(&about, "FinalizeBlocked", &trouble.words).await;
+            }
+        }
+        Ok(all.len())
+    }
+
+    fn are_orphans(&self, children: &[(Key, DynamicObject)], owner: &Owner) -> bool {
+        let mut followed = children.iter().filter(|(key, _)| owner.can_own(key)).peekable();
+        followed.peek().is_some() && followed.all(|(_, child)| !refers_to(&child.metadata, self.parent.uid()))
     }
 
     fn api(&self, key: &Key) -> Result<Api<DynamicObject>, Trouble> {

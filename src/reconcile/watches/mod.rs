@@ -29,6 +29,7 @@ use serde_json::Value;
 use self::state::{Held, Opening, Reach, Shard, State};
 pub use self::state::{News, Sight};
 use super::{apply::SHARD, children::Type, name::Name};
+use crate::ops::work::WatchState;
 
 /// So many events at a time, then others get their turn.
 const STRIDE: usize = 64;
@@ -213,6 +214,11 @@ impl Objects {
     /// Whether what is seen is all there is of what was listened for.
     pub fn sight(&self) -> Sight {
         self.look(|state| state.sight(self.shard.as_ref())).unwrap_or(Sight::Unlisted)
+    }
+
+    /// How the watch fares.
+    pub fn fares(&self) -> WatchState {
+        self.look(|state| state.fares(self.shard.as_ref())).unwrap_or_default()
     }
 
     /// An object as it was last seen.

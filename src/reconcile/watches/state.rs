@@ -25,6 +25,7 @@ use super::{
     },
     source::Event,
 };
+use crate::ops::work::WatchState;
 
 /// What is new in a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +117,8 @@ pub(super) struct State {
     pub(super) ears: HashMap<u64, Ear>,
     /// There may be objects out of reach.
     untidy: bool,
+    /// How many requests have failed.
+    failures: u64,
 }
 
 struct Source {
@@ -274,6 +277,7 @@ impl State {
             of_owner: HashMap::new(),
             ears: HashMap::new(),
             untidy: false,
+            failures: 0,
         }
     }
 
@@ -360,6 +364,13 @@ impl State {
         }
     }
 
+    /// How the watch of that shard fares.
+    pub(super) fn fares(&self, shard: Option<&Shard>) -> WatchState {
+        let failing = self.source_of(shard).and_then(|source| source.trouble.as_ref());
+        let failing_since = failing.filter(|failing| now() - failing.last < WELL).map(|failing| failing.since);
+        WatchState { failing_since, failures: self.failures }
+    }
+
     /// Until it has listed there is nothing in it that the others do not say.
     fn take_in_joining(&mut self, event: Event) {
         if let Event::Watched(event) = event
@@ -394,6 +405,7 @@ impl State {
                 self.tell_listed();
             }
             Event::Trouble(why) => {
+                self.failures += 1;
                 let now = now();
                 let before = source.trouble.take().filter(|failing| now - failing.last < WELL);
                 let was_stale = before.as_ref().is_some_and(|failing| failing.is_stale(now));
