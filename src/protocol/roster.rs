@@ -274,6 +274,12 @@ impl Roster {
         })
     }
 
+    /// Whether [`by_config_map`](Self::by_config_map) may name one.
+    pub fn knows_config_maps(&self) -> bool {
+        let mut all = self.members.values().chain(self.departed.values());
+        all.any(|member| !member.what.profile.config_maps.is_empty())
+    }
+
     /// It was held in our Pod before this process was started.
     pub fn comes_back(&self, lease: &str) -> bool {
         let holding = self.holdings.get(lease).map(|holding| &holding.what);

@@ -943,7 +943,7 @@ mod tests {
             let looks: Vec<_> = log.iter().filter(|(_, path)| path.starts_with("/apis")).map(|(at, _)| *at).collect();
             let pauses: Vec<_> = [0.0].iter().chain(&looks).zip(&looks).map(|(one, next)| next - one).collect();
             for (pause, expected) in pauses.iter().zip([1.0, 2.0, 4.0, 5.0, 5.0, 5.0]) {
-                assert!((expected - 0.01..1.2 * expected + 0.01).contains(pause), "{pauses:?}");
+                assert!((0.8 * expected - 0.01..1.2 * expected + 0.01).contains(pause), "{pauses:?}");
             }
             assert!(pauses.len() >= 5, "{pauses:?}");
             server.world().served.insert("/apis/b.io/v1", vec!["Berry"]);
@@ -973,7 +973,9 @@ mod tests {
                 ask.ask_again(1);
                 sleep(Duration::from_millis(20)).await;
             }
-            assert_eq!(server.asked().len(), 4, "two looks in two seconds, at both kinds together");
+            // One that was asked for each second, and perhaps the first that follows one anyway.
+            let asked = server.asked().len();
+            assert!(matches!(asked, 4 | 6), "{asked}: looks in two seconds, at both kinds together");
             drop(heard.within(20.0).await);
             server.asked();
             // All are looked at again after 240 s at the earliest, and 54 have passed.

@@ -193,10 +193,11 @@ impl Replica {
     }
 
     pub(super) fn review_rivals(&mut self, now: Moment) {
-        if self.rivals.is_empty() && !std::mem::take(&mut self.rivalled) {
+        let none = self.rivals.is_empty() && !self.roster.knows_config_maps();
+        if none && !std::mem::take(&mut self.rivalled) {
             return;
         }
-        self.rivalled = !self.rivals.is_empty();
+        self.rivalled = !none;
         for index in 0..self.shards.len() {
             let shard = &self.shards[index];
             let term = shard.task.map(|_| shard.won_at);
