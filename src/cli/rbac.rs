@@ -67,23 +67,23 @@ const LOCKS: &str = "leasehold-locks";
 const RBAC: &str = "rbac.authorization.k8s.io";
 
 impl Options {
-    /// What the kinds of an account may do; `None`: of the replicas' own, which is bound by hand.
+    /// What the kinds of an account may do; `None`: of the replicas' own, which is there.
     fn grant(&self, account: Option<&str>, all: BTreeSet<Access>) -> Vec<Value> {
         let name = account.unwrap_or(&self.name);
         let role = json!({
             "apiVersion": format!("{RBAC}/v1"), "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules(all),
         });
-        let Some(account) = account else { return vec![role] };
+        let binding = json!({
+            "apiVersion": format!("{RBAC}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": name},
+            "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": name},
+            "subjects": [self.subject(account.unwrap_or(&self.service_account))],
+        });
+        let Some(account) = account else { return vec![role, binding] };
         let service_account = json!({
             "apiVersion": "v1", "kind": "ServiceAccount",
             "metadata": {"name": account, "namespace": self.namespace},
             // No Pod runs under it: the replicas act as it.
             "automountServiceAccountToken": false,
-        });
-        let binding = json!({
-            "apiVersion": format!("{RBAC}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": name},
-            "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": name},
-            "subjects": [self.subject(account)],
         });
         vec![service_account, role, binding]
     }

@@ -67,7 +67,7 @@ fn nothing_is_granted_by_wildcard_and_leases_are_written_in_their_namespace_only
         for (verb, group, resource) in granted(role) {
             let parts = [&verb, &group, &resource];
             assert!(parts.iter().all(|part| !part.contains('*')), "{role}: {parts:?}");
-            let ours = ["leases", "pods", "replicasets", "serviceaccounts"].contains(&resource.as_str());
+            let ours = ["leases", "pods", "replicasets", "serviceaccounts", "events"].contains(&resource.as_str());
             assert!(ours || role == "ClusterRole", "{role}: {parts:?}");
             let reads = ["list", "watch"].contains(&verb.as_str());
             assert!(resource != "leases" || role == "Role" || reads, "{role}: {parts:?}");
@@ -95,7 +95,7 @@ fn the_replicas_themselves_may_do_nothing_that_kinds_do() {
     {
         for rule in role["rules"].as_array().unwrap() {
             match texts(rule, "resources")[..] {
-                ["leases"] | ["pods"] | ["replicasets"] => {}
+                ["leases"] | ["pods"] | ["replicasets"] | ["events"] => {}
                 ["serviceaccounts"] => {
                     assert_eq!(texts(rule, "verbs"), ["get", "impersonate"]);
                     let named: BTreeSet<_> = texts(rule, "resourceNames").into_iter().map(str::to_owned).collect();
