@@ -514,10 +514,12 @@ fn as_served(access: &Access, kind: &Kind, served: &Served) -> Access {
     Access { resource: format!("{}{part}", served.plural).into(), ..access.clone() }
 }
 
-/// Whether the API server refuses to treat the request as the account's.
+/// Whether the API server refuses to treat the request as the account's. Without constrained impersonation
+/// (<https://kep.k8s.io/5284>) the refusal is about the account; with it, about what was asked for, and only its words tell.
 fn is_of_impersonation(error: &kube::Error) -> bool {
     let kube::Error::Api(status) = error else { return false };
-    status.code == 403 && status.details.as_ref().is_some_and(|details| details.kind == "serviceaccounts")
+    let of_account = status.details.as_ref().is_some_and(|details| details.kind == "serviceaccounts");
+    status.code == 403 && (of_account || status.message.contains("cannot impersonate"))
 }
 
 /// What is known, or why it is not.
