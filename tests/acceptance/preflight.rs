@@ -1,6 +1,6 @@
 //! What a replica may do, as the real API server tells it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use kube::{
@@ -8,7 +8,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use leasehold::{
-    config::{Kind, StandbyMode},
+    config::Kind,
     replica::preflight::{Obstacle, Preflight, Subject, Verdict},
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -76,19 +76,7 @@ rules: [{{apiGroups: [observer.leasehold.dev], resources: [{plural}], verbs: [li
         let kubeconfig = stage.cluster.service_account_kubeconfig(namespace, "asker").await?;
         let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        let kind = Kind {
-            group: "observer.leasehold.dev".to_owned(),
-            version: "v1".to_owned(),
-            kind: stage.kinds[0].clone(),
-            lease_name: String::new(),
-            lease_group: None,
-            weight: 1,
-            concurrency: 1,
-            resync: Duration::from_secs(600),
-            standby: StandbyMode::None,
-            reconciler: String::new(),
-            composition: None,
-        };
+        let kind = Kind::new("observer.leasehold.dev", "v1", &stage.kinds[0]);
         let (send, mut verdicts) = unbounded_channel();
         let subject = Subject { kind: Arc::new(kind), needs: Vec::new() };
         let (preflight, ask) = Preflight::new(Client::try_from(config)?, vec![subject], send);
