@@ -40,10 +40,9 @@ pub struct Version {
 }
 
 impl Version {
-    /// The resource version as a number. Those of one API server grow and compare as numbers (Kubernetes API conventions
-    /// since 1.35); `None` for one that is no number.
+    /// The resource version as a [number](version_number).
     pub fn number(&self) -> Option<u64> {
-        self.resource_version.parse().ok()
+        version_number(&self.resource_version)
     }
 
     /// One that is no number is never called newer: a read decides then.
@@ -53,6 +52,12 @@ impl Version {
             _ => false,
         }
     }
+}
+
+/// A resource version as a number. Those of one API server grow and compare as numbers (Kubernetes API conventions since
+/// 1.35, <https://kep.k8s.io/5504>); `None` for one that is no number.
+pub fn version_number(resource_version: &str) -> Option<u64> {
+    resource_version.parse().ok()
 }
 
 /// What a Lease is about, by its label `leasehold.dev/role`.

@@ -25,6 +25,7 @@ use super::{
     },
     source::Event,
 };
+use crate::protocol::lease::version_number;
 
 /// What is new in a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,9 +225,8 @@ impl Held {
     }
 }
 
-/// Versions count up: <https://kep.k8s.io/5504>.
 fn version(object: &DynamicObject) -> u64 {
-    object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
+    object.metadata.resource_version.as_deref().and_then(version_number).unwrap_or_default()
 }
 
 impl Source {
