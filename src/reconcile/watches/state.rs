@@ -148,7 +148,7 @@ impl Failing {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "for how long a watch fails decides what is said of it, and nothing else"
+    reason = "for how long a watch has failed decides what is reported, and nothing else"
 )]
 fn now() -> Instant {
     Instant::now()
