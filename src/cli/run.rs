@@ -162,7 +162,8 @@ fn on_a_thread(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Resu
     builder.spawn(work).map(drop).with_context(|| format!("failed to start the thread of the {name}"))
 }
 
-/// The webhooks on a thread of their own: whoever may write an object may ask, and that takes no time from elections or terms.
+/// The webhooks on a thread of their own: anyone who may write an object can cause requests, and these take no time from
+/// elections or terms.
 struct Serving {
     /// The replica stops: from here on they are served for the shutdown delay.
     terminating: CancellationToken,

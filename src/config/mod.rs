@@ -259,6 +259,28 @@ pub struct Kind {
 }
 
 impl Kind {
+    /// One of which the file says no more than this, each other field at its default; it has no reconciler yet.
+    /// `group` is empty for the core group.
+    pub fn new(group: impl Into<String>, version: impl Into<String>, kind: impl Into<String>) -> Self {
+        let kind = Self {
+            group: group.into(),
+            version: version.into(),
+            kind: kind.into(),
+            plural: None,
+            lease_name: String::new(),
+            lease_group: None,
+            lock: LockKind::default(),
+            weight: read::DEFAULT_LOAD.weight.into(),
+            concurrency: read::DEFAULT_LOAD.concurrency,
+            resync: read::DEFAULT_LOAD.resync,
+            standby: read::DEFAULT_LOAD.standby,
+            reconciler: String::new(),
+            composition: None,
+            service_account: None,
+        };
+        Self { lease_name: kind.name().to_ascii_lowercase(), ..kind }
+    }
+
     /// Whether it is a shard of the replicas' own, about no kind of the API server.
     pub fn is_internal(&self) -> bool {
         self.version.is_empty()

@@ -30,7 +30,7 @@ const DEFAULT_TIMINGS: Timings = Timings {
 const DEFAULT_GRACE: Duration = Duration::from_secs(2);
 const DEFAULT_SETTLE: Duration = Duration::from_secs(5);
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
-const DEFAULT_LOAD: Load =
+pub(super) const DEFAULT_LOAD: Load =
     Load { weight: 1, concurrency: 4, resync: Duration::from_secs(600), standby: StandbyMode::Successor };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -73,11 +73,11 @@ pub(super) const SUBDOMAIN_MAX: usize = 253;
 
 /// What a kind may set for itself and `defaults` for all.
 #[derive(Clone, Copy)]
-struct Load {
-    weight: u16,
-    concurrency: u16,
-    resync: Duration,
-    standby: StandbyMode,
+pub(super) struct Load {
+    pub(super) weight: u16,
+    pub(super) concurrency: u16,
+    pub(super) resync: Duration,
+    pub(super) standby: StandbyMode,
 }
 
 pub(super) fn configuration(file: &str, text: &str, reconcilers: &[Offer<'_>]) -> Result<Configuration, Errors> {
@@ -481,34 +481,28 @@ fn kind(
     section.finish(errors);
 
     let ((group, version), kind) = (group_version?, kind?);
-    let default_lease = if group.is_empty() {
-        kind.value.to_ascii_lowercase()
-    } else {
-        format!("{}.{group}", kind.value.to_ascii_lowercase())
-    };
-    let alone = lease.is_none() && lease_group.is_none() && *election == Election::PerKind;
-    if alone && default_lease.len() > LABEL_MAX {
-        let message = format!(
-            "the default Lease name `{default_lease}` is longer than {LABEL_MAX} characters, and objects bear it as a label; set lease.name"
-        );
-        errors.add(kind.at, &kind.path, message);
-    }
     let mut entry = Kind {
-        group,
-        version,
-        kind: kind.value.to_owned(),
-        plural,
-        lease_name: lease.as_ref().map_or(default_lease, |lease| lease.value.clone()),
         lease_group: lease_group.as_ref().map(|group| group.value.clone()),
         lock: lock.unwrap_or_default(),
         weight: load.weight.into(),
         concurrency: load.concurrency,
         resync: load.resync,
         standby: load.standby,
-        reconciler: String::new(),
-        composition: None,
+        plural,
         service_account,
+        ..Kind::new(group, version, kind.value)
     };
+    let alone = lease.is_none() && lease_group.is_none() && *election == Election::PerKind;
+    if alone && entry.lease_name.len() > LABEL_MAX {
+        let message = format!(
+            "the default Lease name `{}` is longer than {LABEL_MAX} characters, and objects bear it as a label; set lease.name",
+            entry.lease_name
+        );
+        errors.add(kind.at, &kind.path, message);
+    }
+    if let Some(lease) = &lease {
+        entry.lease_name.clone_from(&lease.value);
+    }
     match reconciler {
         Some(By::Builtin(found)) => {
             entry.reconciler = found.value.to_owned();

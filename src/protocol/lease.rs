@@ -40,17 +40,16 @@ pub struct Version {
 }
 
 impl Version {
-    /// The resource version as a number. Those of one API server grow and compare as numbers (Kubernetes API conventions
-    /// since 1.35); of a [pair](super::lock::pair) the one that was written last; `None` for one that is no number.
+    /// The resource version as a [number](version_number); of a [pair](super::lock::pair) the one that was written last.
     pub fn number(&self) -> Option<u64> {
-        self.parts().try_fold(0, |last, part| Some(last.max(part.parse().ok()?)))
+        self.parts().try_fold(0, |last, part| Some(last.max(version_number(part)?)))
     }
 
     /// One that is no number is never called newer: a read decides then. Nor is a pair of which one part is older.
     pub fn newer_than(&self, other: &Self) -> bool {
         let mut any = false;
         for (mine, theirs) in self.parts().zip(other.parts()) {
-            let (Ok(mine), Ok(theirs)) = (mine.parse::<u64>(), theirs.parse::<u64>()) else { return false };
+            let (Some(mine), Some(theirs)) = (version_number(mine), version_number(theirs)) else { return false };
             if mine < theirs {
                 return false;
             }
@@ -68,6 +67,12 @@ impl Version {
         let parts = self.uid.split(super::lock::AND).zip(other.uid.split(super::lock::AND));
         self.uid == other.uid || (self.uid.contains(super::lock::AND) && { parts }.all(|(a, b)| a.is_empty() || a == b))
     }
+}
+
+/// A resource version as a number. Those of one API server grow and compare as numbers (Kubernetes API conventions since
+/// 1.35, <https://kep.k8s.io/5504>); `None` for one that is no number.
+pub fn version_number(resource_version: &str) -> Option<u64> {
+    resource_version.parse().ok()
 }
 
 /// What a Lease is about, by its label `leasehold.dev/role`.

@@ -4,7 +4,6 @@ use std::{
     convert::Infallible,
     future::{pending, ready},
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use http::{Method, Request, Response};
@@ -72,22 +71,7 @@ impl Fake {
                 Ok::<_, Infallible>(Response::builder().status(code).body(Body::from(body)).unwrap())
             }
         });
-        let kind = Kind {
-            group: "leasehold.dev".to_owned(),
-            version: "v1alpha1".to_owned(),
-            kind: "Propagation".to_owned(),
-            lease_name: "propagation.leasehold.dev".to_owned(),
-            lease_group: None,
-            lock: Default::default(),
-            weight: 1,
-            concurrency,
-            resync: Duration::from_secs(600),
-            standby: crate::config::StandbyMode::Successor,
-            reconciler: "propagation".to_owned(),
-            composition: None,
-            service_account: None,
-            plural: None,
-        };
+        let kind = Kind { concurrency, ..Kind::new("leasehold.dev", "v1alpha1", "Propagation") };
         let token = FencingToken { uid: "lease-uid".to_owned(), transitions };
         let drain = CancellationToken::new();
         let client = kube::Client::new(service, "default");

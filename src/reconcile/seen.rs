@@ -11,6 +11,7 @@ use std::{
 use kube::{Resource, runtime::watcher::Event};
 
 use super::{finalizer, name::Name};
+use crate::protocol::lease::version_number;
 
 /// What is known of the objects of a kind. Clones are handles on the same.
 pub struct Seen<K: Resource> {
@@ -257,10 +258,10 @@ fn is_same<K: Resource>(one: &K, other: &K) -> bool {
 }
 
 fn version<K: Resource>(object: &K) -> Option<u64> {
-    object.meta().resource_version.as_deref().and_then(|version| version.parse().ok())
+    object.meta().resource_version.as_deref().and_then(version_number)
 }
 
-/// Whether the first is of a later version. Versions count up: <https://kep.k8s.io/5504>.
+/// Whether the first is of a later version.
 fn is_newer<K: Resource>(object: &K, than: &K) -> bool {
     version(object).zip(version(than)).is_some_and(|(object, than)| object > than)
 }

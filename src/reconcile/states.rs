@@ -63,7 +63,7 @@ impl Known<'_> {
     pub(super) fn lacks(&self, uid: &str, revision: Revision) -> bool {
         self.uid == uid
             && self.written.is_none_or(|written| revision > written)
-            // The spec has gone on, and what is said of it with it.
+            // The spec is newer than the state, so the state is about an old spec.
             && revision.generation.zip(self.generation).is_none_or(|(of, now)| of >= now)
     }
 }

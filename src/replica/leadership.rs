@@ -272,7 +272,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{Kind, StandbyMode},
+        config::Kind,
         replica::{clock::Clock, fence::Fence},
     };
 
@@ -293,22 +293,7 @@ mod tests {
     }
 
     fn term(transitions: i32) -> Term {
-        let kind = Kind {
-            group: "x".to_owned(),
-            version: "v1".to_owned(),
-            kind: "A".to_owned(),
-            lease_name: "a.x".to_owned(),
-            lease_group: None,
-            lock: Default::default(),
-            weight: 1,
-            concurrency: 1,
-            resync: SECOND,
-            standby: StandbyMode::None,
-            reconciler: "a".to_owned(),
-            composition: None,
-            service_account: None,
-            plural: None,
-        };
+        let kind = Kind::new("x", "v1", "A");
         let never = tower::service_fn(|_: http::Request<kube::client::Body>| {
             std::future::pending::<Result<http::Response<kube::client::Body>, std::convert::Infallible>>()
         });

@@ -97,7 +97,6 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::StandbyMode,
         ops::{metrics::Metrics, status::Status},
         replica::{
             leadership::{Leaderships, Of},
@@ -137,22 +136,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_observer_that_ends_begins_again_after_a_pause_that_grows_and_is_counted() {
-        let kind = Arc::new(Kind {
-            group: "x".to_owned(),
-            version: "v1".to_owned(),
-            kind: "A".to_owned(),
-            lease_name: "a.x".to_owned(),
-            lease_group: None,
-            lock: Default::default(),
-            weight: 1,
-            concurrency: 1,
-            resync: FIRST,
-            standby: StandbyMode::None,
-            reconciler: "a".to_owned(),
-            composition: None,
-            service_account: None,
-            plural: None,
-        });
+        let kind = Arc::new(Kind::new("x", "v1", "A"));
         let (clock, metrics) = (Clock::tokio(), Metrics::default());
         let reconciler = Arc::new(Fails { clock, begun: Mutex::default() });
         let signal = Leaderships::default().subscribe(Of::Process).unwrap();

@@ -628,7 +628,6 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::config::StandbyMode;
 
     fn rule(groups: &[&str], resources: &[&str], names: &[&str], verbs: &[&str]) -> Value {
         json!({"apiGroups": groups, "resources": resources, "resourceNames": names, "verbs": verbs})
@@ -808,23 +807,7 @@ mod tests {
     }
 
     fn subject(group: &str, kind: &str, needs: &[Access]) -> Subject {
-        let kind = Kind {
-            group: group.to_owned(),
-            version: "v1".to_owned(),
-            kind: kind.to_owned(),
-            lease_name: String::new(),
-            lease_group: None,
-            lock: Default::default(),
-            weight: 1,
-            concurrency: 1,
-            resync: CONFIRM,
-            standby: StandbyMode::None,
-            reconciler: String::new(),
-            composition: None,
-            service_account: None,
-            plural: None,
-        };
-        Subject { kind: Arc::new(kind), needs: needs.to_vec(), account: None }
+        Subject { kind: Arc::new(Kind::new(group, "v1", kind)), needs: needs.to_vec(), account: None }
     }
 
     fn fruit() -> Vec<Subject> {

@@ -219,7 +219,7 @@ impl Pass {
         for (kind, name) in all {
             let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &ApiResource::from_gvk(&kind));
             let failed = |error| Error::Publish(format!("{} {name}", kind.kind), error);
-            // What is not installed asks nobody.
+            // A configuration that is not installed sends no requests.
             let Some(mut object) = api.get_opt(name).await.map_err(failed)? else { continue };
             if trust(&mut object.data, &bundle, &self.issuer.settings.name, &self.issuer.namespace) {
                 api.replace(name, &PostParams::default(), &object).await.map_err(failed)?;

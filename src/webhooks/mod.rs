@@ -265,20 +265,12 @@ impl Webhooks {
 /// two installations each have a leader, and two Leases for one Secret are told from each other as for any kind.
 fn shard(name: &str, namespace: &str) -> Kind {
     Kind {
-        group: format!("{name}.{namespace}"),
-        version: String::new(),
-        kind: "Certificate".to_owned(),
         lease_name: format!("certificate.{name}"),
-        lease_group: None,
-        lock: Default::default(),
-        weight: 1,
         concurrency: 1,
         resync: issuer::LOOK,
         standby: StandbyMode::None,
         reconciler: "certificate".to_owned(),
-        composition: None,
-        service_account: None,
-        plural: None,
+        ..Kind::new(format!("{name}.{namespace}"), "", "Certificate")
     }
 }
 

@@ -1,7 +1,7 @@
 //! The HTTPS side: what a client may cost, in connections, bytes and time.
 //!
 //! The API servers are a handful of honest clients that keep a connection each; but every Pod may be able to connect.
-//! HTTP/2 is spoken with whoever offers it, as API servers do: at the end its GOAWAY tells them which of their requests
+//! HTTP/2 is spoken with clients that offer it, as API servers do: at the end its GOAWAY tells them which of their requests
 //! were not taken, and they send those elsewhere. HTTP/1.1 has no word for that.
 
 use std::{

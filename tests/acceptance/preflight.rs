@@ -1,6 +1,6 @@
 //! What a replica may do, as the real API server tells it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context, Result};
 use kube::{
@@ -8,7 +8,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use leasehold::{
-    config::{Kind, StandbyMode},
+    config::Kind,
     replica::preflight::{Obstacle, Preflight, Subject, Verdict},
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -56,22 +56,7 @@ pub async fn verdict(
 
 /// The first kind of the stage.
 pub fn kind(stage: &Stage) -> Kind {
-    Kind {
-        group: "observer.leasehold.dev".to_owned(),
-        version: "v1".to_owned(),
-        kind: stage.kinds[0].clone(),
-        lease_name: String::new(),
-        lease_group: None,
-        lock: Default::default(),
-        weight: 1,
-        concurrency: 1,
-        resync: Duration::from_secs(600),
-        standby: StandbyMode::None,
-        reconciler: String::new(),
-        composition: None,
-        service_account: None,
-        plural: None,
-    }
+    Kind::new("observer.leasehold.dev", "v1", &stage.kinds[0])
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,21 +10,11 @@ use leasehold_cluster::{AuditEvent, Fault, Rule, Signal, eventually};
 use crate::{
     rows::writes,
     stage::{PATIENCE, Stage, ensure, play},
-    things::Things,
+    things::{COMPOSITION, Things},
 };
 
-/// One child with the value, and one for each name that the object lists.
-const COMPOSITION: &str = r#"
-apiVersion: leasehold.dev/v1alpha1
-kind: Composition
-children:
-- id: child
-  template:
-    apiVersion: v1
-    kind: ConfigMap
-    metadata: {name: "${parent.metadata.name}"}
-    data: {value: "${parent.spec.value}"}
-- id: more
+/// Beside the child with the value, one for each name that the object lists.
+const MORE: &str = r#"- id: more
   forEach: "${has(parent.spec.more) ? parent.spec.more : null}"
   template:
     apiVersion: v1
@@ -36,7 +26,7 @@ children:
 async fn a_take_over_with_an_old_view_of_the_parents_sets_nothing_back() -> Result<()> {
     play(Stage::set("stale", 1).await?, |stage| async {
         let mut things = Things::without_replicas(stage).await?;
-        std::fs::write(things.folder.path().join("thing.yaml"), COMPOSITION)?;
+        std::fs::write(things.folder.path().join("thing.yaml"), [COMPOSITION, MORE].concat())?;
         things = things.with(2).await?;
         things.put("it", "1").await?;
         things.served("it", "1", PATIENCE).await?;

@@ -10,7 +10,7 @@ use crate::{
     stage::{PATIENCE, Stage, TIMINGS},
 };
 
-const COMPOSITION: &str = r#"
+pub const COMPOSITION: &str = r#"
 apiVersion: leasehold.dev/v1alpha1
 kind: Composition
 children:

@@ -32,11 +32,11 @@ pub struct Composition {
     pub(super) related: BTreeMap<String, Related>,
     pub(super) children: Vec<Child>,
     pub(super) status: Template,
-    /// What is said of an object before it is stored.
+    /// Its defaults and rules, applied before an object is stored.
     pub(super) admission: Option<Admission>,
 }
 
-/// What is said of an object before it is stored.
+/// Defaults and rules, applied before an object is stored.
 #[derive(Debug, Clone)]
 pub(super) struct Admission {
     /// Fields that an object gets where it says nothing.

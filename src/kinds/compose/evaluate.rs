@@ -32,7 +32,7 @@ impl Compose for Composition {
         Self::types(self)
     }
 
-    /// Whoever gives rights away must have them, or the right to bind that very role; and so whoever writes a role.
+    /// The API server lets an account give away only rights that it has, or a role that it may bind; the same holds for writing a role.
     fn rights(&self) -> Vec<Access> {
         let roles = self.children.iter().filter_map(|child| child.binds.clone());
         let bind = |(resource, name): (&'static str, String)| Access::new("bind", RBAC, resource).named(name);

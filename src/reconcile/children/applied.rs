@@ -56,7 +56,7 @@ pub(super) fn fields<'a>(live: &'a Value, manager: &str, operation: &str) -> Opt
     entries.iter().find(|entry| is_of_us(entry, manager, operation))?.get("fieldsV1")
 }
 
-/// Whether `fields` are those of `object`, no fewer, and no more unless that is allowed. Who and what it is belongs to nobody.
+/// Whether `fields` are those of `object`, no fewer, and no more unless that is allowed. No manager owns its kind, name and namespace.
 fn owns(fields: &Value, object: &Value, extent: Extent) -> bool {
     let (Some(fields), Some(object)) = (fields.as_object(), object.as_object()) else { return false };
     let unowned: &[&str] = &["apiVersion", "kind"];
@@ -76,7 +76,7 @@ fn owns(fields: &Value, object: &Value, extent: Extent) -> bool {
 fn covers(fields: &Map<String, Value>, object: &Map<String, Value>, extent: Extent) -> bool {
     let named = fields.keys().filter(|key| key.as_str() != ".").count();
     let owned = |(name, value): (&String, &Value)| {
-        // The API server keeps no null, so nobody owns one.
+        // The API server keeps no null, so no manager owns one.
         let absent = extent == Extent::AtLeast && value.is_null();
         absent || fields.get(&format!("f:{name}")).is_some_and(|field| is_of(field, value, extent))
     };

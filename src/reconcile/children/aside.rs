@@ -1,4 +1,4 @@
-//! Where composing holds nobody up.
+//! Where composing delays no other work.
 //!
 //! Most objects take microseconds, and to change threads takes longer. So each is tried briefly where its kind works, and what
 //! takes more than that is composed on a thread of its own: meanwhile the kind goes on with other objects. It is the count of

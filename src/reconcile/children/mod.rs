@@ -51,6 +51,7 @@ use self::{
 use crate::{
     config::Kind,
     ops::work::WatchReport,
+    protocol::lease::version_number,
     reconcile::{
         apply::{LEASEHOLD, MANAGED_BY, OWNER_UID, field_manager},
         clock::{Clock, WallClock},
@@ -431,7 +432,7 @@ impl Pass {
             }
             let list = all.list(&ListParams::default().limit(1)).await.ok();
             let version = list.and_then(|list| list.metadata.resource_version);
-            if let Some(version) = version.and_then(|version| version.parse().ok()) {
+            if let Some(version) = version.as_deref().and_then(version_number) {
                 it.seen.is_at(version);
             }
         };

@@ -89,7 +89,7 @@ pub(super) struct Delete {
 
 /// What a pass looks at.
 pub(super) trait Observed {
-    /// A child as it was last seen, whosever it is.
+    /// The object of that key as it was last seen, whether it is ours or not.
     fn child(&self, key: &Key) -> Option<Arc<Value>>;
     /// The children that bear the label of the object, as they were last seen.
     fn children(&self) -> Vec<Key>;
@@ -439,7 +439,7 @@ impl Plan {
         }
     }
 
-    /// What is ours and nobody desires any more.
+    /// Children of ours that are not desired any more.
     fn deletes(&self, composed: &Composed, seen: &dyn Observed) -> Vec<Delete> {
         let desired: BTreeSet<&Key> = composed.children.iter().map(|child| &child.key).collect();
         let mut deletes = Vec::new();

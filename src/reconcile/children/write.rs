@@ -59,7 +59,7 @@ impl<'a> Family<'a> {
     pub(super) fn owner(&self) -> Owner {
         let parent = self.parent;
         let reference = parent.controller_owner_ref(&self.it.resource).map(|mut reference| {
-            // Whoever deletes the parent in the foreground waits for its children.
+            // A foreground deletion of the parent waits for its children.
             reference.block_owner_deletion = Some(true);
             json!(reference)
         });
@@ -79,7 +79,7 @@ impl<'a> Family<'a> {
         self.served.get(of).is_none_or(|(_, scope)| *scope == Scope::Namespaced)
     }
 
-    /// A child as it was last seen, whosever it is.
+    /// The object of that key as it was last seen, whether it is ours or not.
     pub(super) fn seen(&self, key: &Key) -> Option<Arc<Value>> {
         let objects = self.it.children.get(&key.of)?;
         objects.get(&Name::new(key.namespace.as_deref(), &key.name)).map(Arc::new)
@@ -163,7 +163,7 @@ impl<'a> Family<'a> {
                 };
                 match owned {
                     Ok(()) => {
-                        // Only this very object, and whoever has taken a field from us gives it back.
+                        // It applies to this very object only, and takes back the fields that other managers took from us.
                         let mut patch = object.clone();
                         patch["metadata"]["uid"] = json!(uid);
                         let params = PatchParams { force: true, ..PatchParams::apply(&self.it.manager) };

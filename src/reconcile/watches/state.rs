@@ -26,6 +26,7 @@ use super::{
     source::Event,
 };
 use crate::ops::work::WatchState;
+use crate::protocol::lease::version_number;
 
 /// What is new in a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,7 +151,7 @@ impl Failing {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "for how long a watch fails decides what is said of it, and nothing else"
+    reason = "for how long a watch has failed decides what is reported, and nothing else"
 )]
 fn now() -> Instant {
     Instant::now()
@@ -227,9 +228,8 @@ impl Held {
     }
 }
 
-/// Versions count up: <https://kep.k8s.io/5504>.
 fn version(object: &DynamicObject) -> u64 {
-    object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
+    object.metadata.resource_version.as_deref().and_then(version_number).unwrap_or_default()
 }
 
 impl Source {

@@ -128,7 +128,7 @@ fn who_listens_for_a_shard_hears_of_that_one_only() {
     assert_eq!(ours.objects().all().len(), 2);
 }
 
-/// Whoever may create objects with our labels would fill the cache of every replica.
+/// A user who may create objects with our labels would fill the cache of every replica.
 #[test]
 fn of_a_copy_that_bears_our_labels_no_more_than_the_name_is_kept() {
     let (sender, shared) = watch();

@@ -53,7 +53,7 @@ impl Budget {
         self.0.spent.get()
     }
 
-    /// Counts what is looked at, by whoever composes.
+    /// Counts the bytes that composing looks at.
     pub(super) fn see(&self, bytes: u64) -> Result<(), Spent> {
         self.0.seen.set(self.0.seen.get().saturating_add(bytes));
         // To read it is work as well.
