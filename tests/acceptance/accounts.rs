@@ -31,7 +31,7 @@ pub async fn shipped(installation: &Installation) -> Result<()> {
         if event.user == replicas && event.is_write() && !aside.contains(&event.resource.as_str()) {
             let acting = event.acting.as_deref().and_then(|acting| acting.strip_prefix(&prefix));
             let acting = acting.with_context(|| format!("a write as the replicas' own account: {event:#?}"))?;
-            acted.insert((acting.to_owned(), event.resource));
+            acted.insert((acting.to_owned(), event.resource.clone()));
         }
     }
     for (account, resource) in [

@@ -18,6 +18,7 @@ use crate::{
     judge::{What, history},
     lone::{Lone, Plan, Program},
     stage::{PATIENCE, Stage, ensure, lease_of, play, plural, tell},
+    things::now,
 };
 
 /// As short as a Lease can say.
@@ -27,11 +28,14 @@ const OURS: &str = "duration: 1s, renewDeadline: 600ms, retryPeriod: 100ms, requ
 /// second too early: its duration is a second longer than ours.
 const THEIRS: [&str; 6] = ["-lease-duration", "2s", "-renew-deadline", "600ms", "-retry-period", "100ms"];
 
+/// The electors, theirs before ours.
+const NAMES: [&str; 4] = ["theirs-0", "theirs-1", "ours-0", "ours-1"];
+
 /// How long the lock may take to change hands as often as it is to, a time.
 const EACH: Duration = Duration::from_secs(10);
 
 fn takeovers() -> usize {
-    std::env::var("TAKEOVERS").ok().and_then(|given| given.parse().ok()).unwrap_or(40)
+    std::env::var("TAKEOVERS").ok().and_then(|given| given.parse().ok()).unwrap_or(12)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,11 +150,11 @@ async fn contend(stage: &'static Stage, lock: &str, theirs: &str) -> Result<()> 
     let mut give_up = THEIRS.to_vec();
     give_up.extend(["-term", "600ms", "-pause", "200ms"]);
     let electors = [
-        Theirs::start(stage, "theirs-0", theirs, &give_up).await?,
-        Theirs::start(stage, "theirs-1", theirs, &give_up).await?,
+        Theirs::start(stage, NAMES[0], theirs, &give_up).await?,
+        Theirs::start(stage, NAMES[1], theirs, &give_up).await?,
     ];
     let mut ours = Vec::new();
-    for name in ["ours-0", "ours-1"] {
+    for name in &NAMES[2..] {
         ours.push(
             Lone::start(
                 stage,
@@ -160,36 +164,43 @@ async fn contend(stage: &'static Stage, lock: &str, theirs: &str) -> Result<()> 
         );
     }
     let proxies: Vec<_> = electors.iter().map(|it| &it.proxy).chain(ours.iter().map(|it| &it.proxy)).collect();
-    let until = tokio::time::Instant::now() + PATIENCE + EACH * u32::try_from(wanted)?;
-    let (mut changes, mut both) = (0, false);
-    while changes < wanted || !both {
-        ensure(tokio::time::Instant::now() < until, || format!("the lock has changed hands {changes} times only"))?;
-        // One of four has trouble: what it sends and hears is late, lost, or applied and not answered; or it stands still.
-        let victim = fastrand::usize(..proxies.len());
+    let until = now() + PATIENCE + EACH * u32::try_from(wanted)?;
+    let mut locks = Locks::of(stage);
+    loop {
+        let holders = || locks.stored.values().flatten().filter(|write| !write.holder.is_empty());
+        let both = holders().any(Write::is_ours) && holders().any(|write| !write.is_ours());
+        let changes = locks.stored.values().map(|writes| takeovers_of(writes)).max().unwrap_or(0);
+        if both && changes >= wanted {
+            break;
+        }
+        ensure(now() < until, || format!("the lock has changed hands {changes} times only: {:?}", locks.stored))?;
+        // What the victims send and hear is late, lost, or applied and not answered; or they stand still.
+        let victims = victims(locks.holder());
         let trouble = Duration::from_millis(fastrand::u64(200..1500));
-        match fastrand::u8(..5) {
-            0 => proxies[victim].partition(),
-            1 => _ = proxies[victim].add(Rule::new(Fault::Delay(Duration::from_millis(fastrand::u64(20..400))))),
-            2 => _ = proxies[victim].add(Rule::new(Fault::Lag(Duration::from_millis(fastrand::u64(20..600))))),
-            3 => {
-                let silence = leasehold_cluster::Silence::Close;
-                _ = proxies[victim].add(Rule::new(Fault::AppliedButUnanswered(silence)).verbs(&["PUT", "POST"]));
-            }
-            _ => {
-                let victim = &ours[victim % ours.len()];
-                victim.signal(Signal::STOP)?;
-                sleep(trouble).await;
-                victim.signal(Signal::CONT)?;
+        let fault = fastrand::u8(..5);
+        let late = |most| Duration::from_millis(fastrand::u64(20..most));
+        for proxy in victims.iter().map(|victim| proxies[*victim]) {
+            match fault {
+                0 => proxy.partition(),
+                1 => _ = proxy.add(Rule::new(Fault::Delay(late(400)))),
+                2 => _ = proxy.add(Rule::new(Fault::Lag(late(600)))),
+                3 => {
+                    let silence = leasehold_cluster::Silence::Close;
+                    _ = proxy.add(Rule::new(Fault::AppliedButUnanswered(silence)).verbs(&["PUT", "POST"]));
+                }
+                _ => {}
             }
         }
+        let stopped = || victims.iter().filter(|_| fault == 4).filter_map(|victim| ours.get(victim.checked_sub(2)?));
+        stopped().try_for_each(|replica| replica.signal(Signal::STOP))?;
         sleep(trouble).await;
-        proxies[victim].heal();
-        proxies[victim].clear();
+        stopped().try_for_each(|replica| replica.signal(Signal::CONT))?;
+        for proxy in &proxies {
+            proxy.heal();
+            proxy.clear();
+        }
         sleep(Duration::from_millis(fastrand::u64(100..600))).await;
-        let stored = locks(stage)?;
-        let holders = || stored.values().flatten().filter(|write| !write.holder.is_empty());
-        both = holders().any(Write::is_ours) && holders().any(|write| !write.is_ours());
-        changes = stored.values().map(|writes| takeovers_of(writes)).max().unwrap_or(0);
+        locks.read(stage)?;
     }
     // Nothing is written any more while it is judged.
     for replica in &ours {
@@ -202,16 +213,32 @@ async fn contend(stage: &'static Stage, lock: &str, theirs: &str) -> Result<()> 
         elector.stop().await?;
     }
     let mut all = Vec::new();
-    for (object, writes) in locks(stage)? {
-        let object = if lock == "ConfigMapsLeases" { format!("{object} of a pair") } else { object };
-        no_two_hold(&object, &writes)?;
-        tell(&said(&object, &writes));
+    locks.read(stage)?;
+    for (object, writes) in &locks.stored {
+        let object = if lock == "ConfigMapsLeases" { format!("{object} of a pair") } else { object.clone() };
+        no_two_hold(&object, writes)?;
+        tell(&said(&object, writes));
         all.extend(writes);
     }
     ensure(all.iter().any(|it| it.is_ours()) && all.iter().any(|it| !it.is_ours() && !it.holder.is_empty()), || {
         "both sides have held the lock".to_owned()
     })?;
-    worked_while_they_held(stage, lock)
+    worked_while_they_held(stage, lock, &locks.stored)
+}
+
+/// Who has trouble, theirs before ours: any one; the holder; or all of its side, so that the other side has to take over.
+fn victims(holder: Option<&Write>) -> Vec<usize> {
+    match (holder, fastrand::u8(..4)) {
+        (Some(holder), 0) => (0..4).filter(|it| holder.holder.starts_with(NAMES[*it])).collect(),
+        (Some(holder), 1 | 2) => {
+            if holder.is_ours() {
+                vec![2, 3]
+            } else {
+                vec![0, 1]
+            }
+        }
+        _ => vec![fastrand::usize(..4)],
+    }
 }
 
 /// One stored write of an object that is a lock.
@@ -232,18 +259,44 @@ impl Write {
 
 /// All that was stored of the objects that are the kind's lock, in the server's order: `leases` and `configmaps`.
 pub fn locks(stage: &Stage) -> Result<BTreeMap<String, Vec<Write>>> {
-    let name = lease_of(&stage.kinds[0]);
-    let mut all = BTreeMap::<String, Vec<Write>>::new();
-    for event in stage.audit()? {
-        let is_lock = ["leases", "configmaps"].contains(&event.resource.as_str());
-        if is_lock && event.is_write() && event.succeeded() && event.verb != "delete" {
-            if let Some(write) = written(&event, &name) {
-                all.entry(event.resource.clone()).or_default().push(write);
+    let mut locks = Locks::of(stage);
+    locks.read(stage)?;
+    Ok(locks.stored)
+}
+
+/// What was stored of them so far, and from where the audit log is to be read on.
+struct Locks {
+    stored: BTreeMap<String, Vec<Write>>,
+    next: usize,
+}
+
+impl Locks {
+    fn of(stage: &Stage) -> Self {
+        Self { stored: BTreeMap::new(), next: stage.started }
+    }
+
+    fn read(&mut self, stage: &Stage) -> Result<()> {
+        let name = lease_of(&stage.kinds[0]);
+        for event in stage.audit_from(&mut self.next)? {
+            let is_lock = ["leases", "configmaps"].contains(&event.resource.as_str());
+            if is_lock
+                && event.is_write()
+                && event.succeeded()
+                && event.verb != "delete"
+                && let Some(write) = written(&event, &name)
+            {
+                self.stored.entry(event.resource.clone()).or_default().push(write);
             }
         }
+        self.stored.values_mut().for_each(|writes| writes.sort_by_key(|write| write.version));
+        Ok(())
     }
-    all.values_mut().for_each(|writes| writes.sort_by_key(|write| write.version));
-    Ok(all)
+
+    /// The last write of any of them, if it names a holder.
+    fn holder(&self) -> Option<&Write> {
+        let last = self.stored.values().filter_map(|writes| writes.last()).max_by_key(|write| write.version)?;
+        (!last.holder.is_empty()).then_some(last)
+    }
 }
 
 fn written(event: &AuditEvent, name: &str) -> Option<Write> {
@@ -334,8 +387,7 @@ pub fn said(object: &str, writes: &[Write]) -> String {
 }
 
 /// Fails if a replica of ours wrote its object at a moment, by the server's order, at which the lock named another or none.
-fn worked_while_they_held(stage: &Stage, lock: &str) -> Result<()> {
-    let objects = locks(stage)?;
+fn worked_while_they_held(stage: &Stage, lock: &str, objects: &BTreeMap<String, Vec<Write>>) -> Result<()> {
     // Of a pair the ConfigMap is judged by: see `no_two_hold`.
     let object = if lock == "Lease" { "leases" } else { "configmaps" };
     let writes = objects.get(object).context("the lock was written")?;

@@ -35,7 +35,7 @@ impl Stage {
     fn listed_by(&self, kind: &str) -> Result<BTreeSet<String>> {
         let resource = plural(kind);
         let lists = self.audit()?.into_iter().filter(|event| event.verb == "list" && event.resource == resource);
-        Ok(lists.filter_map(|event| event.pod).collect())
+        Ok(lists.filter_map(|event| event.pod.clone()).collect())
     }
 }
 

@@ -98,7 +98,9 @@ async fn an_observer_sees_every_change_on_every_replica_and_writes_nothing() -> 
             .into_iter()
             .skip(before)
             .filter(|event| event.resource == resource && event.verb == "patch" && event.succeeded())
-            .filter_map(|event| Some(event.response_object?.pointer("/metadata/resourceVersion")?.as_str()?.to_owned()))
+            .filter_map(|event| {
+                Some(event.response_object.as_ref()?.pointer("/metadata/resourceVersion")?.as_str()?.to_owned())
+            })
             .filter(|version| version.parse::<u64>().is_ok_and(|version| version <= until))
             .collect();
         ensure(stored.len() > 300, || format!("enough has changed: {}", stored.len()))?;
@@ -235,10 +237,10 @@ impl<'a> ReadApi<'a> {
             .filter(|event| event.resource == "backends" && event.subresource.as_deref() == Some("status"))
             .filter(|event| event.is_write() && event.succeeded())
             .filter_map(|event| {
-                let object = event.response_object?;
+                let object = event.response_object.as_ref()?;
                 Some(Written {
                     version: object.pointer("/metadata/resourceVersion")?.as_str()?.parse().ok()?,
-                    backend: event.name?,
+                    backend: event.name.clone()?,
                     report: object.pointer("/status/report")?.as_u64()?,
                     token: object.pointer("/status/shard/token")?.as_str()?.to_owned(),
                     at: event.stage,
@@ -254,7 +256,7 @@ impl<'a> ReadApi<'a> {
         let written = self.written()?;
         let mut acquired = BTreeMap::<String, Timestamp>::new();
         for event in self.stage.audit()?.into_iter().filter(|it| it.resource == "leases" && it.succeeded()) {
-            let Some(object) = event.response_object else { continue };
+            let Some(object) = &event.response_object else { continue };
             let text = |path: &str| object.pointer(path).and_then(Value::as_str);
             let transitions = object.pointer("/spec/leaseTransitions").and_then(Value::as_i64);
             if let (Some(LEASE_NAME), Some(uid), Some(transitions), Some(holder)) =

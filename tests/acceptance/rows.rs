@@ -1,6 +1,6 @@
 //! Composed kinds of one composition with every way to go wrong, and replicas of the shipped binary that reconcile them.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use anyhow::Result;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -231,13 +231,14 @@ impl<'a> Rows<'a> {
 }
 
 /// Writes of objects by our processes, since an audit of that length.
-pub fn writes(stage: &Stage, before: usize) -> Result<Vec<AuditEvent>> {
-    let all = stage.cluster.audit_from(before)?;
+pub fn writes(stage: &Stage, before: usize) -> Result<Vec<Arc<AuditEvent>>> {
+    let mut all = stage.cluster.audit_from(before)?;
     let is_ours = |event: &AuditEvent| {
         let of_replicas = event.user == format!("system:serviceaccount:{}:observer", stage.namespace);
         let aside =
             ["leases", "selfsubjectaccessreviews", "selfsubjectrulesreviews"].contains(&event.resource.as_str());
         event.is_write() && of_replicas && !aside
     };
-    Ok(all.into_iter().filter(is_ours).collect())
+    all.retain(|event| is_ours(event));
+    Ok(all)
 }

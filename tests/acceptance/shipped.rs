@@ -1,6 +1,6 @@
 //! What is shipped, unchanged: `crds/`, `deploy/` and `config/samples/` on the real control plane, the replicas as Pods.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::{
@@ -271,9 +271,9 @@ async fn writes_nothing_when_nothing_changed(installation: &Installation) -> Res
     }
     tokio::time::sleep(Duration::from_secs(5)).await;
     let after = installation.cluster.audit()?;
-    let of_replicas = |event: &&AuditEvent| event.user == format!("system:serviceaccount:{NAMESPACE}:leasehold");
+    let of_replicas = |event: &&Arc<AuditEvent>| event.user == format!("system:serviceaccount:{NAMESPACE}:leasehold");
     // Elections go on, and permissions are asked for by a creation.
-    let aside = |event: &&AuditEvent| {
+    let aside = |event: &&Arc<AuditEvent>| {
         !["leases", "selfsubjectaccessreviews", "selfsubjectrulesreviews"].contains(&event.resource.as_str())
     };
     let writes: Vec<_> =

@@ -82,7 +82,7 @@ async fn main_blocks_on_becoming_leader_and_health_is_served_before() -> Result<
             .into_iter()
             .filter(|event| event.resource == "configmaps" && event.is_write() && event.succeeded())
             .filter_map(|event| {
-                let object = event.response_object?;
+                let object = event.response_object.as_ref()?;
                 let version: u64 = object.pointer("/metadata/resourceVersion")?.as_str()?.parse().ok()?;
                 Some((version, object.pointer("/data/holder")?.as_str()?.to_owned()))
             })

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -77,7 +77,7 @@ pub struct Stage {
     pub elsewhere: Option<String>,
     /// Log files of replicas that are no Pods.
     pub logs: Mutex<Vec<PathBuf>>,
-    started: usize,
+    pub started: usize,
 }
 
 impl Stage {
@@ -369,13 +369,16 @@ spec:
     }
 
     /// What the API server recorded of this stage.
-    pub fn audit(&self) -> Result<Vec<AuditEvent>> {
-        let all = self.cluster.audit()?;
-        Ok(all
-            .into_iter()
-            .skip(self.started)
-            .filter(|event| event.namespace.as_ref().is_some_and(|name| self.plays_in(name)))
-            .collect())
+    pub fn audit(&self) -> Result<Vec<Arc<AuditEvent>>> {
+        self.audit_from(&mut self.started.clone())
+    }
+
+    /// What it has recorded since the event of this number, which becomes that of the next one.
+    pub fn audit_from(&self, next: &mut usize) -> Result<Vec<Arc<AuditEvent>>> {
+        let mut events = self.cluster.audit_from(*next)?;
+        *next += events.len();
+        events.retain(|event| event.namespace.as_ref().is_some_and(|name| self.plays_in(name)));
+        Ok(events)
     }
 
     fn plays_in(&self, namespace: &str) -> bool {

@@ -1,6 +1,6 @@
 //! A leader that takes over with an old view of its objects: it neither sets children back nor deletes them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -76,7 +76,7 @@ async fn a_take_over_with_an_old_view_of_the_parents_sets_nothing_back() -> Resu
 
 /// No child was written from the older spec, and none was deleted that the newer one says.
 fn judge(stage: &Stage, before: usize) -> Result<()> {
-    let is_child = |event: &&AuditEvent| event.resource == "configmaps";
+    let is_child = |event: &&Arc<AuditEvent>| event.resource == "configmaps";
     for event in writes(stage, before)?.iter().filter(is_child) {
         let value = event.request_object.as_ref().and_then(|object| object.pointer("/data/value")?.as_str());
         ensure(value != Some("1"), || format!("a child is set back: {event:#?}"))?;

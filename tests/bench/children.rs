@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
@@ -104,7 +105,7 @@ pub(crate) async fn measure(field: &Field, trials: usize, report: &mut Report) -
 }
 
 /// What was written how often, and with what answer.
-fn told(writes: &[AuditEvent]) -> String {
+fn told(writes: &[Arc<AuditEvent>]) -> String {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for it in writes {
         // One line for all kinds: their numbers stand at the end of their names.
@@ -209,7 +210,7 @@ impl Job<'_> {
     }
 
     /// What the replicas have written of objects.
-    fn writes(&self) -> Result<Vec<AuditEvent>> {
+    fn writes(&self) -> Result<Vec<Arc<AuditEvent>>> {
         let of_replicas = format!("system:serviceaccount:{}:worker", self.namespace);
         let aside = ["leases", "selfsubjectaccessreviews", "selfsubjectrulesreviews", "subjectaccessreviews"];
         let all = self.field.cluster.audit_from(self.began)?.into_iter();
@@ -223,7 +224,7 @@ impl Job<'_> {
             for event in
                 self.writes()?.into_iter().filter(|it| it.subresource.as_deref() == Some("status") && it.succeeded())
             {
-                if let Some(name) = event.name {
+                if let Some(name) = event.name.clone() {
                     first.entry(name).or_insert(event.stage);
                 }
             }

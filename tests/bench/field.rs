@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use kube::{
     api::{ApiResource, DynamicObject, ListParams, PostParams},
     core::GroupVersionKind,
 };
-use leasehold_cluster::{Cluster, Kubelet, KubeletOptions, eventually};
+use leasehold_cluster::{AuditEvent, Cluster, Kubelet, KubeletOptions, eventually};
 use serde_json::json;
 
 use crate::{record::millis, report::say};
@@ -243,7 +244,7 @@ impl Fleet<'_> {
     }
 
     /// What this fleet's namespace has in the audit log.
-    pub(crate) fn audit(&self) -> Result<Vec<leasehold_cluster::AuditEvent>> {
+    pub(crate) fn audit(&self) -> Result<Vec<Arc<AuditEvent>>> {
         let all = self.field.cluster.audit_from(self.began)?;
         Ok(all.into_iter().filter(|event| event.namespace.as_deref() == Some(&self.namespace)).collect())
     }

@@ -1,6 +1,6 @@
 //! What the API server's audit log says of Leases and objects.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::jiff::Timestamp;
 use leasehold_cluster::AuditEvent;
@@ -19,7 +19,7 @@ pub(crate) struct Stored {
 }
 
 /// What was stored of each Lease of a kind, in order, by Lease.
-pub(crate) fn leases(events: &[AuditEvent]) -> BTreeMap<String, Vec<Stored>> {
+pub(crate) fn leases(events: &[Arc<AuditEvent>]) -> BTreeMap<String, Vec<Stored>> {
     let mut leases: BTreeMap<String, Vec<Stored>> = BTreeMap::new();
     for event in events.iter().filter(|event| is_lease(event) && event.is_write() && event.succeeded()) {
         let Some(object) = &event.response_object else { continue };
@@ -74,7 +74,7 @@ pub(crate) fn handovers(stored: &[Stored], after: Timestamp) -> Vec<Handover> {
 
 /// For each change of an object after a moment, how long it took until a reconcile of that change, or a later one, was
 /// stored, in milliseconds; the longest of them.
-pub(crate) fn longest_without_work(events: &[AuditEvent], after: Timestamp) -> Option<f64> {
+pub(crate) fn longest_without_work(events: &[Arc<AuditEvent>], after: Timestamp) -> Option<f64> {
     let mut changes: BTreeMap<String, Vec<(i64, Timestamp)>> = BTreeMap::new();
     let mut seen: BTreeMap<String, Vec<(i64, Timestamp)>> = BTreeMap::new();
     for event in events.iter().filter(|event| event.group == GROUP && event.verb == "patch" && event.succeeded()) {
@@ -100,7 +100,7 @@ pub(crate) fn longest_without_work(events: &[AuditEvent], after: Timestamp) -> O
 }
 
 /// Requests for Leases by verb that were answered within a time; a watch counts when it ends.
-pub(crate) fn lease_requests(events: &[AuditEvent], from: Timestamp, to: Timestamp) -> BTreeMap<String, u32> {
+pub(crate) fn lease_requests(events: &[Arc<AuditEvent>], from: Timestamp, to: Timestamp) -> BTreeMap<String, u32> {
     let mut requests = BTreeMap::new();
     for event in events.iter().filter(|event| is_lease(event) && (from..to).contains(&event.stage)) {
         *requests.entry(event.verb.clone()).or_default() += 1;
@@ -109,7 +109,7 @@ pub(crate) fn lease_requests(events: &[AuditEvent], from: Timestamp, to: Timesta
 }
 
 /// The first request of a pod's process after a moment.
-pub(crate) fn first_request(events: &[AuditEvent], pod: &str, after: Timestamp) -> Option<Timestamp> {
+pub(crate) fn first_request(events: &[Arc<AuditEvent>], pod: &str, after: Timestamp) -> Option<Timestamp> {
     let of_pod = events.iter().filter(|event| event.pod.as_deref() == Some(pod));
     of_pod.map(|event| event.request_received).filter(|at| *at > after).min()
 }

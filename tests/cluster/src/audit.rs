@@ -10,13 +10,13 @@ use std::{
     fs::File,
     io::{BufRead, BufReader, ErrorKind, Seek, SeekFrom},
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// One finished request (stage `ResponseComplete`), as the API server recorded it.
 ///
 /// Writes carry both objects; reads carry none. A watch appears when it has ended.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct AuditEvent {
     /// `create`, `update`, `patch`, `delete`, `get`, `list`, `watch`…
     pub verb: String,
@@ -70,7 +70,7 @@ pub(crate) struct AuditLog {
 #[derive(Default)]
 struct Read {
     offset: u64,
-    events: Vec<AuditEvent>,
+    events: Vec<Arc<AuditEvent>>,
 }
 
 impl AuditLog {
@@ -79,7 +79,7 @@ impl AuditLog {
     }
 
     /// Every event from the one with this number on. Each call reads only what was added since the last.
-    pub(crate) fn events(&self, from: usize) -> Result<Vec<AuditEvent>> {
+    pub(crate) fn events(&self, from: usize) -> Result<Vec<Arc<AuditEvent>>> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
@@ -98,7 +98,7 @@ impl AuditLog {
             read.offset += length as u64;
             let raw: Raw = serde_json::from_str(&line).context("failed to parse an audit event")?;
             if raw.stage == "ResponseComplete" {
-                read.events.push(raw.into());
+                read.events.push(Arc::new(raw.into()));
             }
         }
         Ok(read.events.get(from..).unwrap_or_default().to_vec())

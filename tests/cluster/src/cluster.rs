@@ -251,19 +251,19 @@ impl Cluster {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Every finished request the API server has recorded so far, in order; see [`AuditEvent`].
+    /// Every finished request the API server has recorded so far, in order; see [`AuditEvent`]. All callers share the events.
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub fn audit(&self) -> Result<Vec<AuditEvent>> {
+    pub fn audit(&self) -> Result<Vec<Arc<AuditEvent>>> {
         self.audit_from(0)
     }
 
-    /// As [`audit`](Self::audit), without the first `from` of them: a long log is not copied again for its end.
+    /// As [`audit`](Self::audit), without the first `from` of them: what a caller has read it need not look through again.
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub fn audit_from(&self, from: usize) -> Result<Vec<AuditEvent>> {
+    pub fn audit_from(&self, from: usize) -> Result<Vec<Arc<AuditEvent>>> {
         self.inner.audit.events(from)
     }
 
