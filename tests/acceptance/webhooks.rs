@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use k8s_openapi::{
     ByteString,
     api::core::v1::{Pod, Secret},
@@ -186,7 +186,7 @@ impl Load {
     }
 
     /// Stops it: every request was answered as it should be.
-    async fn all_answered(self, what: &str) -> Result<()> {
+    async fn all_answered(self, stage: &Stage, what: &str) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let outcomes = self.task.await?;
         let wrong: Vec<_> = outcomes.iter().filter_map(|(_, wrong)| wrong.clone()).collect();
@@ -201,9 +201,20 @@ impl Load {
             at(0.99),
             took.last()
         ));
-        ensure(wrong.is_empty(), || {
-            format!("{what}: {} of {}: {:#?}", wrong.len(), took.len(), &wrong[..wrong.len().min(5)])
-        })
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        let metrics = stage.all("/metrics").await?;
+        let closed = metrics.iter().flat_map(|page| page.lines()).filter(|line| {
+            ["leasehold_connections_closed_total{", "leasehold_requests_refused_total{"]
+                .iter()
+                .any(|it| line.starts_with(it))
+        });
+        let (closed, some) = (closed.collect::<Vec<_>>(), &wrong[..wrong.len().min(5)]);
+        let log = std::fs::read_to_string(stage.cluster.directory().join("kube-apiserver.log"))?;
+        let log: Vec<_> = log.lines().filter(|line| line.contains("failed calling webhook")).collect();
+        let (failed, all) = (wrong.len(), took.len());
+        bail!("{what}: {failed} of {all}: {some:#?}; closed and refused: {closed:#?}; the API server says: {log:#?}")
     }
 }
 
@@ -232,7 +243,7 @@ async fn webhooks_answer_through_rollouts_and_renewals() -> Result<()> {
 
     let load = Load::start(&stage);
     tokio::time::sleep(Duration::from_secs(5)).await;
-    load.all_answered("at rest").await?;
+    load.all_answered(&stage, "at rest").await?;
     for page in stage.all("/metrics").await? {
         let answers =
             page.lines().filter(|line| line.contains("webhook_duration_seconds_") && !line.contains("_bucket"));
@@ -247,7 +258,7 @@ async fn webhooks_answer_through_rollouts_and_renewals() -> Result<()> {
     let only_new = |pods: &kube::core::ObjectList<Pod>| pods.items.len() == 3;
     let all = ListParams::default();
     eventually("the old replicas have gone", PATIENCE, || pods.list(&all), only_new).await?;
-    load.all_answered("rolling restart").await?;
+    load.all_answered(&stage, "rolling restart").await?;
 
     // What is in the Secret is spoilt in each way, under load; what is served meanwhile is the last good one.
     let mut last = first;
@@ -271,7 +282,7 @@ async fn webhooks_answer_through_rollouts_and_renewals() -> Result<()> {
         let load = Load::start(&stage);
         stage.spoil(data).await?;
         last = stage.settles(&format!("{reason}: the certificate is replaced"), Some(&last)).await?;
-        load.all_answered(&format!("renewal, {reason}")).await?;
+        load.all_answered(&stage, &format!("renewal, {reason}")).await?;
         let made = format!("leasehold_webhook_certificates_made_total{{reason=\"{reason}\"}} 1");
         let metrics = stage.all("/metrics").await?;
         ensure(metrics.iter().any(|page| page.contains(&made)), || format!("no replica counts {made}"))?;

@@ -189,6 +189,8 @@ impl Replica {
                 shard.task = Some(grant.term);
                 for member in shard.members.iter_mut().filter(|member| standby.is_some() && !member.standby_hears) {
                     member.deaf = Some((now, "its standby had no watch when the term began".to_owned()));
+                    // It has been without one for a while already.
+                    shard.doubtful = true;
                 }
                 let standby = standby.map(|standby| standby.prepared);
                 self.dismiss(index);

@@ -231,12 +231,13 @@ impl World {
     /// A step of a rollout, of a rollback, or of the next rollout already.
     fn roll_one(&mut self, rng: &mut Rng, host: usize) {
         let template = self.hosts[host].template.clone();
-        let newest = self.alive().iter().filter_map(|&host| self.hosts[host].template.revision).max().unwrap_or(1);
-        let is_newest = template.revision == Some(newest);
-        let known = self.hosts.iter().find(|it| it.template.revision == Some(newest)).map(|it| it.template.clone());
-        let to = match known {
-            Some(known) if !is_newest || rng.bool() => known,
-            _ => changed(rng, template.next(newest + 1)),
+        let alive = self.alive().into_iter().map(|host| &self.hosts[host].template);
+        let newest = alive.max_by_key(|it| it.revision).cloned().filter(|it| it.revision.is_some());
+        // A Deployment never gives a revision twice, also when none of its Pods is left.
+        let last = self.hosts.iter().filter_map(|it| it.template.revision).max().unwrap_or(1);
+        let to = match newest {
+            Some(newest) if newest.revision != template.revision || rng.bool() => newest,
+            _ => changed(rng, template.next(last + 1)),
         };
         let older = template.revision < to.revision;
         self.join(&to);
