@@ -46,7 +46,9 @@ pub struct Limits {
     /// Connections at a time. One more takes the place of another: of those that have not had a review answered yet, or else
     /// of all, the oldest of the peer that has the most. Clients that only connect keep no API server out.
     pub connections: usize,
-    /// Connections of one peer at a time. API servers may come by one address, that of a node or of a proxy.
+    /// Connections of one peer at a time. API servers may come by one address, that of a node or of a proxy, and each opens
+    /// one for every request that it has under way when it has none left, as when a replica stops: 200 that write, if
+    /// `--max-mutating-requests-inflight` is as it ships. It keeps the first of them and closes the others.
     pub of_a_peer: usize,
     /// Requests at a time, on all connections. One more is told to come again.
     pub requests: usize,
@@ -70,9 +72,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 128,
-            of_a_peer: 64,
-            requests: 128,
+            connections: 512,
+            of_a_peer: 256,
+            requests: 256,
             head: Duration::from_secs(5),
             body: Duration::from_secs(5),
             body_bytes: 8 << 20,
