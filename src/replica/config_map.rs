@@ -1,5 +1,5 @@
 //! A ConfigMap that is a lock: the record stands in an annotation, as JSON, as client-go's `ConfigMapLock` wrote it until
-//! v0.23. What we write beside it, on a Lease or a ConfigMap, is the same: see [`record`](super::record).
+//! v0.23. What we write beside it, on a Lease or a ConfigMap, is the same: see [`record`](mod@super::record).
 
 use std::{collections::BTreeMap, sync::Arc};
 

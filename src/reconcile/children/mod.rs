@@ -1,7 +1,7 @@
 //! The children engine: for any kind whose front end says which children an object shall have.
 //!
 //! [`desired`] is what a front end says, [`applied`] tells whether a child is still what we applied, [`plan`] decides what is
-//! next, [`write`](mod@write) carries it out, [`report`] makes the status; the reconcile below is their table of contents.
+//! next, [`write`](mod@write) carries it out, [`report`](mod@report) makes the status; the reconcile below is their table of contents.
 //!
 //! A child belongs to its parent by a controller owner reference where the garbage collector follows one: in the parent's
 //! namespace, or everywhere if the parent has none. Elsewhere the labels say it, and a finalizer keeps the parent until its

@@ -93,7 +93,9 @@ impl World {
         };
         // What a hand has done to it is nothing that another elector could know.
         let spoilt = self.judge.entries.get(&lease).is_some_and(|entry| entry.touched);
-        if mine || (free && !spoilt) {
+        // The API server refuses the number that comes after the greatest.
+        let full = stored.as_ref().is_some_and(|record| record.transitions == i32::MAX);
+        if mine || (free && !spoilt && !full) {
             if !mine {
                 self.note(format_args!("{identity} takes {lease}"));
                 self.count("taken by a stranger");
