@@ -6,7 +6,6 @@
 //! Reconciliations run on the task of the term and nowhere else: when that is dropped, nothing goes on.
 
 use std::{
-    any::Any,
     collections::{HashMap, HashSet},
     error::Error as StdError,
     fmt::Debug,
@@ -44,6 +43,7 @@ use crate::{
     replica::{
         clock::Clock,
         connections::WATCH_TIMEOUT,
+        problem::{describe, panicked},
         term::{Standby, Term},
     },
 };
@@ -382,7 +382,7 @@ impl<K: Resource + 'static> Work<K> {
                 let (namespace, name) = (key.namespace().unwrap_or_default(), key.name());
                 match failure {
                     Failure::Failed(cause) => {
-                        warn!(namespace, name, error = %chain(&cause), retry_in = ?wait, "reconcile failed");
+                        warn!(namespace, name, error = %describe(&cause), retry_in = ?wait, "reconcile failed");
                     }
                     Failure::Panicked(words) => {
                         error!(namespace, name, panic = words, retry_in = ?wait, "reconcile panicked");
@@ -415,7 +415,7 @@ where
         .map(move |outcome| {
             let outcome = match outcome {
                 Ok(outcome) => outcome.map_err(Failure::Failed),
-                Err(panic) => Err(Failure::Panicked(words(&*panic))),
+                Err(panic) => Err(Failure::Panicked(panicked(&*panic))),
             };
             (key, outcome, clock.now().since(began))
         })
@@ -462,27 +462,8 @@ pub fn logged<T: Send + 'static>(
     watch: impl Stream<Item = watcher::Result<T>> + Send + 'static,
 ) -> impl Stream<Item = T> + Send + 'static {
     watch.filter_map(move |item| {
-        future::ready(item.map_err(|error| warn!(watch = what, error = %chain(&error), "watch failed")).ok())
+        future::ready(item.map_err(|error| warn!(watch = what, error = %describe(&error), "watch failed")).ok())
     })
-}
-
-/// An error with everything behind it. A refusal ends it with code and message: kube would add the whole Status, twice.
-pub fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut words: Vec<String> = Vec::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(kube::Error::Api(status)) = error.downcast_ref() {
-            words.push(format!("{} {}", status.code, status.message));
-            break;
-        }
-        let said = error.to_string();
-        // kube's errors repeat their source.
-        if !words.iter().any(|before| before.contains(&said)) {
-            words.push(said);
-        }
-        next = error.source();
-    }
-    words.join(": ")
 }
 
 /// When an object is due again. `chance` is in `0.0..1.0`.
@@ -509,11 +490,6 @@ fn kind_of<E>(outcome: &Outcome<E>) -> Reconciled {
         Err(Failure::Failed(_)) => Reconciled::Failed,
         Err(Failure::Panicked(_)) => Reconciled::Panicked,
     }
-}
-
-fn words(panic: &(dyn Any + Send)) -> String {
-    let words = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    words.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -700,17 +676,6 @@ mod tests {
         };
         timeout(Duration::from_secs(100), run).await.expect_err("it runs until it drains");
         assert_eq!((log.of("a"), log.of("b")), (vec![0, 50], vec![0]));
-    }
-
-    #[test]
-    fn an_error_is_told_with_its_causes_and_a_refusal_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("failed to list")]
-        struct Outer(#[source] kube::Error);
-        let status = serde_json::from_value(json!({"code": 403, "reason": "Forbidden", "message": "may not"})).unwrap();
-        assert_eq!(chain(&Outer(kube::Error::Api(Box::new(status)))), "failed to list: 403 may not");
-        let service = kube::Error::Service(Box::new(io::Error::other("gone")));
-        assert_eq!(chain(&Outer(service)), "failed to list: ServiceError: gone");
     }
 
     #[test]

@@ -28,7 +28,6 @@ use tracing::{debug, warn};
 
 pub use super::states::{HandedIn, Limits, Revision};
 use super::{
-    controller::chain,
     name::Name,
     observe::Observed,
     seen::Seen,
@@ -40,6 +39,7 @@ use crate::{
     replica::{
         clock::Clock,
         fence::Fenced,
+        problem::describe,
         term::{Access, Term},
     },
 };
@@ -246,7 +246,7 @@ where
             Err(Error::Service(error)) if error.is::<Fenced>() => Outcome::Failed,
             Err(error) => {
                 self.inner.failed.fetch_add(1, Ordering::Relaxed);
-                warn!(kind = term.kind().name(), object = %name, error = %chain(&error), "failed to write a status that was handed in");
+                warn!(kind = term.kind().name(), object = %name, error = %describe(&error), "failed to write a status that was handed in");
                 Outcome::Failed
             }
         };

@@ -1,24 +1,35 @@
 //! Says in words what a failed request means for the reader, and what to do about it.
 
-use std::error::Error;
+use std::{any::Any, error::Error};
 
 /// What a lock is, in messages.
 pub const CONFIG_MAP: &str = "ConfigMap";
 /// As [`CONFIG_MAP`].
 pub const LEASE: &str = "Lease";
 
-/// An error with its causes, each once.
-pub fn describe(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
+/// An error with its causes, each once. A refusal ends it with code and message: kube would add the whole Status, twice.
+pub fn describe(error: &(dyn Error + 'static)) -> String {
+    let mut words: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(kube::Error::Api(status)) = error.downcast_ref() {
+            words.push(format!("{} {}", status.code, status.message));
+            break;
         }
-        cause = error.source();
+        let said = error.to_string();
+        // kube's errors repeat their source.
+        if !words.iter().any(|before| before.contains(&said)) {
+            words.push(said);
+        }
+        next = error.source();
     }
-    text
+    words.join(": ")
+}
+
+/// What a task said when it panicked.
+pub fn panicked(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
 /// What a failed request about a Lease, or about a ConfigMap that is a lock, means.
@@ -45,5 +56,25 @@ pub(crate) fn is_unserved(error: &kube::Error) -> bool {
         kube::Error::Api(status) => status.code == 404,
         kube::Error::Discovery(_) => true,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_with_its_causes_and_a_refusal_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("failed to list")]
+        struct Outer(#[source] kube::Error);
+        let status = serde_json::from_value(json!({"code": 403, "reason": "Forbidden", "message": "may not"})).unwrap();
+        assert_eq!(describe(&Outer(kube::Error::Api(Box::new(status)))), "failed to list: 403 may not");
+        let service = kube::Error::Service(Box::new(io::Error::other("gone")));
+        assert_eq!(describe(&Outer(service)), "failed to list: ServiceError: gone");
     }
 }

@@ -29,6 +29,7 @@ use super::{
     leases::Leases,
     observe::{self, Observation},
     preflight::{self, Ask, Preflight},
+    problem::panicked,
     proof::{self, Witness},
     record, stranger,
     telemetry::Telemetry,
@@ -762,7 +763,7 @@ fn ended(joined: Result<(Id, Result<(), BoxError>), JoinError>) -> Wake {
         Err(error) => {
             let id = error.id();
             let panic =
-                error.try_into_panic().map_or_else(|error| error.to_string(), |payload| panic_text(payload.as_ref()));
+                error.try_into_panic().map_or_else(|error| error.to_string(), |payload| panicked(payload.as_ref()));
             Wake::Ended(id, Outcome::Panicked(panic))
         }
     }
@@ -786,11 +787,6 @@ pub(super) fn why(loss: &Loss) -> String {
         Loss::Taken(holder) => format!("{holder} holds the Lease now"),
         Loss::Gone => "the Lease is gone, or its holder was cleared".to_owned(),
     }
-}
-
-fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
 impl fmt::Debug for Supervisor {

@@ -4,9 +4,9 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::Error;
 
 use super::{ExpiryPolicy, ExpiryPolicyStatus, plan::Plan};
-use crate::reconcile::{
-    conditions::{APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth},
-    controller::chain,
+use crate::{
+    reconcile::conditions::{APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth},
+    replica::problem::describe,
 };
 
 /// Objects that a message names.
@@ -41,7 +41,7 @@ impl Outcome {
             Error::Api(status) => {
                 ("Refused", format!("{verb} {plural} in namespace {namespace}: {} {}", status.code, status.reason))
             }
-            other => ("Failed", format!("{verb} {plural} in namespace {namespace}: {}", chain(other))),
+            other => ("Failed", format!("{verb} {plural} in namespace {namespace}: {}", describe(other))),
         }
     }
 

@@ -17,11 +17,8 @@ use super::{
     plan::{Content, Place, Plan, Settlement, Valid, Wanted, settle},
 };
 use crate::{
-    reconcile::{
-        apply::{Conflicts, apply, delete},
-        controller::chain,
-    },
-    replica::term::Term,
+    reconcile::apply::{Conflicts, apply, delete},
+    replica::{problem::describe, term::Term},
 };
 
 /// Writes at a time for one Propagation.
@@ -220,7 +217,7 @@ fn refusal(error: &Error) -> Option<FailedReason> {
 fn code(error: &Error) -> String {
     match error {
         Error::Api(status) => format!("{} {}", status.code, status.reason),
-        other => chain(other),
+        other => describe(other),
     }
 }
 

@@ -4,9 +4,9 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::Error;
 
 use super::{ScaleSchedule, ScaleScheduleStatus, plan::Plan};
-use crate::reconcile::{
-    conditions::{APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth},
-    controller::chain,
+use crate::{
+    reconcile::conditions::{APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth},
+    replica::problem::describe,
 };
 
 /// A refusal: reason and words.
@@ -32,7 +32,7 @@ pub(super) fn refusal(verb: &str, name: &str, error: &Error) -> Refusal {
             ("Forbidden", format!("may not {verb} {name}: {}", status.message))
         }
         Error::Api(status) => ("Refused", format!("{verb} {name}: {} {}", status.code, status.message)),
-        other => ("Failed", format!("{verb} {name}: {}", chain(other))),
+        other => ("Failed", format!("{verb} {name}: {}", describe(other))),
     }
 }
 

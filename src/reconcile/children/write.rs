@@ -19,12 +19,14 @@ use super::{
     plan::{Delete, How, Owner, Plan, Write},
     report::Trouble,
 };
-use crate::reconcile::{
-    apply::{children_of, delete, labels},
-    controller::chain,
-    input::{Invalid, NamespaceName, ObjectName},
-    name::Name,
-    watches::Objects,
+use crate::{
+    reconcile::{
+        apply::{children_of, delete, labels},
+        input::{Invalid, NamespaceName, ObjectName},
+        name::Name,
+        watches::Objects,
+    },
+    replica::problem::describe,
 };
 
 /// The reason for a child whose type the API server does not know, or not any more.
@@ -340,7 +342,7 @@ fn told(is_secretive: bool, key: &Key, error: &Error) -> String {
             let of = if fields.is_empty() { String::new() } else { format!(" of {}", fields.join(", ")) };
             format!("{} {}{of}", status.code, status.reason)
         }
-        other => chain(other),
+        other => describe(other),
     }
 }
 

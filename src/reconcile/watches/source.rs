@@ -12,8 +12,11 @@ use kube::{
 };
 use tracing::warn;
 
-use super::{super::controller::chain, Query};
-use crate::replica::{connections::WATCH_TIMEOUT, problem::is_unserved};
+use super::Query;
+use crate::replica::{
+    connections::WATCH_TIMEOUT,
+    problem::{describe, is_unserved},
+};
 
 /// Between two looks whether a type is served.
 const UNSERVED: Duration = Duration::from_secs(10);
@@ -46,7 +49,7 @@ pub(super) fn events(client: Client, query: Query, after: Duration) -> BoxStream
                     move |item| match item {
                         Ok(event) => stream::iter(vec![Some(Event::Watched(event))]),
                         Err(error) => {
-                            let why = chain(&error);
+                            let why = describe(&error);
                             warn!(watch = name, error = why, "watch failed");
                             let mut events = vec![Some(Event::Trouble(why))];
                             // Then the type is looked for, as in the beginning.
@@ -64,7 +67,7 @@ pub(super) fn events(client: Client, query: Query, after: Duration) -> BoxStream
                 let news = if is_unserved(&error) {
                     Event::Unserved
                 } else {
-                    Event::Trouble(format!("failed to discover {}: {}", query.of, chain(&error)))
+                    Event::Trouble(format!("failed to discover {}: {}", query.of, describe(&error)))
                 };
                 let pause = tokio::time::sleep(UNSERVED.mul_f64(0.8 + 0.4 * fastrand::f64()));
                 let waiting = stream::once(pause).filter_map(|()| std::future::ready(None));
