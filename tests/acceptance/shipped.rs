@@ -7,9 +7,12 @@ use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{ConfigMap, Pod},
 };
-use kube::{Api, Client, ResourceExt, api::ListParams};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ListParams, Patch, PatchParams},
+};
 use leasehold_cluster::{AuditEvent, Cluster, Kubelet, Signal, eventually};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -248,12 +251,37 @@ async fn survives_a_crash(installation: &Installation) -> Result<()> {
     Ok(())
 }
 
+/// A changed configuration is another ConfigMap, and rolls out; the one that is there cannot be changed in place.
 async fn rolls(installation: &Installation) -> Result<()> {
     let old: Vec<_> = installation.pods().await?.iter().map(ResourceExt::name_any).collect();
-    installation.kubectl(&["rollout", "restart", "deployment/leasehold"]).await?;
+    let maps: Api<ConfigMap> = Api::namespaced(installation.client.clone(), NAMESPACE);
+    let list = || async {
+        anyhow::Ok(maps.list(&ListParams::default().labels("app.kubernetes.io/name=leasehold")).await?.items)
+    };
+    let [map] = &list().await?[..] else { bail!("one configuration") };
+    let other = json!({"data": {"leasehold.yaml": "kinds: []"}});
+    let said = maps.patch(&map.name_any(), &PatchParams::default(), &Patch::Merge(other)).await.err();
+    let said = said.context("the configuration was changed in place")?.to_string();
+    ensure(said.contains("immutable"), || said)?;
+
+    let changed = tempfile::tempdir()?;
+    for folder in ["config", "deploy"] {
+        std::fs::create_dir(changed.path().join(folder))?;
+        for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder))? {
+            let file = file?;
+            if file.file_type()?.is_file() {
+                std::fs::copy(file.path(), changed.path().join(folder).join(file.file_name()))?;
+            }
+        }
+    }
+    let list_of_kinds = changed.path().join("config/leasehold.yaml");
+    let text = std::fs::read_to_string(&list_of_kinds)?;
+    std::fs::write(&list_of_kinds, format!("{text}# Another one.\n"))?;
+    installation.cluster.kubectl(&["apply", "-k", &changed.path().join("deploy").display().to_string()]).await?;
     installation.rolled_out().await?;
     installation.led(move |holder| !old.contains(&pod_of(holder).to_owned())).await?;
-    Ok(())
+    let maps = list().await?;
+    ensure(maps.len() == 2 && maps.iter().all(|map| map.immutable == Some(true)), || format!("{maps:?}"))
 }
 
 /// A take-over leaves settled objects alone, of every kind: counted by what the API server was asked.
