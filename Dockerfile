@@ -1,4 +1,5 @@
-FROM rust:1.95-slim-bookworm AS build
+# `.ci/run pin` writes the digests behind these tags: a release is built from a Dockerfile that has them.
+FROM docker.io/library/rust:1.95-slim-bookworm AS build
 # The allocator is built with make.
 RUN apt-get update && apt-get install --yes --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
