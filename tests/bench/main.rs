@@ -1,5 +1,6 @@
-//! `make bench`: how evenly kinds spread, how fast one changes hands, what that costs, and what composed kinds cost, on a real control plane, beside
-//! replicas as people write them with client-go today. And what becomes of kinds beside a grey replica.
+//! `make bench`: how evenly kinds spread, how fast one changes hands, what that costs, what composed kinds cost and an account
+//! for each kind, on a real control plane, beside replicas as people write them with client-go today. And what becomes of kinds
+//! beside a grey replica.
 //!
 //! All times are the API server's own, of its audit log, except the moment of a signal, which is this machine's and so
 //! by the same clock. `-o json` prints JSON instead of the table, `--json FILE` writes it to a file as well, `--only GROUP`
@@ -11,6 +12,7 @@ mod crash;
 mod field;
 mod grey;
 mod handover;
+mod impersonation;
 mod load;
 mod placement;
 mod record;
@@ -24,7 +26,7 @@ use anyhow::{Context, Result, bail};
 use field::Field;
 use report::{Report, say};
 
-const GROUPS: [&str; 7] = ["placement", "spread", "handover", "crash", "load", "children", "grey"];
+const GROUPS: [&str; 8] = ["placement", "spread", "handover", "crash", "load", "children", "impersonation", "grey"];
 
 struct Arguments {
     only_json: bool,
@@ -64,7 +66,7 @@ async fn main() -> Result<()> {
     if wanted("placement") {
         placement::measure(&mut report);
     }
-    if GROUPS[1..6].iter().any(|group| wanted(group)) {
+    if GROUPS[1..7].iter().any(|group| wanted(group)) {
         say("starting the control plane");
         let field = Field::start(wanted("children")).await?;
         if wanted("spread") {
@@ -81,6 +83,10 @@ async fn main() -> Result<()> {
         }
         if wanted("children") {
             children::measure(&field, if arguments.quick { 1 } else { 3 }, &mut report).await?;
+        }
+        if wanted("impersonation") {
+            let (trials, writes) = if arguments.quick { (1, 200) } else { (5, 500) };
+            impersonation::measure(&field, trials, writes, &mut report).await?;
         }
     }
     if wanted("grey") {
