@@ -7,6 +7,7 @@ mod drain;
 mod hand_over;
 mod load;
 mod logging;
+mod policies;
 mod rbac;
 mod render;
 mod run;
@@ -46,6 +47,8 @@ enum Command {
     Render(render::Options),
     /// Print the least ClusterRole that the kinds of a configuration need, as YAML
     Rbac(rbac::Options),
+    /// Print the policies that the API server holds the accounts of a configuration to, as YAML
+    Policies(policies::Options),
     /// Print the CRDs of the built-in kinds as YAML
     Crds(crds::Options),
     /// Print the JSON Schema of a file, for editors
@@ -126,6 +129,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Drain(options) => drain::run(&options),
         Command::Render(options) => render::run(&options),
         Command::Rbac(options) => rbac::run(&options),
+        Command::Policies(options) => policies::run(&options),
         Command::Crds(options) => crds::run(&options),
         Command::Schema(options) => schema::run(&options),
         Command::Completions { shell } => {

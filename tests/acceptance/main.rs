@@ -31,6 +31,7 @@ mod preflight;
 mod process;
 mod program;
 mod pruned;
+mod rails;
 mod renamed;
 mod rows;
 mod shipped;

@@ -21,6 +21,7 @@ use tokio::{
 use crate::{
     accounts, composed,
     program::Said,
+    rails,
     stage::{PATIENCE, ensure, kubelet, pod_of},
     typed_rows,
 };
@@ -120,6 +121,7 @@ async fn the_shipped_manifests_run_share_their_kinds_and_survive() -> Result<()>
     typed_rows::expiries(&installation).await?;
     typed_rows::schedules(&installation).await?;
     accounts::shipped(&installation).await?;
+    rails::shipped(&installation).await?;
     says_what_is_wrong_with_an_object(&installation).await?;
     hands_over(&installation).await?;
     survives_a_crash(&installation).await?;
@@ -265,7 +267,7 @@ async fn rolls(installation: &Installation) -> Result<()> {
     ensure(said.contains("immutable"), || said)?;
 
     let changed = tempfile::tempdir()?;
-    for folder in ["config", "deploy"] {
+    for folder in ["config", "deploy", "deploy/policies"] {
         std::fs::create_dir(changed.path().join(folder))?;
         for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder))? {
             let file = file?;

@@ -8,5 +8,6 @@ mod fleet;
 mod logs;
 mod manifests;
 mod render;
+mod rights;
 mod tidy;
 mod timeline;

@@ -45,20 +45,78 @@ fn configuration() -> config::Configuration {
 }
 
 #[test]
-fn the_role_of_the_kinds_is_the_one_that_the_configuration_asks_for() {
+fn roles_and_policies_are_those_that_the_configuration_asks_for() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let said = std::process::Command::new(env!("CARGO_BIN_EXE_leasehold"))
-        .args(["rbac", "-f"])
-        .arg(folder.join("config"))
-        .output()
-        .unwrap();
-    assert!(said.status.success(), "{said:?}");
-    let (file, role) = (folder.join("deploy/kinds.yaml"), String::from_utf8(said.stdout).unwrap());
-    if std::env::var_os("UPDATE").is_some() {
-        fs::write(&file, &role).unwrap();
+    for (command, file) in [("rbac", "deploy/kinds.yaml"), ("policies", "deploy/policies/accounts.yaml")] {
+        let said = std::process::Command::new(env!("CARGO_BIN_EXE_leasehold"))
+            .args([command, "-f"])
+            .arg(folder.join("config"))
+            .output()
+            .unwrap();
+        assert!(said.status.success(), "{said:?}");
+        let (file, text) = (folder.join(file), String::from_utf8(said.stdout).unwrap());
+        if std::env::var_os("UPDATE").is_some() {
+            fs::write(&file, &text).unwrap();
+        }
+        let is_committed = fs::read_to_string(&file).is_ok_and(|committed| committed == text);
+        assert!(is_committed, "{} is out of date: run UPDATE=1 cargo test", file.display());
     }
-    let is_committed = fs::read_to_string(&file).is_ok_and(|committed| committed == role);
-    assert!(is_committed, "{} is out of date: run UPDATE=1 cargo test", file.display());
+}
+
+const POLICIES: [&str; 2] = ["deploy/policies/accounts.yaml", "deploy/policies/hosts.yaml"];
+
+#[test]
+fn policies_are_on_refuse_what_they_cannot_judge_and_are_about_our_accounts_only() {
+    let [kustomization] = &documents("deploy/kustomization.yaml")[..] else { panic!("one document") };
+    assert!(texts(kustomization, "resources").contains(&"policies"));
+    let [policies] = &documents("deploy/policies/kustomization.yaml")[..] else { panic!("one document") };
+    let files: Vec<_> =
+        texts(policies, "resources").into_iter().map(|file| format!("deploy/policies/{file}")).collect();
+    assert_eq!(files, POLICIES);
+    let account = format!("startsWith('system:serviceaccount:{}:')", kustomization["namespace"].as_str().unwrap());
+    let all: Vec<_> = POLICIES.into_iter().flat_map(documents).collect();
+    let (policies, bindings): (Vec<_>, Vec<_>) = all.iter().partition(|it| it["kind"] == "ValidatingAdmissionPolicy");
+    assert_eq!((policies.len(), bindings.len()), (6, 6));
+    for policy in policies {
+        let name = &policy["metadata"]["name"];
+        let binding = bindings.iter().find(|binding| binding["spec"]["policyName"] == *name).unwrap();
+        assert_eq!(texts(&binding["spec"], "validationActions"), ["Deny"], "{name}");
+        assert_eq!(policy["spec"]["failurePolicy"], "Fail", "{name}");
+        // It stands in the way of every write of a cluster: what others write is let through before anything is judged.
+        let conditions = policy["spec"]["matchConditions"].as_array().unwrap();
+        let is_ours = |condition: &&Value| condition["expression"].as_str().unwrap().contains(&account);
+        assert!(conditions.iter().any(|condition| is_ours(&condition)), "{name}");
+        for validation in policy["spec"]["validations"].as_array().unwrap() {
+            assert_eq!(validation["reason"], "Forbidden", "{name}");
+            assert!(validation["messageExpression"].is_string(), "{name}: it says why");
+        }
+    }
+}
+
+#[test]
+fn the_configuration_is_not_changed_in_place() {
+    let [kustomization] = &documents("config/kustomization.yaml")[..] else { panic!("one document") };
+    assert_eq!(kustomization["generatorOptions"]["immutable"], true);
+    assert!(kustomization["generatorOptions"]["disableNameSuffixHash"].is_null(), "another one has another name");
+}
+
+/// A name without a registry is looked for where each node looks first.
+#[test]
+fn images_say_their_registry() {
+    let has_registry = |image: &str| image.split_once('/').is_some_and(|(registry, _)| registry.contains('.'));
+    let dockerfile = text("Dockerfile");
+    let from = dockerfile.lines().filter_map(|line| line.strip_prefix("FROM ")?.split(' ').next());
+    let mut images: Vec<String> = from.map(str::to_owned).collect();
+    for sample in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/samples")).unwrap() {
+        let text = fs::read_to_string(sample.unwrap().path()).unwrap();
+        images.extend(
+            text.lines()
+                .filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix("image: "))
+                .map(str::to_owned),
+        );
+    }
+    assert!(images.len() > 3, "{images:?}");
+    assert!(images.iter().all(|image| has_registry(image)), "{images:?}");
 }
 
 #[test]

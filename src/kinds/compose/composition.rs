@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     cel::{Expression, Name},
+    reach::Reach,
     template::Template,
 };
 use crate::{
@@ -78,6 +79,7 @@ pub(super) struct Child {
     pub(super) ready_when: Vec<Expression>,
     /// The role that it gives to somebody: its resource and its name.
     pub(super) binds: Option<(&'static str, String)>,
+    pub(super) reach: Reach,
     pub(super) template: Template,
 }
 
@@ -298,7 +300,8 @@ impl Reading {
         }
         let of = of?;
         let binds = binds(&of, node, &path, errors);
-        Some(Child { id: id?, of, include_when, for_each, refers, after, ready_when, binds, template })
+        let reach = Reach::read(&of, node);
+        Some(Child { id: id?, of, include_when, for_each, refers, after, ready_when, binds, reach, template })
     }
 
     /// A list of expressions, each one `${…}`.

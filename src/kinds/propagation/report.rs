@@ -84,7 +84,7 @@ pub(super) fn status(
                 let words = format!("{} copies that no longer belong could not be deleted", done.not_pruned);
                 conditions.set(APPLIED, Truth::False, "PruneFailed", words);
             } else {
-                conditions.set(APPLIED, Truth::False, reason(&failed), words(&failed, status.targets));
+                conditions.set(APPLIED, Truth::False, reason(&failed), words(&failed, status.targets, &done.policies));
             }
             status.failed = failed
                 .into_iter()
@@ -117,12 +117,13 @@ fn reason(failed: &BTreeMap<&str, FailedReason>) -> &'static str {
     }
 }
 
-fn words(failed: &BTreeMap<&str, FailedReason>, targets: i32) -> String {
+fn words(failed: &BTreeMap<&str, FailedReason>, targets: i32, policies: &BTreeMap<String, String>) -> String {
     let named: Vec<String> =
         failed.iter().take(NAMED).map(|(namespace, reason)| format!("{namespace} ({reason:?})")).collect();
     let more = failed.len() - named.len();
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{} of {targets} targets have no up-to-date copy: {}{more}", failed.len(), named.join(", "))
+    let policy = policies.values().next().map(|words| format!("; {words}")).unwrap_or_default();
+    format!("{} of {targets} targets have no up-to-date copy: {}{more}{policy}", failed.len(), named.join(", "))
 }
 
 fn count(number: usize) -> i32 {

@@ -13,7 +13,7 @@ use super::{
     },
     report::{Outcome, status},
     types::OnConflict,
-    write::Done,
+    write::{Done, policy},
 };
 use crate::reconcile::{apply::Ownership, conditions::not_ready, status::changed};
 
@@ -301,6 +301,31 @@ fn twenty_failures_are_listed_and_all_are_counted() {
     assert_eq!((status.failed.len(), status.failed[19].namespace.as_str()), (20, "ns-19"));
     let words = &not_ready(&status.conditions).unwrap().message;
     assert!(words.starts_with("50 of 50 targets") && words.ends_with("and 47 more"), "{words}");
+}
+
+/// What another's policy says may be a value that it refuses.
+#[test]
+fn the_words_of_our_own_policies_are_told_and_no_others() {
+    let refused = |message: &str| {
+        let status = json!({"status": "Failure", "code": 403, "reason": "Forbidden", "message": message});
+        policy(&kube::Error::Api(Box::new(serde_json::from_value(status).unwrap())))
+    };
+    let by = "secrets \"x\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: ";
+    let ours =
+        refused(&format!("{by}a may not create secrets x in kube-system: so; see docs/security.md of Leasehold"));
+    assert_eq!(ours.as_deref(), Some("a may not create secrets x in kube-system: so"));
+    assert_eq!(refused(&format!("{by}password hunter2 is too short")), None);
+    assert_eq!(refused("secrets is forbidden: may not; see docs/security.md of Leasehold"), None);
+
+    let targets = present(["a", "kube-system"]);
+    let Outcome::Done { source, keeps, targets, mut done } =
+        outcome(SourceState::Version("v".into()), targets, 1, &[("kube-system", FailedReason::Forbidden)])
+    else {
+        panic!("a pass")
+    };
+    done.policies = strings([("kube-system", "so")]);
+    let status = report(None, &Outcome::Done { source, keeps, targets, done });
+    assert!(not_ready(&status.conditions).unwrap().message.ends_with("kube-system (Forbidden); so"));
 }
 
 #[test]

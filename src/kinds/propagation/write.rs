@@ -37,6 +37,8 @@ pub(super) struct Done {
     pub(super) pruned: usize,
     /// Copies that should have been deleted.
     pub(super) not_pruned: usize,
+    /// What a policy of ours says of a namespace: names, and no values.
+    pub(super) policies: BTreeMap<String, String>,
     /// The first refusal, for the log. Only its kind: a refusal may quote the values it refuses.
     pub(super) cause: Option<String>,
 }
@@ -60,10 +62,16 @@ enum Step {
     Prune(Place, String),
 }
 
+/// What the API server says of a copy.
+struct Refused {
+    code: String,
+    policy: Option<String>,
+}
+
 /// What became of one step.
 enum Outcome {
     Written,
-    Failed(String, FailedReason, Option<String>),
+    Failed(String, FailedReason, Option<Refused>),
     /// The namespace is going away.
     Moot,
     Pruned,
@@ -108,9 +116,11 @@ pub(super) async fn execute(
                 done.synced += 1;
             }
             Some(Outcome::Pruned) => done.pruned += 1,
-            Some(Outcome::Failed(namespace, reason, cause)) => {
+            Some(Outcome::Failed(namespace, reason, refused)) => {
+                let (code, policy) = refused.map_or((None, None), |Refused { code, policy }| (Some(code), policy));
+                done.policies.extend(policy.map(|words| (namespace.clone(), words)));
                 _ = done.failed.insert(namespace, reason);
-                done.cause = done.cause.take().or(cause);
+                done.cause = done.cause.take().or(code);
             }
             Some(Outcome::NotPruned(cause)) => {
                 done.not_pruned += 1;
@@ -193,7 +203,10 @@ impl Writer<'_> {
         debug!(namespace, error = %code(&error), "copy not written");
         match refusal(&error) {
             None => Outcome::Moot,
-            Some(reason) => Outcome::Failed(namespace, reason, Some(code(&error))),
+            Some(reason) => {
+                let refused = Refused { code: code(&error), policy: policy(&error) };
+                Outcome::Failed(namespace, reason, Some(refused))
+            }
         }
     }
 }
@@ -212,6 +225,14 @@ fn refusal(error: &Error) -> Option<FailedReason> {
         422 => FailedReason::Invalid,
         _ => FailedReason::ApplyFailed,
     })
+}
+
+/// What a policy of `deploy/policies` says; others may quote the values that they refuse.
+pub(super) fn policy(error: &Error) -> Option<String> {
+    let Error::Api(status) = error else { return None };
+    let (_, words) = status.message.split_once(" denied request: ")?;
+    let words = words.strip_suffix("; see docs/security.md of Leasehold")?;
+    status.is_forbidden().then(|| words.to_owned())
 }
 
 fn code(error: &Error) -> String {
