@@ -44,6 +44,7 @@ pub mod rotation;
 pub mod server;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::{collections::BTreeMap, future::Future, io, net::SocketAddr, sync::Arc};
 
@@ -226,11 +227,8 @@ impl Webhooks {
         let hooks = self.hooks.into_iter().map(|(of, (_, hook))| (of, hook)).collect();
         let reviews = Arc::new(Reviews::new(hooks, client, self.limits.answer));
         let delay = self.settings.shutdown_delay;
-        let stop = async {
-            terminating.await;
-            tokio::time::sleep(delay).await;
-        };
-        let server = server::serve(listener, reviews, self.serving.tls(), self.limits, self.metrics, stop);
+        let tls = self.serving.tls();
+        let server = server::serve(listener, reviews, tls, self.limits, self.metrics, terminating, delay);
         tokio::select! {
             () = server => {}
             () = loader.run() => {}

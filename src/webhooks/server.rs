@@ -1,8 +1,10 @@
 //! The HTTPS side: what a client may cost, in connections, bytes and time.
 //!
-//! The API servers are a handful of honest clients that keep a connection each; but every Pod may be able to connect.
-//! HTTP/2 is spoken with clients that offer it, as API servers do: at the end its GOAWAY tells them which of their requests
-//! were not taken, and they send those elsewhere. HTTP/1.1 has no word for that.
+//! The API servers are a handful of honest clients; but every Pod may be able to connect.
+//! API servers speak HTTP/1.1 with webhooks (`pkg/util/webhook/client.go` of k8s.io/apiserver), with a connection for each
+//! request that they have under way. A connection that is closed just as they write a request loses that one. So we close
+//! none that they may still use: with the signal to stop each answer says that its connection ends with it, and one that rests
+//! is closed later than they close it. HTTP/2 is spoken with clients that offer it; its GOAWAY says what was not taken.
 
 use std::{
     convert::Infallible,
@@ -33,7 +35,10 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::review::{Answer, Reviews, Route, invalid};
+use super::{
+    review::{Answer, Reviews, Route, invalid},
+    turns::Turns,
+};
 use crate::ops::{
     connections::{Places, Useful},
     http::accept,
@@ -47,13 +52,14 @@ pub struct Limits {
     /// of all, the oldest of the peer that has the most. Clients that only connect keep no API server out.
     pub connections: usize,
     /// Connections of one peer at a time. API servers may come by one address, that of a node or of a proxy, and each opens
-    /// one for every request that it has under way when it has none left, as when a replica stops: 200 that write, if
-    /// `--max-mutating-requests-inflight` is as it ships. It keeps the first of them and closes the others.
+    /// one for every request that it has under way: 200 that write, if `--max-mutating-requests-inflight` is as it ships.
     pub of_a_peer: usize,
     /// Requests at a time, on all connections. One more is told to come again.
     pub requests: usize,
-    /// How long TLS may take, and the head of a request.
+    /// How long TLS may take; and the head of a request, or twice as long at the most.
     pub head: Duration,
+    /// How long a connection of HTTP/1.1 may rest: longer than an API server keeps one, which is 90 s.
+    pub idle: Duration,
     /// How long a request's body may take.
     pub body: Duration,
     /// Bytes of a body: an API server takes objects of three, and sends the old one along with the new one.
@@ -63,7 +69,7 @@ pub struct Limits {
     pub all_bodies: usize,
     /// How long a webhook may take to answer: less than `timeoutSeconds` of the configurations.
     pub answer: Duration,
-    /// How long a connection may last. Then it is ended as at a stop.
+    /// How long a connection may last. Then it ends with its next answer, or with HTTP/2 as at a stop.
     pub age: Duration,
     /// How long the last answers may take at the end of a connection.
     pub end: Duration,
@@ -76,6 +82,7 @@ impl Default for Limits {
             of_a_peer: 256,
             requests: 256,
             head: Duration::from_secs(5),
+            idle: Duration::from_secs(120),
             body: Duration::from_secs(5),
             body_bytes: 8 << 20,
             all_bodies: 24 << 20,
@@ -98,10 +105,12 @@ struct Shared {
     metrics: Metrics,
     requests: Semaphore,
     bodies: Semaphore,
+    leaving: CancellationToken,
     stop: CancellationToken,
 }
 
-/// Serves until `shutdown` resolves, then takes no new connection and lets each client finish what it has asked.
+/// Serves until `terminating` resolves and for `delay` after it, in which each answer ends its connection; then takes no new
+/// connection and lets each client finish what it has asked.
 /// Dropping the future closes all connections.
 pub async fn serve(
     listener: TcpListener,
@@ -109,9 +118,9 @@ pub async fn serve(
     tls: Arc<ServerConfig>,
     limits: Limits,
     metrics: Metrics,
-    shutdown: impl Future<Output = ()>,
+    terminating: impl Future<Output = ()>,
+    delay: Duration,
 ) {
-    let mut shutdown = pin!(shutdown);
     let acceptor = TlsAcceptor::from(tls);
     let shared = Arc::new(Shared {
         reviews,
@@ -119,7 +128,13 @@ pub async fn serve(
         metrics,
         requests: Semaphore::new(limits.requests),
         bodies: Semaphore::new(limits.all_bodies),
+        leaving: CancellationToken::new(),
         stop: CancellationToken::new(),
+    });
+    let mut shutdown = pin!(async {
+        terminating.await;
+        shared.leaving.cancel();
+        sleep(delay).await;
     });
     let mut open = FuturesUnordered::new();
     let mut places = Places::new(limits.connections, limits.of_a_peer);
@@ -153,18 +168,22 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared
     let _ = stream.set_nodelay(true);
     let Ok(Ok(stream)) = timeout(limits.head, acceptor.accept(stream)).await else { return };
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let stream = Lingering { inner: stream, is_shut: false };
+    let (began, turns) = (now(), Turns::new(now()));
+    let stream = Lingering { inner: stream, is_shut: false, turns: turns.clone() };
     let stop = shared.stop.clone();
-    let service = service_fn(move |request| {
-        let (shared, useful) = (Arc::clone(&shared), useful.clone());
-        async move { Ok::<_, Infallible>(shared.respond(request, &useful).await) }
-    });
-    let until = async {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = sleep(limits.age) => {}
+    let of_service = turns.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (shared, useful, turns) = (Arc::clone(&shared), useful.clone(), of_service.clone());
+        async move {
+            turns.asked();
+            let mut response = shared.respond(request, &useful).await;
+            if !is_http2 && (shared.leaving.is_cancelled() || began.elapsed() >= limits.age) {
+                response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+            }
+            turns.answered(now());
+            Ok::<_, Infallible>(response)
         }
-    };
+    });
     if is_http2 {
         let mut http = http2::Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())
@@ -176,19 +195,19 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared
         let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             _ = &mut connection => return,
-            () = until => connection.as_mut().graceful_shutdown(),
+            () = stop.cancelled() => {}
+            () = sleep(limits.age) => {}
         }
+        connection.as_mut().graceful_shutdown();
         let _ = timeout(limits.end, connection).await;
     } else {
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new())
-            .header_read_timeout(limits.head)
-            .max_header_size(HEAD_BYTES as usize)
-            .max_buf_size(4 * HEAD_BYTES as usize);
+        http.max_header_size(HEAD_BYTES as usize).max_buf_size(4 * HEAD_BYTES as usize);
         let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             _ = &mut connection => return,
-            () = until => connection.as_mut().graceful_shutdown(),
+            () = turns.over(limits) => return,
+            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
         }
         let _ = timeout(limits.end, connection).await;
     }
@@ -199,11 +218,17 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared
 struct Lingering<S> {
     inner: S,
     is_shut: bool,
+    turns: Turns,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Lingering<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, into)
+        let before = into.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, into);
+        if into.filled().len() > before {
+            self.turns.heard(now());
+        }
+        read
     }
 }
 
@@ -323,7 +348,7 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     response
 }
 
-#[expect(clippy::disallowed_methods, reason = "how long an answer took is for a metric")]
-fn now() -> Instant {
+#[expect(clippy::disallowed_methods, reason = "how long a client has taken, and an answer for a metric")]
+pub(super) fn now() -> Instant {
     Instant::now()
 }

@@ -396,6 +396,10 @@ mod served {
     }
 
     async fn play<T>(limits: Limits, play: impl AsyncFnOnce(&Served) -> T) -> T {
+        play_and_leave(limits, Duration::ZERO, play).await
+    }
+
+    async fn play_and_leave<T>(limits: Limits, delay: Duration, play: impl AsyncFnOnce(&Served) -> T) -> T {
         #[expect(clippy::disallowed_methods, reason = "a handshake asks the machine's clock")]
         let pair = make(&ours(), LIFE, Timestamp::now()).unwrap();
         let serving = Serving::default();
@@ -406,7 +410,7 @@ mod served {
         let stop = CancellationToken::new();
         let served = Served { address: listener.local_addr().unwrap(), pair, stop: stop.clone() };
         let reviews = Arc::new(reviews());
-        let server = serve(listener, reviews, serving.tls(), limits, Metrics::default(), stop.cancelled());
+        let server = serve(listener, reviews, serving.tls(), limits, Metrics::default(), stop.cancelled(), delay);
         let played = async { tokio::join!(server, play(&served)).1 };
         let stopped = served.stop.clone();
         timeout(LONG, async {
@@ -467,6 +471,51 @@ mod served {
             kept.write_all(request.as_bytes()).await.unwrap();
             assert!(kept.read(&mut read).await.unwrap() > 0, "it was cut off for one that says nothing");
             drop((idle, kept));
+            served.stop.cancel();
+        })
+        .await;
+    }
+
+    /// An API server loses the request that it writes on a connection as we close it.
+    #[tokio::test]
+    async fn an_answer_ends_its_connection_when_the_replica_is_told_to_stop_and_not_before() {
+        let ask = async |stream: &mut TlsStream<TcpStream>| {
+            let body = admission("Widget", "fine").to_string();
+            let request = format!("POST /validate HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let (mut answer, mut part) = (String::new(), [0; 4096]);
+            while !answer.contains("\"allowed\":true") {
+                let read = stream.read(&mut part).await.unwrap();
+                assert!(read > 0, "{answer}");
+                answer.push_str(&String::from_utf8_lossy(&part[..read]));
+            }
+            answer.contains("connection: close")
+        };
+        play_and_leave(limits(), Duration::from_secs(1), async |served| {
+            let (mut used, mut rests) = (served.connect(b"http/1.1").await, served.connect(b"http/1.1").await);
+            assert!(!ask(&mut used).await && !ask(&mut used).await);
+            served.stop.cancel();
+            while !ask(&mut served.connect(b"http/1.1").await).await {}
+            assert!(ask(&mut used).await && rest(used).await.is_empty());
+            assert!(rests.read(&mut [0; 1]).await.is_ok_and(|read| read == 0), "it is closed after the delay");
+        })
+        .await;
+        play(Limits { age: Duration::ZERO, ..limits() }, async |served| {
+            assert!(ask(&mut served.connect(b"http/1.1").await).await, "it is old");
+            served.stop.cancel();
+        })
+        .await;
+    }
+
+    /// hyper's own time for a head would run while a connection rests.
+    #[tokio::test]
+    async fn a_connection_may_rest_for_longer_than_a_head_may_take() {
+        play(Limits { head: Duration::from_secs(1), ..limits() }, async |served| {
+            let (mut rests, mut begun) = (served.connect(b"http/1.1").await, served.connect(b"http/1.1").await);
+            begun.write_all(b"POST /validate").await.unwrap();
+            assert!(begun.read(&mut [0; 1]).await.is_ok_and(|read| read == 0), "its head does not come");
+            rests.write_all(b"POST /elsewhere HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            assert!(rests.read(&mut [0; 1]).await.is_ok_and(|read| read == 1));
             served.stop.cancel();
         })
         .await;

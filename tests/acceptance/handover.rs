@@ -160,11 +160,21 @@ async fn a_rolling_restart_ends_with_every_kind_led_by_the_new_pods() -> Result<
         for kind in &stage.kinds {
             let new = stage.held(kind, |holder| !old.contains(&pod_of(holder).to_owned())).await?;
             stage.written_by(kind, |holder| holder == new).await?;
-            let aborted: Vec<_> = history(stage, kind)?
-                .into_iter()
-                .filter(|stored| matches!(&stored.what, What::Leased { holder, .. } if holder.is_empty()))
-                .collect();
-            ensure(!aborted.is_empty(), || format!("{} was never released", lease_of(kind)))?;
+            // A holder that was refused an answer to its last write releases nothing, and its end is seen on its Pod.
+            let history = history(stage, kind)?;
+            let leased = |holder: &dyn Fn(&str) -> bool| {
+                history
+                    .iter()
+                    .filter(|it| matches!(&it.what, What::Leased { holder: who, .. } if holder(who)))
+                    .collect()
+            };
+            let all: Vec<&Stored> = leased(&|_| true);
+            let taken: Vec<&Stored> = leased(&|who| who == new);
+            let taken = taken.first().context("it was acquired")?;
+            let before = all.iter().rev().find(|it| it.version < taken.version).context("it was held before")?;
+            let gap = taken.at.duration_since(before.at);
+            let bound = k8s_openapi::jiff::SignedDuration::try_from(LEASE)?;
+            ensure(gap < bound, || format!("{} was left to expire: {before} and then {taken}", lease_of(kind)))?;
         }
         Ok(())
     })
