@@ -2,12 +2,13 @@
 //!
 //! [`composition`] is the file, [`template`] a tree with expressions at its leaves, [`cel`] the expressions,
 //! [`admission`] says what is filled in and refused before an object is stored,
-//! [`evaluate`] makes of an object the children that it shall have. What carries that out is the engine, [`crate::reconcile::children`].
+//! [`evaluate`] makes of an object the children that it shall have, [`footprint`] says where they can be. What carries that out is the engine, [`crate::reconcile::children`].
 
 mod admission;
 mod cel;
 mod composition;
 mod evaluate;
+mod footprint;
 mod template;
 
 #[cfg(test)]
@@ -15,3 +16,4 @@ mod tests;
 
 pub use admission::ComposedAdmission;
 pub use composition::Composition;
+pub(in crate::kinds) use footprint::{Print, role_resource};
