@@ -9,17 +9,21 @@ use std::{
 
 use kube::Client;
 use leasehold::{
-    config::{self, Configuration, Errors, Kind},
+    config::{self, Configuration, Errors, Escalation, Kind},
     kinds::{
-        self, Builtin, builtin,
+        self, Builtin,
+        actions::Acts,
+        builtin, builtin_within,
         compose::{ComposedAdmission, Composition},
+        guard::Guard,
+        reach::Reach,
     },
     reconcile::{
         children::{self, Children, Compose, Type},
         watches::Watches,
     },
     replica::term::{Access, Reconciler},
-    webhooks::{Of, Webhook},
+    webhooks::{Of, Webhook, ask::Asker},
 };
 
 /// The file of a folder that lists the kinds.
@@ -91,8 +95,15 @@ impl Loaded {
 
     /// All reconcilers, by the names under which the configuration asks for them.
     /// `watches` are those that a kind shares with others.
-    pub(super) fn reconcilers(&self, mut watches: impl FnMut(&Kind) -> Watches) -> Vec<(String, Arc<dyn Reconciler>)> {
-        let builtin = self.builtin.iter().map(|builtin| (builtin.name.to_owned(), Arc::clone(&builtin.reconciler)));
+    /// `reach` is how far the objects of a kind reach.
+    pub(super) fn reconcilers(
+        &self,
+        reach: impl Fn(&Kind) -> Reach,
+        mut watches: impl FnMut(&Kind) -> Watches,
+    ) -> Vec<(String, Arc<dyn Reconciler>)> {
+        let of = |name: &str| self.config.kinds.iter().find(|kind| kind.reconciler == name).map(&reach);
+        let builtin = builtin_within(|name| of(name).unwrap_or_default()).into_iter();
+        let builtin = builtin.map(|builtin| (builtin.name.to_owned(), builtin.reconciler));
         let composed = self.config.kinds.iter().filter_map(|kind| {
             let front = Arc::clone(self.composition(kind)?);
             let reconciler: Arc<dyn Reconciler> = Arc::new(Children::new(kind, front, watches(kind)));
@@ -101,20 +112,31 @@ impl Loaded {
         builtin.chain(composed).collect()
     }
 
-    /// The webhooks of the kinds that have one. `client` is what that of a kind looks things up with, if that is not the
-    /// replica's own.
-    pub(super) fn webhooks(&self, client: impl Fn(&Kind) -> Option<Client>) -> Vec<(Of, Arc<dyn Webhook>)> {
-        let is_configured =
-            |of: &Of| self.config.kinds.iter().any(|kind| kind.group == of.group && kind.kind == of.kind);
-        let mut all: Vec<_> = kinds::webhooks().into_iter().filter(|(of, _)| is_configured(of)).collect();
-        for kind in &self.config.kinds {
-            if let Some(composition) = self.composition(kind).filter(|composition| composition.admits()) {
-                let plural = Type::of_kind(kind).plural;
-                let hook: Arc<dyn Webhook> = Arc::new(ComposedAdmission::new(Arc::clone(composition), client(kind)));
-                all.push((Of::new(kind.group.clone(), kind.kind.clone(), plural), hook));
+    /// The webhooks of the kinds that have one: what a kind says of its objects itself, and whether their authors may do
+    /// what these have it do. `client` is what that of a kind looks things up with, if that is not the replica's own.
+    pub(super) fn webhooks(
+        &self,
+        reach: impl Fn(&Kind) -> Reach,
+        client: impl Fn(&Kind) -> Option<Client>,
+    ) -> Vec<(Of, Arc<dyn Webhook>)> {
+        let asker = Asker::default();
+        let own = kinds::webhooks();
+        let hook = |kind: &Kind| {
+            let of = Of::new(kind.group.clone(), kind.kind.clone(), Type::of_kind(kind).plural);
+            let own = own.iter().find(|(other, _)| other.group == of.group && other.kind == of.kind);
+            let mut hook = own.map(|(_, hook)| Arc::clone(hook));
+            let composition = self.composition(kind);
+            if let Some(composition) = composition.filter(|composition| composition.admits()) {
+                hook = Some(Arc::new(ComposedAdmission::new(Arc::clone(composition), client(kind))));
             }
-        }
-        all
+            let acts = composition.map(|composition| Acts::Composed(Arc::clone(composition)));
+            let acts = acts.or_else(|| Acts::of_builtin(&kind.reconciler));
+            if let Some(acts) = acts.filter(|_| kind.escalation == Escalation::Check) {
+                hook = Some(Arc::new(Guard::new(kind.name(), acts, reach(kind), asker.clone(), hook)));
+            }
+            Some((of, hook?))
+        };
+        self.config.kinds.iter().filter_map(hook).collect()
     }
 
     /// Types whose plural is what English has: kinds, what they make and what they read.

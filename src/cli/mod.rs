@@ -71,6 +71,13 @@ const EXIT_CODES: &str = "Exit codes:
   2   the command line or the configuration is wrong
   75  a term was lost while the configuration says `onLoss: Exit`; restart it";
 
+/// Yes or no, in an argument.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
 /// How a command prints its outcome.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {

@@ -10,10 +10,12 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use futures::StreamExt as _;
 use leasehold::{
     Leasehold, Replica,
+    config::Kind,
+    kinds::reach::Reach,
     ops::{
         http::{self, Limits},
         metrics::Metrics,
@@ -35,7 +37,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DEPOSED, Failure,
+    DEPOSED, Failure, Switch,
     load::{Loaded, load},
     logging,
 };
@@ -69,13 +71,6 @@ pub(super) struct Options {
     /// The container's termination log: Kubernetes copies it to the Pod's status when this process has ended
     #[arg(long, env, value_name = "PATH", default_value = "/dev/termination-log")]
     termination_log: PathBuf,
-}
-
-/// Yes or no, in an argument.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Switch {
-    On,
-    Off,
 }
 
 /// How long an answer that is being written at the end may take. The process has nothing else to wait for by then.
@@ -225,9 +220,13 @@ async fn replica(
     );
     let bounds = Bounds::new(&loaded.config.timings);
     let connections = Connections::load(cluster, bounds).await.context("failed to load the credentials")?;
+    let mut settings = loaded.config.webhooks.clone();
+    settings.address = options.http.ip();
+    settings.enabled = options.webhooks.map_or(settings.enabled, |switch| switch == Switch::On);
+    let reach = |kind: &Kind| Reach::of(kind, &loaded.config, settings.enabled, &replica.pod_namespace);
     // What the kinds of one account see, they share.
     let mut watches = BTreeMap::new();
-    let reconcilers = loaded.reconcilers(|kind| {
+    let reconcilers = loaded.reconcilers(reach, |kind| {
         let account = Account::of(kind, &replica.pod_namespace);
         let open = || {
             // The client's own tasks belong to the runtime that the work runs on.
@@ -236,14 +235,11 @@ async fn replica(
         };
         watches.entry(account.clone()).or_insert_with(open).clone()
     });
-    let hooks = loaded.webhooks(|kind| {
+    let hooks = loaded.webhooks(reach, |kind| {
         let account = Account::of(kind, &replica.pod_namespace)?;
         let _entered = work.enter();
         Some(connections.client_as(Some(&account)))
     });
-    let mut settings = loaded.config.webhooks.clone();
-    settings.address = options.http.ip();
-    settings.enabled = options.webhooks.map_or(settings.enabled, |switch| switch == Switch::On);
     let mut leasehold = Leasehold::new(loaded.config).observed_by(status.clone(), metrics.clone()).work_on(work);
     let mut serving = None;
     if settings.enabled {

@@ -22,7 +22,7 @@ pub(crate) mod tree {
     };
 }
 
-use std::{collections::HashMap, net::IpAddr, time::Duration};
+use std::{collections::HashMap, fmt, net::IpAddr, time::Duration};
 
 pub(crate) use read::{is_dns_label, is_subdomain};
 
@@ -80,6 +80,50 @@ pub struct Configuration {
     pub kinds: Vec<Kind>,
     /// Whether and how webhooks are served.
     pub webhooks: WebhookSettings,
+    /// What objects may have a kind act on where no webhook asks what their authors may do.
+    pub without_webhooks: WithoutWebhooks,
+}
+
+/// What objects may have a kind act on where no webhook asks what their authors may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WithoutWebhooks {
+    /// The types, in the order of the file.
+    pub types: Vec<GroupKind>,
+}
+
+impl Default for WithoutWebhooks {
+    fn default() -> Self {
+        let of = |kind: &str, group: &str| GroupKind { group: group.to_owned(), kind: kind.to_owned() };
+        Self { types: vec![of("Job", "batch"), of("Pod", ""), of("ConfigMap", "")] }
+    }
+}
+
+/// A type in whatever version.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupKind {
+    /// API group; empty for the core group.
+    pub group: String,
+    /// Kind in CamelCase.
+    pub kind: String,
+}
+
+impl fmt::Display for GroupKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.group.as_str() {
+            "" => f.write_str(&self.kind),
+            group => write!(f, "{}.{group}", self.kind),
+        }
+    }
+}
+
+/// Whether the author of an object must be allowed what the object has its kind do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Escalation {
+    /// Webhooks ask; where none are served, objects reach no further than [`WithoutWebhooks`] says.
+    #[default]
+    Check,
+    /// Authors of objects have what the kind's account has, on purpose.
+    Trust,
 }
 
 /// Whether and how webhooks are served.
@@ -256,6 +300,8 @@ pub struct Kind {
     pub composition: Option<String>,
     /// The ServiceAccount that it acts as, in the replicas' namespace; `None`: their own.
     pub service_account: Option<String>,
+    /// Whether the authors of its objects must be allowed what these have it do.
+    pub escalation: Escalation,
 }
 
 impl Kind {
@@ -277,6 +323,7 @@ impl Kind {
             reconciler: String::new(),
             composition: None,
             service_account: None,
+            escalation: Escalation::default(),
         };
         Self { lease_name: kind.name().to_ascii_lowercase(), ..kind }
     }

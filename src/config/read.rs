@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Certificate, Configuration, Election, Errors, Kind, LONGEST_LEASE, LockKind, Offer, OnLoss, Placement, Rebalance,
-    StandbyMode, Timings, WebhookSettings,
+    Certificate, Configuration, Election, Errors, Escalation, GroupKind, Kind, LONGEST_LEASE, LockKind, Offer, OnLoss,
+    Placement, Rebalance, StandbyMode, Timings, WebhookSettings, WithoutWebhooks,
     duration::show,
     errors::Gathered,
     groups::{self, Entry},
@@ -68,6 +68,8 @@ pub(super) const ISSUERS: [(&str, bool); 2] = [("Leasehold", true), ("External",
 pub(super) const LOCKS: [(&str, LockKind); 3] =
     [("Lease", LockKind::Lease), ("ConfigMap", LockKind::ConfigMap), ("ConfigMapsLeases", LockKind::ConfigMapsLeases)];
 
+pub(super) const ESCALATIONS: [(&str, Escalation); 2] = [("Check", Escalation::Check), ("Trust", Escalation::Trust)];
+
 pub(super) const LABEL_MAX: usize = 63;
 pub(super) const SUBDOMAIN_MAX: usize = 253;
 
@@ -107,6 +109,7 @@ fn top(root: &Node, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Con
     let defaults = defaults(&mut section, errors);
     let kinds = kinds(&mut section, defaults, reconcilers, &election, errors);
     let webhooks = webhooks(&mut section, errors);
+    let without_webhooks = without_webhooks(&mut section, errors);
     section.finish(errors);
     Configuration {
         instance,
@@ -118,6 +121,7 @@ fn top(root: &Node, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Con
         on_loss,
         kinds,
         webhooks,
+        without_webhooks,
     }
 }
 
@@ -356,6 +360,45 @@ fn webhooks(top: &mut Section<'_>, errors: &mut Gathered<'_>) -> WebhookSettings
     }
 }
 
+fn without_webhooks(top: &mut Section<'_>, errors: &mut Gathered<'_>) -> WithoutWebhooks {
+    let default = WithoutWebhooks::default();
+    let Some(mut section) = top.section("withoutWebhooks", errors) else { return default };
+    let path = section.path_of("types");
+    let types = section.take("types");
+    section.finish(errors);
+    let Some(node) = types else { return default };
+    let Value::List(list) = &node.value else {
+        errors.add(node.at, &path, format!("expected a list such as [Job.batch, Pod], found {}", node.describe()));
+        return default;
+    };
+    let mut types = Vec::new();
+    for (number, node) in list.iter().enumerate() {
+        let path = format!("{path}[{number}]");
+        let Value::Text(text) = &node.value else {
+            errors.add(node.at, &path, format!("expected text such as Job.batch, found {}", node.describe()));
+            continue;
+        };
+        match group_kind(text) {
+            None => {
+                let message = format!(
+                    "`{text}` is no type: write <Kind>.<group> such as `Job.batch`, or the kind alone for the core group, such as `Pod`"
+                );
+                errors.add(node.at, &path, message);
+            }
+            Some(of) if types.contains(&of) => errors.add(node.at, &path, format!("`{of}` stands twice; remove one")),
+            Some(of) => types.push(of),
+        }
+    }
+    WithoutWebhooks { types }
+}
+
+/// `<Kind>.<group>`, or the kind alone for the core group.
+fn group_kind(text: &str) -> Option<GroupKind> {
+    let (kind, group) = text.split_once('.').map_or((text, None), |(kind, group)| (kind, Some(group)));
+    let is_valid = is_kind(kind) && group.is_none_or(is_subdomain);
+    is_valid.then(|| GroupKind { group: group.unwrap_or_default().to_owned(), kind: kind.to_owned() })
+}
+
 fn certificate(webhooks: &mut Section<'_>, errors: &mut Gathered<'_>) -> (Option<Duration>, Certificate) {
     let Some(mut section) = webhooks.section("certificate", errors) else { return (None, Certificate::Own) };
     let issuer = section.choice("issuer", &ISSUERS, errors);
@@ -475,6 +518,7 @@ fn kind(
     let lock_at = section.place("lock");
     let lock = section.choice("lock", &LOCKS, errors);
     let service_account = service_account(&mut section, errors);
+    let escalation = section.choice("escalation", &ESCALATIONS, errors);
     let reconciler = reconciler(&mut section, reconcilers, errors);
     section.not_yet("election", errors);
     section.not_yet("onLoss", errors);
@@ -490,6 +534,7 @@ fn kind(
         standby: load.standby,
         plural,
         service_account,
+        escalation: escalation.unwrap_or_default(),
         ..Kind::new(group, version, kind.value)
     };
     let alone = lease.is_none() && lease_group.is_none() && *election == Election::PerKind;
@@ -562,10 +607,7 @@ pub(crate) fn kind_name<'n>(section: &mut Section<'n>, errors: &mut Gathered<'_>
         }
         return None;
     };
-    let valid = found.value.len() <= LABEL_MAX
-        && found.value.starts_with(|c: char| c.is_ascii_uppercase())
-        && found.value.chars().all(|c| c.is_ascii_alphanumeric());
-    if !valid {
+    if !is_kind(found.value) {
         let message = format!(
             "`{}` is no kind: CamelCase, letters and digits, at most {LABEL_MAX}, as in the objects' `kind:`",
             found.value
@@ -574,6 +616,12 @@ pub(crate) fn kind_name<'n>(section: &mut Section<'n>, errors: &mut Gathered<'_>
         return None;
     }
     Some(found)
+}
+
+fn is_kind(text: &str) -> bool {
+    text.len() <= LABEL_MAX
+        && text.starts_with(|c: char| c.is_ascii_uppercase())
+        && text.chars().all(|c| c.is_ascii_alphanumeric())
 }
 
 /// What a CRD has as `spec.names.plural`.

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::read::{
-    CAPACITIES, CONCURRENCIES, ISSUERS, LABEL_MAX, LOCKS, MODES, ON_LOSSES, PORTS, REBALANCES, STANDBYS, SUBDOMAIN_MAX,
-    WEIGHTS,
+    CAPACITIES, CONCURRENCIES, ESCALATIONS, ISSUERS, LABEL_MAX, LOCKS, MODES, ON_LOSSES, PORTS, REBALANCES, STANDBYS,
+    SUBDOMAIN_MAX, WEIGHTS,
 };
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -30,6 +30,7 @@ pub fn configuration(builtin: &[&str]) -> Value {
         "group": {"type": "string", "maxLength": LABEL_MAX, "description": "Kinds of one group share a Lease: they start and stop together, on one replica."},
         "lock": lock("What that is the name of; all but Lease are for migrations."),
         "serviceAccount": {"type": "string", "maxLength": SUBDOMAIN_MAX, "description": "The ServiceAccount that the kind acts as, in the replicas' namespace; by default their own."},
+        "escalation": words(ESCALATIONS.map(|(word, _)| word).to_vec(), "Check: the author of an object must be allowed what the object has the kind do. Trust: authors have what the kind's account has."),
         "reconciler": {
             "type": "object",
             "description": "What reconciles it.",
@@ -80,6 +81,13 @@ pub fn configuration(builtin: &[&str]) -> Value {
                 "lifetime": duration("How long a certificate that leasehold makes is good."),
                 "files": {"type": "string", "description": "The folder of tls.crt and tls.key instead of the Secret."},
             }), &[]),
+        }), &[]),
+        "withoutWebhooks": object(json!({
+            "types": {
+                "type": "array",
+                "items": {"type": "string", "pattern": r"^[A-Z][A-Za-z0-9]*(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"},
+                "description": "The types that Propagations and ExpiryPolicies may act on where no webhook asks what their authors may do: Job.batch, Pod.",
+            },
         }), &[]),
         "kinds": {
             "type": "array",
@@ -211,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_schema_knows_every_field_that_the_reader_knows() {
-        let unknown = "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nleases: {x: 1}\nplacement: {x: 1}\ndefaults: {x: 1}\nwebhooks: {x: 1, certificate: {x: 1}}\nx: 1\nkinds:\n- {apiVersion: e.com/v1, kind: W, reconciler: {builtin: expiry, x: 1}, lease: {x: 1}, x: 1}\n";
+        let unknown = "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nleases: {x: 1}\nplacement: {x: 1}\ndefaults: {x: 1}\nwebhooks: {x: 1, certificate: {x: 1}}\nwithoutWebhooks: {x: 1}\nx: 1\nkinds:\n- {apiVersion: e.com/v1, kind: W, reconciler: {builtin: expiry, x: 1}, lease: {x: 1}, x: 1}\n";
         let errors = super::super::load("f.yaml", unknown, &["expiry"]).unwrap_err();
         let schema = configuration(&["expiry"]);
         let mut sections = 0;
@@ -231,6 +239,6 @@ mod tests {
             }
             sections += 1;
         }
-        assert_eq!(sections, 9);
+        assert_eq!(sections, 10);
     }
 }

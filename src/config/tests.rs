@@ -544,6 +544,36 @@ fn webhooks_are_off_unless_they_stand_in_the_file() {
 }
 
 #[test]
+fn types_without_webhooks_and_escalation_have_defaults_that_are_safe() {
+    let names = |lines: &str| {
+        let types = read(&format!("{GOOD}{lines}\n")).unwrap().without_webhooks.types;
+        types.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let default = ["Job.batch", "Pod", "ConfigMap"];
+    assert_eq!(names(""), default);
+    assert_eq!(names("withoutWebhooks: {}"), default);
+    assert_eq!(names("withoutWebhooks: {types: []}"), [""; 0]);
+    assert_eq!(names("withoutWebhooks: {types: [Secret, Widget.e.com]}"), ["Secret", "Widget.e.com"]);
+    let kind = |more: &str| {
+        let text = GOOD.replace("kind: Widget", &format!("kind: Widget{more}"));
+        read(&text).unwrap().kinds[0].escalation
+    };
+    assert_eq!(kind(""), Escalation::Check);
+    assert_eq!(kind("\n  escalation: Check"), Escalation::Check);
+    assert_eq!(kind("\n  escalation: Trust"), Escalation::Trust);
+    for (lines, expected) in [
+        ("withoutWebhooks: {types: Pod}", "7:26 withoutWebhooks.types: expected a list such as [Job.batch, Pod]"),
+        ("withoutWebhooks: {types: [pods]}", "7:27 withoutWebhooks.types[0]: `pods` is no type: write <Kind>.<group>"),
+        ("withoutWebhooks: {types: [Pod, Job.Batch]}", "7:32 withoutWebhooks.types[1]: `Job.Batch` is no type"),
+        ("withoutWebhooks: {types: [Pod, Pod]}", "7:32 withoutWebhooks.types[1]: `Pod` stands twice"),
+        ("withoutWebhooks: {types: [{}]}", "7:27 withoutWebhooks.types[0]: expected text such as Job.batch"),
+        ("withoutWebhooks: {type: [Pod]}", "7:19 withoutWebhooks.type: unknown field; known here: types"),
+    ] {
+        check_with(lines, expected);
+    }
+}
+
+#[test]
 fn what_is_wrong_with_webhooks_is_told_with_what_to_do() {
     for (lines, expected) in [
         ("webhooks: {enabled: maybe}", "7:21 webhooks.enabled: expected true or false"),

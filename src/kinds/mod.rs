@@ -1,8 +1,11 @@
 //! The built-in kinds.
 
+pub mod actions;
 pub mod compose;
 pub mod expiry;
+pub mod guard;
 pub mod propagation;
+pub mod reach;
 pub mod schedule;
 mod schema;
 
@@ -19,6 +22,7 @@ use kube::{
 use self::{
     expiry::{ExpiryPolicy, ExpiryReconciler},
     propagation::{Propagation, PropagationReconciler},
+    reach::Reach,
     schedule::{ScaleSchedule, ScaleScheduleV1Beta1, ScheduleConversion, ScheduleReconciler},
 };
 use crate::{
@@ -46,16 +50,21 @@ impl Builtin {
     }
 }
 
-/// All built-in reconcilers.
+/// All built-in reconcilers, as far as objects reach where no webhooks are served.
 pub fn builtin() -> Vec<Builtin> {
+    builtin_within(|_| Reach::default())
+}
+
+/// All built-in reconcilers, each with how far the objects of its kind reach; that is asked for by its name.
+pub fn builtin_within(reach: impl Fn(&'static str) -> Reach) -> Vec<Builtin> {
     vec![
-        Builtin::of::<Propagation>("propagation", PropagationReconciler::default()),
-        Builtin::of::<ExpiryPolicy>("expiry", ExpiryReconciler::default()),
-        Builtin::of::<ScaleSchedule>("scale-schedule", ScheduleReconciler::default()),
+        Builtin::of::<Propagation>("propagation", PropagationReconciler::default().within(reach("propagation"))),
+        Builtin::of::<ExpiryPolicy>("expiry", ExpiryReconciler::default().within(reach("expiry"))),
+        Builtin::of::<ScaleSchedule>("scale-schedule", ScheduleReconciler::default().within(reach("scale-schedule"))),
     ]
 }
 
-/// The webhooks of the built-in kinds.
+/// The webhooks that built-in kinds have of their own.
 pub fn webhooks() -> Vec<(Of, Arc<dyn Webhook>)> {
     let schedule = ScaleSchedule::crd().spec;
     vec![(Of::new(schedule.group, schedule.names.kind, schedule.names.plural), Arc::new(ScheduleConversion))]

@@ -2,7 +2,8 @@
 //!
 //! A [`Webhook`] defaults, validates or converts the objects of one kind. [`Webhooks`] serves them over TLS:
 //! [`review`] decodes and encodes the reviews, [`server`] bounds what a client may cost, [`loader`] keeps the serving
-//! certificate that the others have made. That is made and renewed by a shard of its own, [`issuer`], whose steps
+//! certificate that the others have made. [`action`] is what an object would have its kind do, and [`ask`] asks whether its
+//! author may. The certificate is made and renewed by a shard of its own, [`issuer`], whose steps
 //! [`rotation`] decides and whose certificates [`certificate`] makes and judges.
 //!
 //! ```no_run
@@ -36,6 +37,8 @@
 //! # }
 //! ```
 
+pub mod action;
+pub mod ask;
 pub mod certificate;
 pub mod issuer;
 pub mod loader;

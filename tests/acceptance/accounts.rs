@@ -11,17 +11,15 @@ use leasehold::replica::{
     connections::{Account, Bounds, Connections},
     preflight::{Obstacle, Preflight, Subject, Verdict},
 };
-use serde_json::json;
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::{
-    composed::is,
     preflight::{kind, verdict},
     shipped::{Installation, NAMESPACE},
     stage::{Stage, ensure, play, plural},
 };
 
-/// The audit log names the account of the kind in every write, and a policy is refused what another kind may do.
+/// The audit log names the account of the kind in every write.
 pub async fn shipped(installation: &Installation) -> Result<()> {
     let replicas = format!("system:serviceaccount:{NAMESPACE}:leasehold");
     let prefix = format!("system:serviceaccount:{NAMESPACE}:leasehold-");
@@ -45,36 +43,6 @@ pub async fn shipped(installation: &Installation) -> Result<()> {
     }
     ensure(!acted.contains(&("tenant".to_owned(), "deployments".to_owned())), || format!("{acted:?}"))?;
 
-    // A team with rights on policies alone would take down what is set over it.
-    let namespace = "accounts-wall";
-    let space = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
-    installation.cluster.apply(&space.to_string()).await?;
-    let quota = json!({
-        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "wall", "namespace": namespace},
-        "spec": {"hard": {"pods": "1"}},
-    });
-    installation.cluster.apply(&quota.to_string()).await?;
-    for (version, target) in [
-        ("v1", "ResourceQuota"),
-        ("v1", "Secret"),
-        ("v1", "LimitRange"),
-        ("v1", "Service"),
-        ("apps/v1", "Deployment"),
-        ("networking.k8s.io/v1", "NetworkPolicy"),
-    ] {
-        let name = target.to_lowercase();
-        let policy = json!({
-            "apiVersion": "leasehold.dev/v1alpha1", "kind": "ExpiryPolicy",
-            "metadata": {"name": name, "namespace": namespace},
-            "spec": {"target": {"apiVersion": version, "kind": target}, "ttl": "1m", "dryRun": false},
-        });
-        installation.cluster.apply(&policy.to_string()).await?;
-        let path = ["expirypolicy", &name, "-n", namespace];
-        let told =
-            installation.becomes(&format!("{target} is refused"), &path, is("Ready", "False", "Forbidden")).await?;
-        ensure(told.to_string().contains("leasehold-expirypolicy"), || format!("it names the account: {told}"))?;
-    }
-    installation.cluster.kubectl(&["delete", "namespace", namespace, "--wait=false"]).await?;
     Ok(())
 }
 

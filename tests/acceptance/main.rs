@@ -14,6 +14,7 @@ mod composed;
 mod composed_rows;
 mod contend;
 mod contested;
+mod escalation;
 mod faults;
 mod foreign;
 mod grey;

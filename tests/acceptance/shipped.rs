@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::{
-    accounts, composed,
+    accounts, composed, escalation,
     program::Said,
     rails,
     stage::{PATIENCE, ensure, kubelet, pod_of},
@@ -122,6 +122,7 @@ async fn the_shipped_manifests_run_share_their_kinds_and_survive() -> Result<()>
     typed_rows::schedules(&installation).await?;
     accounts::shipped(&installation).await?;
     rails::shipped(&installation).await?;
+    escalation::without_webhooks(&installation).await?;
     says_what_is_wrong_with_an_object(&installation).await?;
     hands_over(&installation).await?;
     survives_a_crash(&installation).await?;
@@ -194,7 +195,7 @@ async fn says_what_is_wrong_with_an_object(installation: &Installation) -> Resul
         "a Propagation without targets was stored".to_owned()
     })?;
     // What only the cluster can tell is a condition and an event.
-    let unknown = "{apiVersion: leasehold.dev/v1alpha1, kind: ExpiryPolicy, metadata: {name: unknown, namespace: default}, spec: {target: {apiVersion: example.com/v1, kind: NoSuchKind}, ttl: 24h}}";
+    let unknown = "{apiVersion: leasehold.dev/v1alpha1, kind: ExpiryPolicy, metadata: {name: unknown, namespace: default}, spec: {target: {apiVersion: v7, kind: Pod}, ttl: 24h}}";
     installation.cluster.apply(unknown).await?;
     let policy = || installation.object(&["expirypolicy", "unknown", "-n", "default"]);
     let said = |policy: &Value| {

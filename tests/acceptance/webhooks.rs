@@ -40,14 +40,14 @@ const NAME: &str = "leasehold-webhooks";
 /// A change of certificates: the API servers get five seconds to see the new authority.
 const ROTATION: Duration = Duration::from_secs(120);
 
-struct Stage {
-    cluster: Cluster,
+pub struct Stage {
+    pub cluster: Cluster,
     _kubelet: Kubelet,
     client: Client,
 }
 
 impl Stage {
-    async fn set() -> Result<Self> {
+    pub async fn set() -> Result<Self> {
         let cluster = Cluster::start().await?;
         let images = [("leasehold".to_owned(), PathBuf::from(env!("CARGO_BIN_EXE_leasehold")))].into();
         let kubelet = cluster.start_kubelet(KubeletOptions { nodes: 3, images, ..KubeletOptions::default() }).await?;
@@ -65,7 +65,7 @@ impl Stage {
         self.cluster.kubectl(&status).await.map(drop)
     }
 
-    fn api(&self, version: &str, kind: &str, namespace: Option<&str>) -> Api<DynamicObject> {
+    pub fn api(&self, version: &str, kind: &str, namespace: Option<&str>) -> Api<DynamicObject> {
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
         match namespace {
@@ -93,6 +93,7 @@ impl Stage {
         let admission = "admissionregistration.k8s.io/v1";
         for (version, kind, name, at) in [
             (admission, "ValidatingWebhookConfiguration", NAME, "/webhooks/0/clientConfig/caBundle"),
+            (admission, "ValidatingWebhookConfiguration", NAME, "/webhooks/1/clientConfig/caBundle"),
             (admission, "MutatingWebhookConfiguration", NAME, "/webhooks/0/clientConfig/caBundle"),
             (
                 "apiextensions.k8s.io/v1",
@@ -109,7 +110,7 @@ impl Stage {
         Ok(is_settled.then_some(chain))
     }
 
-    async fn settles(&self, what: &str, unlike: Option<&str>) -> Result<String> {
+    pub async fn settles(&self, what: &str, unlike: Option<&str>) -> Result<String> {
         let is_new = |chain: &Option<String>| chain.is_some() && chain.as_deref() != unlike;
         eventually(what, ROTATION, || self.settled(), is_new).await?.context("it has settled")
     }

@@ -10,6 +10,7 @@ use serde_json::{Map, Value as Json};
 use super::{
     cel::{Evaluation, Name, Unknown},
     composition::{Child, Composition, RBAC},
+    footprint::role_resource,
     template::{Failed, Template},
 };
 use crate::{
@@ -36,12 +37,8 @@ impl Compose for Composition {
     fn rights(&self) -> Vec<Access> {
         let roles = self.children.iter().filter_map(|child| child.binds.clone());
         let bind = |(resource, name): (&'static str, String)| Access::new("bind", RBAC, resource).named(name);
-        let written = self.children.iter().filter(|child| child.of.group == RBAC);
-        let escalate = written.filter_map(|child| match child.of.kind.as_str() {
-            "Role" => Some(Access::new("escalate", RBAC, "roles")),
-            "ClusterRole" => Some(Access::new("escalate", RBAC, "clusterroles")),
-            _ => None,
-        });
+        let written = self.children.iter().filter_map(|child| role_resource(&child.of));
+        let escalate = written.map(|resource| Access::new("escalate", RBAC, resource));
         roles.map(bind).chain(escalate).collect()
     }
 

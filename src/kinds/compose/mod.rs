@@ -1,13 +1,15 @@
 //! Kinds that are composed: a file of templates says which children an object shall have, and no program is written.
 //!
 //! [`composition`] is the file, [`template`] a tree with expressions at its leaves, [`cel`] the expressions,
-//! [`admission`] says what is filled in and refused before an object is stored, [`reach`] how far the children reach,
-//! [`evaluate`] makes of an object the children that it shall have. What carries that out is the engine, [`crate::reconcile::children`].
+//! [`admission`] says what is filled in and refused before an object is stored, [`reach`] how far the children of all objects
+//! reach, [`footprint`] where those of one can be, [`evaluate`] makes of an object the children that it shall have. What
+//! carries that out is the engine, [`crate::reconcile::children`].
 
 mod admission;
 mod cel;
 mod composition;
 mod evaluate;
+mod footprint;
 mod reach;
 mod template;
 
@@ -16,3 +18,4 @@ mod tests;
 
 pub use admission::ComposedAdmission;
 pub use composition::Composition;
+pub(in crate::kinds) use footprint::{Print, role_resource};

@@ -538,3 +538,79 @@ mod admission {
         assert!(found.len() == 1 && found[0].contains("are of admission only"), "{found:#?}");
     }
 }
+
+/// Where children can be is told from the object alone, and holds for each that is ever made of it.
+mod footprint {
+    use super::*;
+    use crate::{kinds::compose::Print, webhooks::action::Place};
+
+    /// A child in each way in which a namespace can be said, and chosen.
+    const ODD: &str = "related: [{id: maps, apiVersion: v1, kind: ConfigMap, namespace: x}]\nchildren:\n\
+        - id: first\n  template: {apiVersion: v1, kind: Service, metadata: {name: a, namespace: \"${parent.spec.to}\"}}\n\
+        - id: second\n  template: {apiVersion: v1, kind: Secret, metadata: {name: b, namespace: \"${children.first.status.ns}\"}}\n\
+        - id: third\n  includeWhen: [\"${has(parent.status)}\"]\n  template: {apiVersion: v1, kind: Pod, metadata: {name: c}}\n\
+        - id: fourth\n  forEach: \"${related.maps}\"\n  template: {apiVersion: batch/v1, kind: Job, metadata: {name: \"n-${index}\", namespace: \"${each.ns}\"}}\n\
+        - id: fifth\n  forEach: \"${parent.spec.all}\"\n  includeWhen: [\"${parent.spec.yes}\"]\n  template: {apiVersion: v1, kind: Event, metadata: {name: \"n-${index}\", namespace: \"${each}\"}}\n";
+
+    fn shipped(file: &str) -> Composition {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(file);
+        Composition::read(file, &std::fs::read_to_string(path).unwrap()).unwrap()
+    }
+
+    fn spec() -> impl Strategy<Value = Json> {
+        let owners = prop::collection::vec("[a-z]{1,3}", 0..3);
+        let words = prop::collection::vec("[a-z]{1,3}", 0..3);
+        let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+        ("[a-z]{1,3}", words, owners, flags).prop_map(|(to, all, owners, (host, scale, wall, yes))| {
+            let owners: Vec<_> = owners.iter().map(|name| json!({"kind": "User", "name": name})).collect();
+            let mut spec = json!({"image": "x", "to": to, "all": all, "owners": owners, "yes": yes});
+            let mut say = |is: bool, field: &str, value: Json| {
+                if is {
+                    spec[field] = value
+                }
+            };
+            say(host, "host", json!("a.b"));
+            say(host, "quota", json!({"pods": "1"}));
+            say(scale, "autoscale", json!({"min": 1, "max": 2, "cpu": 50}));
+            say(scale, "limits", json!({}));
+            say(wall, "isolation", json!("None"));
+            spec
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_child_lies_where_it_was_foretold(
+            spec in spec(), which in 0..3_usize, ns in "[a-z]{1,3}", maps in prop::collection::vec("[a-z]{1,3}", 0..3), status in any::<bool>(),
+        ) {
+            let composition = match which {
+                0 => shipped("webapp.yaml"),
+                1 => shipped("tenant.yaml"),
+                _ => read(ODD),
+            };
+            let mut metadata = json!({"name": "o"});
+            if which != 1 {
+                metadata["namespace"] = json!("home");
+            }
+            let mut parent = json!({"apiVersion": "e.com/v1", "kind": "O", "metadata": metadata, "spec": spec});
+            let foretold = composition.footprint(&parent, &|of| Some(of.kind != "Namespace")).unwrap();
+            if status {
+                parent["status"] = json!({});
+            }
+            let related = maps.iter().map(|ns| Arc::new(json!({"ns": ns}))).collect();
+            let mut world = World { related: [("maps".to_owned(), related)].into(), ..World::default() };
+            let mut made = 0;
+            for _ in 0..5 {
+                let composed = world.compose(&composition, &parent).unwrap();
+                for child in &composed.children {
+                    let own = child.key.namespace.clone().map_or(Place::Cluster, Place::Namespace);
+                    let lies = |print: &Print| print.of == child.key.of && (print.place == own || print.place == Place::Anywhere);
+                    prop_assert!(foretold.iter().any(lies), "{} of {}: {:?}", child.key, parent, foretold);
+                }
+                made = composed.children.len();
+                world.apply(&composed, &json!({"ns": ns, "phase": "Active", "hard": {}}));
+            }
+            prop_assert!(made > 0);
+        }
+    }
+}

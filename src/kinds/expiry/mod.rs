@@ -5,7 +5,7 @@
 //! Targets are listed in each pass and not watched: a pass is due when the next object expires, and often enough that none appears and expires in between.
 //! So a policy costs one metadata list now and then, and no memory, whatever it applies to.
 
-mod plan;
+pub(super) mod plan;
 mod report;
 mod target;
 mod types;
@@ -22,7 +22,10 @@ pub use types::{DeletePropagation, ExpiryPolicy, ExpiryPolicySpec, ExpiryPolicyS
 
 use self::report::Outcome;
 use crate::{
-    kinds::access,
+    kinds::{
+        access,
+        reach::{OUT_OF_REACH, Reach},
+    },
     reconcile::{
         clock::{Clock, WallClock},
         controller::{Again, Controller},
@@ -40,12 +43,19 @@ const UNKNOWN: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct ExpiryReconciler {
     clock: Arc<dyn Clock>,
+    reach: Reach,
 }
 
 impl ExpiryReconciler {
     /// Compares the times of objects with `clock`, which should agree with the API server's.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock }
+        Self { clock, reach: Reach::default() }
+    }
+
+    /// Sets how far policies reach.
+    #[must_use]
+    pub fn within(self, reach: Reach) -> Self {
+        Self { reach, ..self }
     }
 }
 
@@ -57,11 +67,11 @@ impl Default for ExpiryReconciler {
 
 impl ExpiryReconciler {
     fn work(&self, standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
-        let clock = Arc::clone(&self.clock);
+        let (clock, reach) = (Arc::clone(&self.clock), self.reach.clone());
         let controller = Controller::new(Api::<ExpiryPolicy>::all(standby.client()), ());
         let seen = controller.seen();
         let begin = |term: Term| {
-            let pass = Pass::new(term, seen, clock);
+            let pass = Pass::new(term, seen, clock, reach);
             move |policy| pass.clone().reconcile(policy)
         };
         controller.run(standby, begin).map(Ok).boxed()
@@ -108,13 +118,14 @@ struct Pass {
     events: Arc<Events>,
     statuses: Arc<Statuses<ExpiryPolicy>>,
     clock: Arc<dyn Clock>,
+    reach: Reach,
 }
 
 impl Pass {
-    fn new(term: Term, seen: Seen<ExpiryPolicy>, clock: Arc<dyn Clock>) -> Self {
+    fn new(term: Term, seen: Seen<ExpiryPolicy>, clock: Arc<dyn Clock>, reach: Reach) -> Self {
         let events = Arc::new(Events::new(&term));
         let statuses = Arc::new(Statuses::new(term.clone(), Arc::clone(&events), seen));
-        Self { term, events, statuses, clock }
+        Self { term, events, statuses, clock, reach }
     }
 
     async fn reconcile(self, policy: Arc<ExpiryPolicy>) -> Result<Again, Error> {
@@ -131,6 +142,10 @@ impl Pass {
                 return Ok(None);
             }
         };
+        if let Err(words) = valid.within(&self.reach, &namespace) {
+            self.report(&policy, &Outcome::SpecInvalid { reason: OUT_OF_REACH, words }).await?;
+            return Ok(None);
+        }
 
         // client required
         let client = self.term.client();

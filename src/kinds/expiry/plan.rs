@@ -8,7 +8,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::core::{GroupVersionKind, Selector};
 
 use super::types::{DeletePropagation, ExpiryPolicySpec, From};
-use crate::reconcile::input;
+use crate::{kinds::reach::Reach, reconcile::input};
 
 /// The shortest life that a policy may give.
 const SHORTEST: Duration = Duration::from_secs(60);
@@ -33,8 +33,8 @@ const REFUSED: [(&str, &str); 9] = [
 
 /// A spec that means something.
 #[derive(Clone, Debug)]
-pub(super) struct Valid {
-    pub(super) target: GroupVersionKind,
+pub(in crate::kinds) struct Valid {
+    pub(in crate::kinds) target: GroupVersionKind,
     pub(super) selector: Selector,
     /// How long objects live; `None`: their annotation says.
     ttl: Option<Duration>,
@@ -46,7 +46,7 @@ pub(super) struct Valid {
 }
 
 /// Says what is wrong with a spec. The API server checks most of it already, but not for objects older than the rule.
-pub(super) fn validate(spec: &ExpiryPolicySpec) -> Result<Valid, String> {
+pub(in crate::kinds) fn validate(spec: &ExpiryPolicySpec) -> Result<Valid, String> {
     let ExpiryPolicySpec { target, ttl, from, annotation, dry_run, propagation, max_per_run, protect } = spec;
     let kind = input::gvk(&target.api_version, &target.kind).map_err(|wrong| format!("spec.target.{wrong}"))?;
     if REFUSED.contains(&(kind.group.as_str(), kind.kind.as_str())) {
@@ -72,6 +72,17 @@ pub(super) fn validate(spec: &ExpiryPolicySpec) -> Result<Valid, String> {
             .ok_or("spec.maxPerRun must be positive")?,
         protect: protect.as_ref().map(|protect| protect.annotation.clone()),
     })
+}
+
+impl Valid {
+    /// Whether a policy in that namespace reaches no further than it may.
+    ///
+    /// # Errors
+    /// Which field does, why it must not, and what to do.
+    pub(in crate::kinds) fn within(&self, reach: &Reach, namespace: &str) -> Result<(), String> {
+        reach.of_type(&self.target.group, &self.target.kind).map_err(|why| format!("spec.target.kind: {why}"))?;
+        reach.namespace(namespace).map_err(|why| format!("metadata.namespace: {why}"))
+    }
 }
 
 fn parse_ttl(text: &str) -> Result<Duration, String> {

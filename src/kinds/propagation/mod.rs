@@ -6,7 +6,7 @@
 //! Propagation to look at (a copy bears the name of its source, so the name tells); what a pass needs it reads from the API server.
 
 mod observe;
-mod plan;
+pub(super) mod plan;
 mod report;
 mod types;
 mod watches;
@@ -28,7 +28,10 @@ pub use types::{
 
 use self::{plan::Wanted, write::Done};
 use crate::{
-    kinds::access,
+    kinds::{
+        access,
+        reach::{OUT_OF_REACH, Reach},
+    },
     reconcile::{
         clock::{Clock, WallClock},
         controller::{Again, Controller},
@@ -42,12 +45,19 @@ use crate::{
 #[derive(Clone)]
 pub struct PropagationReconciler {
     clock: Arc<dyn Clock>,
+    reach: Reach,
 }
 
 impl PropagationReconciler {
     /// Takes the times of transitions from `clock`.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock }
+        Self { clock, reach: Reach::default() }
+    }
+
+    /// Sets how far Propagations reach.
+    #[must_use]
+    pub fn within(self, reach: Reach) -> Self {
+        Self { reach, ..self }
     }
 }
 
@@ -59,7 +69,7 @@ impl Default for PropagationReconciler {
 
 impl PropagationReconciler {
     fn work(&self, standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
-        let clock = Arc::clone(&self.clock);
+        let (clock, reach) = (Arc::clone(&self.clock), self.reach.clone());
         let client = standby.client();
         let controller = Controller::new(Api::<Propagation>::all(client.clone()), ());
         let seen = controller.seen();
@@ -73,7 +83,7 @@ impl PropagationReconciler {
         let begin = |term: Term| {
             let events = Arc::new(Events::new(&term));
             let statuses = Arc::new(Statuses::new(term.clone(), Arc::clone(&events), seen));
-            let pass = Pass { events, statuses, clock, namespaces, term };
+            let pass = Pass { events, statuses, clock, reach, namespaces, term };
             move |propagation| pass.clone().reconcile(propagation)
         };
         controller.run(standby, begin).map(Ok).boxed()
@@ -122,6 +132,7 @@ struct Pass {
     events: Arc<Events>,
     statuses: Arc<Statuses<Propagation>>,
     clock: Arc<dyn Clock>,
+    reach: Reach,
     namespaces: Store<PartialObjectMeta<Namespace>>,
 }
 
@@ -140,11 +151,15 @@ impl Pass {
         let valid = match plan::validate(&propagation.spec) {
             Ok(valid) => valid,
             Err(wrong) => {
-                self.report(&propagation, &report::Outcome::SpecInvalid(wrong)).await?;
+                self.report(&propagation, &report::Outcome::SpecInvalid("SpecInvalid", wrong)).await?;
                 return Ok(None);
             }
         };
-        let targets = plan::targets(&valid, watches::states(&self.namespaces));
+        if let Err(wrong) = valid.within(&self.reach) {
+            self.report(&propagation, &report::Outcome::SpecInvalid(OUT_OF_REACH, wrong)).await?;
+            return Ok(None);
+        }
+        let targets = plan::targets(&valid, &self.reach, watches::states(&self.namespaces));
 
         // client required
         let owner = observe::Owner::of(&propagation, &self.term);

@@ -11,15 +11,18 @@ use std::{
 use kube::core::{Selector, SelectorExt};
 
 use super::types::{OnConflict, OnSourceMissing, PropagationSpec, SourceKind};
-use crate::reconcile::{
-    apply::{Ownership, fnv1a},
-    input::{self, NamespaceName, ObjectName},
+use crate::{
+    kinds::reach::Reach,
+    reconcile::{
+        apply::{Ownership, fnv1a},
+        input::{self, NamespaceName, ObjectName},
+    },
 };
 
 /// A spec that means something.
 #[derive(Clone, Debug)]
-pub(super) struct Valid {
-    pub(super) source: Source,
+pub(in crate::kinds) struct Valid {
+    pub(in crate::kinds) source: Source,
     selector: Option<Selector>,
     named: BTreeSet<String>,
     exclude: BTreeSet<String>,
@@ -29,7 +32,7 @@ pub(super) struct Valid {
 }
 
 /// Says what is wrong with a spec. The API server checks most of it already, but not for objects older than the rule.
-pub(super) fn validate(spec: &PropagationSpec) -> Result<Valid, String> {
+pub(in crate::kinds) fn validate(spec: &PropagationSpec) -> Result<Valid, String> {
     let PropagationSpec { source, targets, keys, on_conflict, on_source_missing } = spec;
     let name = ObjectName::dns(&source.name).map_err(|wrong| format!("spec.source.name: {wrong}"))?;
     let namespace = namespace_name("source.namespace", &source.namespace)?;
@@ -64,10 +67,10 @@ fn namespace_name(field: &str, text: &str) -> Result<NamespaceName, String> {
 
 /// What is copied: its name stands in the path of every request for a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Source {
-    pub(super) kind: SourceKind,
-    pub(super) namespace: NamespaceName,
-    pub(super) name: ObjectName,
+pub(in crate::kinds) struct Source {
+    pub(in crate::kinds) kind: SourceKind,
+    pub(in crate::kinds) namespace: NamespaceName,
+    pub(in crate::kinds) name: ObjectName,
 }
 
 /// A namespace, as far as it matters here.
@@ -85,18 +88,18 @@ pub(super) struct Targets {
     pub(super) present: BTreeSet<String>,
     /// Targets listed by name that do not exist.
     pub(super) absent: BTreeSet<String>,
-    /// Namespaces that are going away with all they contain: nothing is done there.
-    pub(super) terminating: BTreeSet<String>,
+    /// Namespaces that are going away with all they contain, and those out of reach: nothing is done there.
+    pub(super) left_alone: BTreeSet<String>,
 }
 
-/// Where copies belong, given all namespaces.
-pub(super) fn targets(valid: &Valid, namespaces: impl IntoIterator<Item = NamespaceState>) -> Targets {
+/// Where copies belong, given all namespaces. A selector selects none that is out of reach.
+pub(super) fn targets(valid: &Valid, reach: &Reach, namespaces: impl IntoIterator<Item = NamespaceState>) -> Targets {
     let mut targets = Targets { absent: valid.named.clone(), ..Targets::default() };
     for namespace in namespaces {
         targets.absent.remove(&namespace.name);
         let selected = valid.selector.as_ref().is_some_and(|selector| selector.matches(&namespace.labels));
-        if namespace.terminating {
-            targets.terminating.insert(namespace.name);
+        if namespace.terminating || reach.namespace(&namespace.name).is_err() {
+            targets.left_alone.insert(namespace.name);
         } else if (selected || valid.named.contains(&namespace.name)) && !valid.bars(&namespace.name) {
             targets.present.insert(namespace.name);
         }
@@ -106,8 +109,27 @@ pub(super) fn targets(valid: &Valid, namespaces: impl IntoIterator<Item = Namesp
 }
 
 impl Valid {
+    /// Whether it reaches no further than it may, by what it names.
+    ///
+    /// # Errors
+    /// Which field does, why it must not, and what to do.
+    pub(in crate::kinds) fn within(&self, reach: &Reach) -> Result<(), String> {
+        let kind = format!("{:?}", self.source.kind);
+        reach.of_type("", &kind).map_err(|why| format!("spec.source.kind: {why}"))?;
+        reach.namespace(&self.source.namespace).map_err(|why| format!("spec.source.namespace: {why}"))?;
+        if let Some(why) =
+            self.named.iter().filter(|name| !self.bars(name)).find_map(|name| reach.namespace(name).err())
+        {
+            return Err(format!("spec.targets.namespaces: {why}"));
+        }
+        match self.on_conflict {
+            OnConflict::Overwrite => reach.overwriting().map_err(|why| format!("spec.onConflict: {why}")),
+            OnConflict::Skip => Ok(()),
+        }
+    }
+
     /// Whether the namespace is no target whatever names it.
-    fn bars(&self, namespace: &str) -> bool {
+    pub(in crate::kinds) fn bars(&self, namespace: &str) -> bool {
         *namespace == *self.source.namespace || self.exclude.contains(namespace)
     }
 }
@@ -273,7 +295,7 @@ pub(super) fn plan(valid: &Valid, wanted: &Wanted, targets: &Targets, children: 
         child.ownership == Ownership::Ours
             && child.applied_by_us
             && !child.deleting
-            && !targets.terminating.contains(&child.place.namespace)
+            && !targets.left_alone.contains(&child.place.namespace)
             // A copy that was made the source.
             && child.place != source
             && !stays(child)

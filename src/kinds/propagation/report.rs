@@ -20,8 +20,8 @@ const NAMED: usize = 3;
 /// What a pass came to.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// The spec means nothing, for this reason.
-    SpecInvalid(String),
+    /// The spec means nothing, or what must not be: the reason, and words.
+    SpecInvalid(&'static str, String),
     /// The plan was carried out.
     Done {
         source: SourceState,
@@ -49,9 +49,9 @@ pub(super) fn status(
         ..PropagationStatus::default()
     };
     match outcome {
-        Outcome::SpecInvalid(wrong) => {
-            conditions.set(SPEC_VALID, Truth::False, "SpecInvalid", wrong);
-            conditions.set(APPLIED, Truth::Unknown, "SpecInvalid", "");
+        Outcome::SpecInvalid(reason, wrong) => {
+            conditions.set(SPEC_VALID, Truth::False, reason, wrong);
+            conditions.set(APPLIED, Truth::Unknown, reason, "");
         }
         Outcome::Done { source, keeps, targets, done } => {
             conditions.set(SPEC_VALID, Truth::True, AS_EXPECTED, "");

@@ -15,7 +15,10 @@ use super::{
     types::OnConflict,
     write::{Done, policy},
 };
-use crate::reconcile::{apply::Ownership, conditions::not_ready, status::changed};
+use crate::{
+    kinds::reach::Reach,
+    reconcile::{apply::Ownership, conditions::not_ready, status::changed},
+};
 
 fn spec(overrides: serde_json::Value) -> PropagationSpec {
     let mut spec = json!({
@@ -103,16 +106,50 @@ fn targets_are_those_selected_and_named_without_those_excluded() {
         namespace("other", "b", false),
         namespace("going", "a", true),
     ];
-    let selected = targets(&valid(json!({})), all.clone());
-    let expected = Targets { present: set(["one"]), absent: set(["named"]), terminating: set(["going"]) };
+    let selected = targets(&valid(json!({})), &Reach::default(), all.clone());
+    let expected = Targets { present: set(["one"]), absent: set(["named"]), left_alone: set(["going"]) };
     assert_eq!(selected, expected);
 
     let named = valid(json!({"targets": {"namespaces": ["home", "other", "going", "gone", "no"], "exclude": ["no"]}}));
-    let expected = Targets { present: set(["other"]), absent: set(["gone"]), terminating: set(["going"]) };
-    assert_eq!(targets(&named, all.clone()), expected);
+    let expected = Targets { present: set(["other"]), absent: set(["gone"]), left_alone: set(["going"]) };
+    assert_eq!(targets(&named, &Reach::default(), all.clone()), expected);
 
     let everywhere = valid(json!({"targets": {"namespaceSelector": {}}}));
-    assert_eq!(targets(&everywhere, all).present, set(["one", "not-me", "other"]));
+    assert_eq!(targets(&everywhere, &Reach::default(), all).present, set(["one", "not-me", "other"]));
+}
+
+/// Part F2 of the review: what is out of reach is neither written nor cleaned up.
+#[test]
+fn a_selector_reaches_no_namespace_that_is_out_of_reach_and_what_is_there_stays() {
+    let everywhere = valid(json!({"targets": {"namespaceSelector": {}}}));
+    let all = ["one", "kube-system"].map(|name| NamespaceState {
+        name: name.to_owned(),
+        labels: BTreeMap::new(),
+        terminating: false,
+    });
+    let targets = targets(&everywhere, &Reach::default(), all);
+    assert_eq!((&targets.present, &targets.left_alone), (&set(["one"]), &set(["kube-system"])));
+    let wanted = content([("a", "1")]);
+    let copies = [copy("kube-system", &content([("a", "0")])), copy("elsewhere", &wanted)];
+    let plan = plan(&everywhere, &Wanted::Content(wanted), &targets, &copies);
+    assert_eq!((pruned(&plan), &*plan.create), (vec![("elsewhere", "settings")], &["one".to_owned()][..]));
+}
+
+#[test]
+fn what_reaches_too_far_is_told_by_field() {
+    let secret = json!({"kind": "Secret", "namespace": "a", "name": "b"});
+    let of_system = json!({"kind": "ConfigMap", "namespace": "kube-system", "name": "b"});
+    for (overrides, expected) in [
+        (json!({"source": secret}), "spec.source.kind: no webhooks are served here, and Secret is not in"),
+        (json!({"source": of_system}), "spec.source.namespace: no webhooks are served here, and kube-system is"),
+        (json!({"targets": {"namespaces": ["a", "kube-public"]}}), "spec.targets.namespaces: no webhooks"),
+        (json!({"onConflict": "Overwrite"}), "spec.onConflict: no webhooks are served here: write Skip, or ask"),
+    ] {
+        let wrong = valid(overrides.clone()).within(&Reach::default()).unwrap_err();
+        assert!(wrong.starts_with(expected), "{overrides}: {wrong}");
+    }
+    let excluded = json!({"targets": {"namespaces": ["a", "kube-public"], "exclude": ["kube-public"]}});
+    assert_eq!(valid(excluded).within(&Reach::default()), Ok(()));
 }
 
 #[test]
@@ -166,7 +203,7 @@ fn an_immutable_copy_is_replaced_only_if_it_must_change() {
 #[test]
 fn copies_that_no_longer_belong_are_pruned() {
     let wanted = content([("a", "1")]);
-    let targets = Targets { present: set(["one"]), terminating: set(["going"]), ..Targets::default() };
+    let targets = Targets { present: set(["one"]), left_alone: set(["going"]), ..Targets::default() };
     let place = |kind, name: &str| Place { kind, namespace: "one".to_owned(), name: name.to_owned() };
     let children = [
         copy("one", &wanted),
@@ -282,7 +319,7 @@ fn the_status_says_how_far_it_is() {
         (outcome(version(), absent.clone(), 1, &[("b", FailedReason::Invalid)]), 3, 1, 2, Some("TargetsFailed")),
         (outcome(SourceState::Missing, present(["a"]), 0, &[]), 1, 0, 0, Some("SourceMissing")),
         (outcome(SourceState::KeysMissing(vec!["k".into()]), present(["a"]), 0, &[]), 1, 0, 0, Some("KeyMissing")),
-        (Outcome::SpecInvalid("why".into()), 0, 0, 0, Some("SpecInvalid")),
+        (Outcome::SpecInvalid("SpecInvalid", "why".into()), 0, 0, 0, Some("SpecInvalid")),
     ] {
         let status = report(None, &outcome);
         assert_eq!((status.targets, status.synced, status.failed.len()), (targets, synced, failed), "{outcome:?}");
@@ -360,7 +397,7 @@ proptest! {
         source in 0..3_u8, delete in any::<bool>(),
     ) {
         let policy = valid(json!({"onSourceMissing": if delete { "Delete" } else { "Keep" }}));
-        let targets = Targets { present: targeted, terminating: set(["going"]), ..Targets::default() };
+        let targets = Targets { present: targeted, left_alone: set(["going"]), ..Targets::default() };
         let wanted = match source {
             0 => Wanted::Content(content([("a", "1")])),
             1 => Wanted::Missing,

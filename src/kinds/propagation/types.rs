@@ -16,7 +16,8 @@ use crate::{
 /// Copies one ConfigMap or Secret into other namespaces and keeps the copies like it.
 ///
 /// A copy bears the name of its source. A namespace that stops being a target loses its copy, and so do all with the Propagation.
-/// Whoever may create a Propagation may copy any Secret anywhere: treat that permission as you treat the Secrets.
+/// Where webhooks are served, its author must be allowed to read the source and to write in the targets. Where none are, it
+/// copies what the configuration allows: ConfigMaps, unless that says otherwise.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "leasehold.dev",

@@ -6,7 +6,7 @@
 //! rests on the version it was decided on, so that a pass over a stale object never takes the number of a window for what it was before.
 //! Outside of windows the target is its owner's.
 
-mod plan;
+pub(super) mod plan;
 mod report;
 mod target;
 mod types;
@@ -29,7 +29,10 @@ use self::{
     report::{Outcome, refusal},
 };
 use crate::{
-    kinds::access,
+    kinds::{
+        access,
+        reach::{OUT_OF_REACH, Reach},
+    },
     reconcile::{
         apply::field_manager,
         clock::{Clock, WallClock},
@@ -56,20 +59,27 @@ const PATIENCE: SignedDuration = SignedDuration::from_mins(10);
 #[derive(Clone)]
 pub struct ScheduleReconciler {
     clock: Arc<dyn Clock>,
+    reach: Reach,
 }
 
 impl ScheduleReconciler {
     /// Reads the time from `clock`.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock }
+        Self { clock, reach: Reach::default() }
+    }
+
+    /// Sets how far schedules reach.
+    #[must_use]
+    pub fn within(self, reach: Reach) -> Self {
+        Self { reach, ..self }
     }
 
     fn work(&self, standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
-        let clock = Arc::clone(&self.clock);
+        let (clock, reach) = (Arc::clone(&self.clock), self.reach.clone());
         let controller = Controller::new(Api::<ScaleSchedule>::all(standby.client()), ());
         let seen = controller.seen();
         let begin = |term: Term| {
-            let pass = Pass::new(term, seen, clock);
+            let pass = Pass::new(term, seen, clock, reach);
             move |schedule| pass.clone().reconcile(schedule)
         };
         controller.run(standby, begin).map(Ok).boxed()
@@ -125,13 +135,14 @@ struct Pass {
     events: Arc<Events>,
     statuses: Arc<Statuses<ScaleSchedule>>,
     clock: Arc<dyn Clock>,
+    reach: Reach,
 }
 
 impl Pass {
-    fn new(term: Term, seen: Seen<ScaleSchedule>, clock: Arc<dyn Clock>) -> Self {
+    fn new(term: Term, seen: Seen<ScaleSchedule>, clock: Arc<dyn Clock>, reach: Reach) -> Self {
         let events = Arc::new(Events::new(&term));
         let statuses = Arc::new(Statuses::new(term.clone(), Arc::clone(&events), seen));
-        Self { term, events, statuses, clock }
+        Self { term, events, statuses, clock, reach }
     }
 
     async fn reconcile(self, schedule: Arc<ScaleSchedule>) -> Result<Again, Error> {
@@ -148,6 +159,11 @@ impl Pass {
                 return Ok(None);
             }
         };
+        if let Err(why) = self.reach.namespace(&schedule.namespace().unwrap_or_default()) {
+            let wrong = (OUT_OF_REACH, format!("metadata.namespace: {why}"));
+            self.report(&schedule, &Outcome::SpecInvalid(wrong)).await?;
+            return Ok(None);
+        }
         let mut plan = plan::plan(now, &valid);
         if valid.suspend {
             plan = Plan { active: None, next: None };

@@ -18,9 +18,9 @@ const MINUTES_A_WEEK: u32 = 7 * MINUTES_A_DAY;
 
 /// A spec that means something.
 #[derive(Clone, Debug)]
-pub(super) struct Valid {
-    pub(super) target: GroupVersionKind,
-    pub(super) name: ObjectName,
+pub(in crate::kinds) struct Valid {
+    pub(in crate::kinds) target: GroupVersionKind,
+    pub(in crate::kinds) name: ObjectName,
     pub(super) suspend: bool,
     zone: TimeZone,
     slots: Vec<Slot>,
@@ -74,7 +74,7 @@ pub(super) struct Active {
 }
 
 /// Says what is wrong with a spec. The API server checks some of it already, but not for objects older than the rule.
-pub(super) fn validate(spec: &ScaleScheduleSpec) -> Result<Valid, String> {
+pub(in crate::kinds) fn validate(spec: &ScaleScheduleSpec) -> Result<Valid, String> {
     let ScaleScheduleSpec { target_ref, timezone, suspend, windows } = spec;
     let target = input::gvk(&target_ref.api_version, &target_ref.kind);
     let target = target.map_err(|wrong| format!("spec.targetRef.{wrong}"))?;
