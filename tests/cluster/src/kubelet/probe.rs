@@ -225,7 +225,7 @@ mod tests {
             "ports": [{"name": "http", "containerPort": port}],
             "startupProbe": check,
             "readinessProbe": check,
-            "livenessProbe": {"httpGet": {"port": port}, "periodSeconds": 1, "failureThreshold": 2},
+            "livenessProbe": {"httpGet": {"port": port}, "periodSeconds": 1, "failureThreshold": 4},
         }))
         .unwrap();
         let seen = Mutex::new(Vec::new());
