@@ -6,7 +6,10 @@
 use std::{
     cmp::Reverse,
     collections::{HashMap, VecDeque},
+    future::Future,
+    io,
     net::IpAddr,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,8 +17,17 @@ use std::{
     time::Duration,
 };
 
-use futures::future::AbortHandle;
-use tokio::time::Instant;
+use futures::{
+    StreamExt as _,
+    future::{AbortHandle, abortable},
+    stream::FuturesUnordered,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 /// Says whether a connection is of use: one that is not is closed first.
 #[derive(Clone, Debug, Default)]
@@ -95,6 +107,57 @@ impl Places {
     /// A connection has ended.
     pub(crate) fn leave(&mut self, number: u64) {
         self.open.retain(|place| place.number != number);
+    }
+}
+
+/// Serves each connection until `shutdown` resolves; then cancels `stop`, takes no new one, and waits for the last to end.
+/// `crowded` hears of each that is closed for a newer one. Dropping the future closes all connections.
+pub(crate) async fn serve_all<C: Future<Output = ()>>(
+    listener: TcpListener,
+    mut places: Places,
+    crowded: impl Fn(Crowded),
+    shutdown: impl Future<Output = ()>,
+    stop: &CancellationToken,
+    connection: impl Fn(TcpStream, IpAddr, Useful) -> C,
+) {
+    let mut shutdown = pin!(shutdown);
+    let mut open = FuturesUnordered::new();
+    loop {
+        let (stream, peer) = tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some((ended, _)) = open.next() => {
+                places.leave(ended);
+                continue;
+            }
+            accepted = accept(&listener) => accepted,
+        };
+        if let Some(why) = places.make_room(peer) {
+            crowded(why);
+        }
+        let useful = Useful::default();
+        let (connection, handle) = abortable(connection(stream, peer, useful.clone()));
+        let number = places.take(peer, useful, handle);
+        open.push(async move { (number, connection.await) });
+    }
+    drop(listener);
+    stop.cancel();
+    while open.next().await.is_some() {}
+}
+
+/// The next connection, and whose it is: what keeps one from being accepted passes.
+pub(super) async fn accept(listener: &TcpListener) -> (TcpStream, IpAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => return (stream, peer.ip().to_canonical()),
+            // The client has gone before it was its turn.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                // Such as too many open files: it passes when some are closed.
+                warn!("cannot accept connections: {error}");
+                sleep(Duration::from_secs(1)).await;
+            }
+        }
     }
 }
 

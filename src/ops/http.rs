@@ -21,7 +21,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use futures::{StreamExt as _, future::abortable, stream::FuturesUnordered};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
@@ -31,10 +30,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
-use tracing::warn;
 
 use super::{
-    connections::{Pace, Places, Useful},
+    connections::{Crowded, Pace, Places, Useful, serve_all},
     metrics::Metrics,
     status::{Peer, ShardState, ShardStatus, Status, Webhooks},
 };
@@ -116,48 +114,12 @@ pub async fn serve(
     metrics: Metrics,
     shutdown: impl Future<Output = ()>,
 ) {
-    let mut shutdown = pin!(shutdown);
-    let mut open = FuturesUnordered::new();
-    let mut places = Places::new(limits.connections, limits.of_a_peer);
+    let places = Places::new(limits.connections, limits.of_a_peer);
     let pace = Mutex::new(Pace::new(limits.burst, limits.per_second));
     let shared = Arc::new(Shared { router, limits, pace, metrics, stop: CancellationToken::new() });
-    loop {
-        let (stream, peer) = tokio::select! {
-            biased;
-            () = &mut shutdown => break,
-            Some((ended, _)) = open.next() => {
-                places.leave(ended);
-                continue;
-            }
-            accepted = accept(&listener) => accepted,
-        };
-        if let Some(crowded) = places.make_room(peer) {
-            shared.metrics.connection_closed("endpoints", crowded.name());
-        }
-        let useful = Useful::default();
-        let (connection, handle) = abortable(connection(stream, peer, Arc::clone(&shared), useful.clone()));
-        let number = places.take(peer, useful, handle);
-        open.push(async move { (number, connection.await) });
-    }
-    drop(listener);
-    shared.stop.cancel();
-    while open.next().await.is_some() {}
-}
-
-/// The next connection, and whose it is: what keeps one from being accepted passes.
-pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, IpAddr) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => return (stream, peer.ip().to_canonical()),
-            // The client has gone before it was its turn.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                // Such as too many open files: it passes when some are closed.
-                warn!("cannot accept connections: {error}");
-                sleep(Duration::from_secs(1)).await;
-            }
-        }
-    }
+    let crowded = |why: Crowded| shared.metrics.connection_closed("endpoints", why.name());
+    let connection = |stream, peer, useful| connection(stream, peer, Arc::clone(&shared), useful);
+    serve_all(listener, places, crowded, shutdown, &shared.stop, connection).await;
 }
 
 /// Serves one connection to its end; what ends it is its client's affair.
@@ -349,6 +311,7 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
+    use crate::ops::connections::accept;
 
     struct Replica {
         status: Status,

@@ -168,7 +168,7 @@ impl Meter {
         self.inner.listed.1.store(of, Ordering::Relaxed);
     }
 
-    /// So many objects has nobody looked at since the term began.
+    /// So many objects were not looked at since the term began.
     pub fn unswept(&self, count: usize) {
         self.inner.unswept.store(count, Ordering::Relaxed);
     }
@@ -484,7 +484,7 @@ mod tests {
             assert!(shown.iter().any(|found| found == line), "{line} is missing from\n{}", shown.join("\n"));
         }
         drop(metered);
-        // Whoever still holds the meter shows nothing.
+        // A meter that is still held shows nothing.
         meter.wrote("patch", "ok");
         assert_eq!(lines(&metrics), Vec::<String>::new());
     }

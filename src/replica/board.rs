@@ -206,7 +206,7 @@ impl LockWatch {
                 said = Some(error);
             }
             self.tell(Shown::LockFailed(self.name.clone()));
-            tokio::time::sleep(Duration::from_millis(fastrand::u64(500..1500))).await;
+            tokio::time::sleep(about(AGAIN)).await;
         }
     }
 

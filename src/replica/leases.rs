@@ -267,14 +267,27 @@ impl Leases {
         now: MicroTime,
     ) -> Result<Lease, Answer> {
         let is_new = stored.is_none();
-        let mut lease = stored.map_or_else(|| record::new(&record.name, &self.namespace), |lease| Lease::clone(&lease));
-        record::sign(&mut lease, record, purpose, now).map_err(|error| Answer::Refused(error.to_string()))?;
+        let lease = stored.map_or_else(|| record::new(&record.name, &self.namespace), |lease| Lease::clone(&lease));
+        self.put(lease, is_new, record, purpose, now).await
+    }
+
+    /// Writes the record on a Lease and stores it.
+    async fn put(
+        &self,
+        mut lease: Lease,
+        is_new: bool,
+        record: &Record,
+        purpose: Purpose,
+        now: MicroTime,
+    ) -> Result<Lease, Answer> {
+        record::sign(&mut lease, record, purpose, now)
+            .map_err(|error| Answer::Refused(format!("the membership cannot be written as JSON: {error}")))?;
         let parameters = PostParams::default();
         let answer = match is_new {
             true => self.attempt("create", LEASE, self.api.create(&parameters, &lease)).await,
             false => self.attempt("update", LEASE, self.api.replace(&record.name, &parameters, &lease)).await,
         };
-        debug!(lease = record.name, ?purpose, stored = answer.is_ok(), "Lease written, after the ConfigMap");
+        debug!(lease = record.name, ?purpose, stored = answer.is_ok(), "Lease written");
         answer
     }
 
@@ -317,17 +330,8 @@ impl Leases {
     }
 
     async fn write(self, stored: Option<Lease>, record: Record, purpose: Purpose) -> Answer {
-        let Some(mut lease) = stored else { return Answer::Conflict };
-        if let Err(error) = record::sign(&mut lease, &record, purpose, record::wall_clock()) {
-            return Answer::Refused(format!("the membership cannot be written as JSON: {error}"));
-        }
-        let parameters = PostParams::default();
-        let answer = match purpose {
-            Purpose::Create => self.attempt("create", LEASE, self.api.create(&parameters, &lease)).await,
-            _ => self.attempt("update", LEASE, self.api.replace(&record.name, &parameters, &lease)).await,
-        };
-        debug!(lease = record.name, ?purpose, stored = answer.is_ok(), "lease written");
-        match answer {
+        let Some(lease) = stored else { return Answer::Conflict };
+        match self.put(lease, purpose == Purpose::Create, &record, purpose, record::wall_clock()).await {
             Ok(lease) => {
                 let lease = Arc::new(lease);
                 self.keep(FROM_REQUEST, &lease);

@@ -1,4 +1,4 @@
-//! Says on a Lease that a stranger holds it, for `kubectl describe` and whoever collects events.
+//! Says on a Lease that a stranger holds it, for `kubectl describe` and for programs that collect events.
 
 use std::future::Future;
 

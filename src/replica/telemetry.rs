@@ -116,7 +116,7 @@ impl Telemetry {
         self.metrics.observer_failed(&kind.name());
     }
 
-    /// How many lines of this sort were left out since the last one, if one may be written now: whoever may write Leases shall
+    /// How many lines of this sort were left out since the last one, if one may be written now: a user who may write Leases shall
     /// not fill the log.
     fn once_a_while(&self, sort: &str, now: Moment) -> Option<u64> {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);

@@ -16,7 +16,6 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt as _, future::abortable, stream::FuturesUnordered};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -40,8 +39,7 @@ use super::{
     turns::Turns,
 };
 use crate::ops::{
-    connections::{Places, Useful},
-    http::accept,
+    connections::{Crowded, Places, Useful, serve_all},
     metrics::Metrics,
 };
 
@@ -131,35 +129,15 @@ pub async fn serve(
         leaving: CancellationToken::new(),
         stop: CancellationToken::new(),
     });
-    let mut shutdown = pin!(async {
+    let shutdown = async {
         terminating.await;
         shared.leaving.cancel();
         sleep(delay).await;
-    });
-    let mut open = FuturesUnordered::new();
-    let mut places = Places::new(limits.connections, limits.of_a_peer);
-    loop {
-        let (stream, peer) = tokio::select! {
-            biased;
-            () = &mut shutdown => break,
-            Some((ended, _)) = open.next() => {
-                places.leave(ended);
-                continue;
-            }
-            accepted = accept(&listener) => accepted,
-        };
-        if let Some(crowded) = places.make_room(peer) {
-            shared.metrics.connection_closed("webhooks", crowded.name());
-        }
-        let useful = Useful::default();
-        let served = connection(stream, acceptor.clone(), Arc::clone(&shared), useful.clone());
-        let (connection, handle) = abortable(served);
-        let number = places.take(peer, useful, handle);
-        open.push(async move { (number, connection.await) });
-    }
-    drop(listener);
-    shared.stop.cancel();
-    while open.next().await.is_some() {}
+    };
+    let places = Places::new(limits.connections, limits.of_a_peer);
+    let crowded = |why: Crowded| shared.metrics.connection_closed("webhooks", why.name());
+    let connection = |stream, _peer, useful| connection(stream, acceptor.clone(), Arc::clone(&shared), useful);
+    serve_all(listener, places, crowded, shutdown, &shared.stop, connection).await;
 }
 
 /// Serves one connection to its end; what ends it is its client's affair.

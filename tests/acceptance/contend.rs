@@ -127,6 +127,7 @@ impl Theirs {
             .args(["-lock", lock, "-namespace", &stage.namespace, "-name", &lease_of(kind), "-identity", name])
             .args(["-resource", &plural(kind)])
             .args(more)
+            .envs([stage.cluster.mark()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

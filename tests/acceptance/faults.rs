@@ -245,6 +245,7 @@ async fn a_client_go_elector_and_ours_never_lead_one_lease_together() -> Result<
             .arg(&kubeconfig)
             .args(["-namespace", &stage.namespace, "-lease", &lease_of(kind), "-identity", "client-go"])
             .args(["-lease-duration", "5s", "-renew-deadline", "3s", "-retry-period", "500ms", "-release-on-cancel"])
+            .envs([stage.cluster.mark()])
             .stdout(std::process::Stdio::null())
             .kill_on_drop(true)
             .spawn()?;

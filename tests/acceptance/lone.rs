@@ -103,6 +103,7 @@ impl Lone {
             .env("POD_NAME", plan.name)
             .env("POD_NAMESPACE", &stage.namespace)
             .envs(plan.environment.iter().copied())
+            .envs([stage.cluster.mark()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(errors)

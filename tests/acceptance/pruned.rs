@@ -15,21 +15,10 @@ use crate::{
     program::Said,
     rows::writes,
     stage::{PATIENCE, Stage, ensure, play},
-    things::Things,
+    things::{COMPOSITION, Things},
 };
 
-const COMPOSITION: &str = r#"
-apiVersion: leasehold.dev/v1alpha1
-kind: Composition
-children:
-- id: child
-  template:
-    apiVersion: v1
-    kind: ConfigMap
-    metadata: {name: "${parent.metadata.name}"}
-    data: {value: "${parent.spec.value}"}
-status: {value: "${parent.spec.value}"}
-"#;
+const STATUS: &str = r#"status: {value: "${parent.spec.value}"}"#;
 
 const OBJECTS: usize = 20;
 
@@ -38,7 +27,7 @@ async fn a_new_term_writes_no_status_that_the_crd_would_drop() -> Result<()> {
     for may_read_the_crd in [true, false] {
         play(Stage::set("pruned", 1).await?, |stage| async move {
             let things = Things::without_replicas(stage).await?;
-            std::fs::write(things.folder.path().join("thing.yaml"), COMPOSITION)?;
+            std::fs::write(things.folder.path().join("thing.yaml"), format!("{COMPOSITION}{STATUS}"))?;
             let status = json!({"type": "object", "properties": {
                 "observedGeneration": {"type": "integer"}, "value": {"type": "string"},
             }});

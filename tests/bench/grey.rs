@@ -297,6 +297,7 @@ async fn silent(field: &Field, system: System, trials: usize) -> Result<Vec<f64>
         .env("KUBECONFIG", kubeconfig)
         .env("POD_NAME", "silent")
         .env("POD_NAMESPACE", &fleet.namespace)
+        .envs([field.cluster.mark()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(std::fs::File::create(folder.join("replica.log"))?)

@@ -125,7 +125,7 @@ impl Fights {
         let (number, digest) = (hash(key), hash(digest));
         match self.bouts.get_mut(&number) {
             Some(bout) => {
-                // Another spec ends a fight only if nobody undoes that.
+                // Another spec ends a fight only if no writer undoes that.
                 if bout.digest != digest && !bout.is_contested() {
                     bout.rounds = 0;
                 }
@@ -143,7 +143,7 @@ impl Fights {
         }
     }
 
-    /// How many children are contested. What is quiet for long is none, though nobody has looked at it since.
+    /// How many children are contested. What is quiet for long is none, though it was not looked at since.
     pub(super) fn contested(&self, now: Moment) -> usize {
         let is_fresh = |bout: &&Bout| {
             let last = if bout.is_undone { bout.due() } else { bout.written_at };
@@ -229,7 +229,7 @@ fn others<'a>(live: &'a Value, manager: &str) -> Vec<(&'a str, &'a Value)> {
 /// Keys of `fieldsV1`, from the outermost.
 type Path = Vec<String>;
 
-/// What nobody owns by applying it.
+/// What no writer owns by applying it.
 fn with_names_removed(object: &Value) -> Value {
     let mut object = object.clone();
     if let Some(all) = object.as_object_mut() {

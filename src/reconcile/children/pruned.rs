@@ -1,6 +1,6 @@
 //! Which fields of a status the API server does not keep, because the CRD does not name them. Pure.
 //!
-//! It drops them without a word. Whoever compares what it would say with what is stored finds them missing each time, and
+//! It drops them without a word. A writer that compares what it would say with what is stored finds them missing each time, and
 //! each new term would write every status again. So what is compared is what would be left.
 //!
 //! Which fields those are is read from the CRD once a term. Where it may not be read, it is learnt from what the API server

@@ -34,7 +34,7 @@ impl Account {
             headers.remove(name);
         }
         let user = format!("system:serviceaccount:{}:{}", self.namespace, self.name);
-        // Names have no character that a header cannot have; one that had would be nobody's, and allowed nothing.
+        // Names have no character that a header cannot have; one that had would name no account, and nothing is allowed to that.
         let user = HeaderValue::try_from(user).unwrap_or_else(|_| HeaderValue::from_static("system:invalid"));
         headers.insert(HeaderName::from_static("impersonate-user"), user);
     }

@@ -162,6 +162,11 @@ impl Cluster {
         &self.inner.directory
     }
 
+    /// An environment variable: a process that bears it ends with this cluster, and with this process however that ends.
+    pub fn mark(&self) -> (&'static str, &Path) {
+        (MARK, self.directory())
+    }
+
     /// The programs it runs.
     pub fn binaries(&self) -> &Binaries {
         &self.inner.binaries
