@@ -9,6 +9,7 @@ mod raw;
 mod read;
 pub mod schema;
 mod section;
+mod size;
 #[cfg(test)]
 mod tests;
 
@@ -57,6 +58,22 @@ where
 {
     let offers: Vec<Offer<'a>> = reconcilers.iter().map(|reconciler| (*reconciler).into()).collect();
     read::configuration(file, text, &offers)
+}
+
+/// What the objects of a kind may take of a replica's memory, in bytes as JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// One object: a larger one is not reconciled, and says so.
+    pub object: u64,
+    /// All that is kept of them, and again all that is kept of their children. What there is no room for is read each time
+    /// that it is needed.
+    pub cache: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        read::DEFAULT_LOAD.limits
+    }
 }
 
 /// What one installation shards, and how.
@@ -294,6 +311,8 @@ pub struct Kind {
     pub resync: Duration,
     /// Who keeps a cache of it without leading it.
     pub standby: StandbyMode,
+    /// What its objects may take of a replica's memory.
+    pub limits: Limits,
     /// Name under which its reconciler is registered: that of one compiled into the binary, or of the kind if it is composed.
     pub reconciler: String,
     /// File of its composition, beside the configuration, if it is composed.
@@ -320,6 +339,7 @@ impl Kind {
             concurrency: read::DEFAULT_LOAD.concurrency,
             resync: read::DEFAULT_LOAD.resync,
             standby: read::DEFAULT_LOAD.standby,
+            limits: read::DEFAULT_LOAD.limits,
             reconciler: String::new(),
             composition: None,
             service_account: None,

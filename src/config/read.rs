@@ -8,13 +8,14 @@ use std::{
 };
 
 use super::{
-    Certificate, Configuration, Election, Errors, Escalation, GroupKind, Kind, LONGEST_LEASE, LockKind, Offer, OnLoss,
-    Placement, Rebalance, StandbyMode, Timings, WebhookSettings, WithoutWebhooks,
+    Certificate, Configuration, Election, Errors, Escalation, GroupKind, Kind, LONGEST_LEASE, Limits, LockKind, Offer,
+    OnLoss, Placement, Rebalance, StandbyMode, Timings, WebhookSettings, WithoutWebhooks,
     duration::show,
     errors::Gathered,
     groups::{self, Entry},
     raw::{self, Node, Position, Value},
     section::{Located, Section},
+    size,
 };
 
 const API_VERSION: &str = "leasehold.dev/v1alpha1";
@@ -30,8 +31,17 @@ const DEFAULT_TIMINGS: Timings = Timings {
 const DEFAULT_GRACE: Duration = Duration::from_secs(2);
 const DEFAULT_SETTLE: Duration = Duration::from_secs(5);
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
-pub(super) const DEFAULT_LOAD: Load =
-    Load { weight: 1, concurrency: 4, resync: Duration::from_secs(600), standby: StandbyMode::Successor };
+pub(super) const DEFAULT_LOAD: Load = Load {
+    weight: 1,
+    concurrency: 4,
+    resync: Duration::from_secs(600),
+    standby: StandbyMode::Successor,
+    limits: Limits { object: 256 << 10, cache: 16 << 20 },
+};
+/// Of one object: its marks are kept whatever it weighs, and an API server takes no larger one.
+const OBJECT_SIZES: (u64, u64) = (4 << 10, 4 << 20);
+/// Of all that is kept of a kind.
+const CACHE_SIZES: (u64, u64) = (4 << 10, 64 << 30);
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -80,6 +90,7 @@ pub(super) struct Load {
     pub(super) concurrency: u16,
     pub(super) resync: Duration,
     pub(super) standby: StandbyMode,
+    pub(super) limits: Limits,
 }
 
 pub(super) fn configuration(file: &str, text: &str, reconcilers: &[Offer<'_>]) -> Result<Configuration, Errors> {
@@ -448,7 +459,28 @@ fn load(section: &mut Section<'_>, default: Load, errors: &mut Gathered<'_>) -> 
         concurrency: section.number("concurrency", CONCURRENCIES, errors).unwrap_or(default.concurrency),
         resync: section.duration("resync", (SECOND, WEEK), errors).map_or(default.resync, |found| found.value),
         standby: section.choice("standby", &STANDBYS, errors).unwrap_or(default.standby),
+        limits: limits(section, default.limits, errors),
     }
+}
+
+fn limits(section: &mut Section<'_>, default: Limits, errors: &mut Gathered<'_>) -> Limits {
+    let Some(mut section) = section.section("limits", errors) else { return default };
+    let object = section.size("object", OBJECT_SIZES, errors);
+    let cache = section.size("cache", CACHE_SIZES, errors);
+    let limits = Limits {
+        object: object.as_ref().map_or(default.object, |found| found.value),
+        cache: cache.as_ref().map_or(default.cache, |found| found.value),
+    };
+    if let Some(found) = cache.or(object).filter(|_| limits.cache < limits.object) {
+        let message = format!(
+            "an object of {} has no room in a cache of {}: make `cache` larger or `object` smaller",
+            size::show(limits.object),
+            size::show(limits.cache)
+        );
+        errors.add(found.at, &found.path, message);
+    }
+    section.finish(errors);
+    limits
 }
 
 fn kinds(
@@ -532,6 +564,7 @@ fn kind(
         concurrency: load.concurrency,
         resync: load.resync,
         standby: load.standby,
+        limits: load.limits,
         plural,
         service_account,
         escalation: escalation.unwrap_or_default(),

@@ -16,11 +16,16 @@ pub fn configuration(builtin: &[&str]) -> Value {
     let number = |(least, most): (u16, u16), what: &str| json!({"type": "integer", "minimum": least, "maximum": most, "description": what});
     let words = |all: Vec<&str>, what: &str| json!({"enum": all, "description": what});
     let lock = |what: &str| words(LOCKS.map(|(word, _)| word).to_vec(), what);
+    let size = |what: &str| json!({"anyOf": [{"type": "string", "pattern": "^[0-9]+(k|M|G|Ki|Mi|Gi)?$"}, {"type": "integer", "minimum": 0}], "description": what});
     let load = json!({
         "weight": number(WEIGHTS, "Expected load, relative to the other kinds."),
         "concurrency": number(CONCURRENCIES, "Objects reconciled at once."),
         "resync": duration("Every object is looked at again at least this often."),
         "standby": words(STANDBYS.map(|(word, _)| word).to_vec(), "Which replicas keep a cache of a kind that another one leads."),
+        "limits": object(json!({
+            "object": size("What one object may weigh, as JSON; a larger one is not reconciled, and says so."),
+            "cache": size("What a replica keeps of all objects, and again of all their children; what there is no room for is read when it is needed."),
+        }), &[]),
     });
     let mut kind = json!({
         "apiVersion": {"type": "string", "description": "Group and version of the kind, such as example.com/v1."},
@@ -219,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_schema_knows_every_field_that_the_reader_knows() {
-        let unknown = "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nleases: {x: 1}\nplacement: {x: 1}\ndefaults: {x: 1}\nwebhooks: {x: 1, certificate: {x: 1}}\nwithoutWebhooks: {x: 1}\nx: 1\nkinds:\n- {apiVersion: e.com/v1, kind: W, reconciler: {builtin: expiry, x: 1}, lease: {x: 1}, x: 1}\n";
+        let unknown = "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nleases: {x: 1}\nplacement: {x: 1}\ndefaults: {x: 1, limits: {x: 1}}\nwebhooks: {x: 1, certificate: {x: 1}}\nwithoutWebhooks: {x: 1}\nx: 1\nkinds:\n- {apiVersion: e.com/v1, kind: W, reconciler: {builtin: expiry, x: 1}, lease: {x: 1}, x: 1}\n";
         let errors = super::super::load("f.yaml", unknown, &["expiry"]).unwrap_err();
         let schema = configuration(&["expiry"]);
         let mut sections = 0;
@@ -239,6 +244,6 @@ mod tests {
             }
             sections += 1;
         }
-        assert_eq!(sections, 10);
+        assert_eq!(sections, 11);
     }
 }

@@ -6,6 +6,7 @@ use super::{
     duration,
     errors::Gathered,
     raw::{Node, Position, Value},
+    size,
 };
 
 pub(crate) struct Section<'n> {
@@ -183,6 +184,34 @@ impl<'n> Section<'n> {
         let help = meant.map_or_else(String::new, |meant| format!("; did you mean `{meant}`?"));
         let message = format!("expected one of {}, found {}{help}", words.join(", "), node.describe());
         errors.add(node.at, &self.path_of(name), message);
+        None
+    }
+
+    /// A number of bytes, as Kubernetes writes them.
+    pub(crate) fn size(
+        &mut self,
+        name: &'static str,
+        (least, most): (u64, u64),
+        errors: &mut Gathered<'_>,
+    ) -> Option<Located<u64>> {
+        let node = self.take(name)?;
+        let path = self.path_of(name);
+        let parsed = match &node.value {
+            Value::Text(text) => size::parse(text),
+            Value::Integer(number) => u64::try_from(*number).ok(),
+            _ => None,
+        };
+        let message = match parsed {
+            Some(value) if value < least => {
+                format!("{} is too small; the least is {}", size::show(value), size::show(least))
+            }
+            Some(value) if value > most => {
+                format!("{} is too large; the most is {}", size::show(value), size::show(most))
+            }
+            Some(value) => return Some(Located { at: node.at, path, value }),
+            None => format!("expected a number of bytes such as `64Ki` or `16Mi`, found {}", node.describe()),
+        };
+        errors.add(node.at, &path, message);
         None
     }
 

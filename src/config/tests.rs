@@ -105,6 +105,18 @@ fn the_core_group_and_the_defaults_section() {
 }
 
 #[test]
+fn limits_are_those_of_the_kind_then_the_defaults_then_ours() {
+    let c = read(
+        "{apiVersion: leasehold.dev/v1alpha1, kind: Configuration, defaults: {limits: {object: 128Ki}}, \
+         kinds: [{apiVersion: v1, kind: ConfigMap, reconciler: {builtin: expiry}}, \
+         {apiVersion: v1, kind: Secret, limits: {cache: 33554432, object: 64Ki}, reconciler: {builtin: expiry}}]}",
+    )
+    .unwrap();
+    let limits: Vec<_> = c.kinds.iter().map(|kind| (kind.limits.object >> 10, kind.limits.cache >> 20)).collect();
+    assert_eq!(limits, [(128, 16), (64, 32)]);
+}
+
+#[test]
 fn what_is_no_configuration() {
     check("", "1:1 : the file is empty");
     check("# nothing\n", "2:1 : the file is empty");
@@ -248,6 +260,14 @@ fn kinds() {
         "7:11 kinds[0].weight: expected a whole number",
     );
     check(&field("concurrency: 1001"), "7:16 kinds[0].concurrency: expected a whole number from 1 to 1000");
+    check(&field("limits: {object: 1Ki}"), "7:20 kinds[0].limits.object: 1Ki is too small; the least is 4Ki");
+    check(&field("limits: {object: 5Mi}"), "7:20 kinds[0].limits.object: 5Mi is too large; the most is 4Mi");
+    check(&field("limits: {cache: 1KB}"), "7:19 kinds[0].limits.cache: expected a number of bytes such as `64Ki`");
+    check(
+        &field("limits: {cache: 64Ki}"),
+        "7:19 kinds[0].limits.cache: an object of 256Ki has no room in a cache of 64Ki",
+    );
+    check(&field("limits: {objects: 64Ki}"), "7:12 kinds[0].limits.objects: unknown field; known here: object, cache");
     check(&field("resync: 500ms"), "7:11 kinds[0].resync: `500ms` is too short; the least is 1s");
     check(&field("lease: {name: Widget}"), "7:17 kinds[0].lease.name: `Widget` is no Lease name");
     check(&field("lease: {nmae: w}"), "7:11 kinds[0].lease.nmae: unknown field; known here: name");

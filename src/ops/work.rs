@@ -120,6 +120,8 @@ struct Gauges {
     depth: usize,
     /// Since when the object waits that waits longest.
     oldest: Option<Instant>,
+    /// Bytes of the objects that are kept, and how many are too large or not kept.
+    kept: (usize, usize, usize),
     /// When the API server last said anything of the kind's objects.
     heard: Option<Instant>,
 }
@@ -129,6 +131,13 @@ impl Meter {
     pub fn queue(&self, objects: usize, depth: usize, oldest: Option<Instant>) {
         let mut gauges = lock(&self.inner.gauges);
         (gauges.objects, gauges.depth, gauges.oldest) = (objects, depth, oldest);
+    }
+
+    /// What the objects come to that the cache holds: bytes of those that are kept, how many are too large, and how many
+    /// others there was no room for.
+    pub fn kept(&self, bytes: u64, too_large: usize, not_kept: usize) {
+        let mut gauges = lock(&self.inner.gauges);
+        gauges.kept = (usize::try_from(bytes).unwrap_or(usize::MAX), too_large, not_kept);
     }
 
     /// So many reconciliations are running.
@@ -343,6 +352,22 @@ impl Collector for Meters {
         let age = |since: Instant| now.saturating_duration_since(since).as_secs_f64();
         let mut page = Page { kinds, encoder: &mut encoder };
         page.count("objects", "Objects of the kind in the cache of this replica", |it| lock(&it.gauges).objects)?;
+        page.gauge(
+            "cached_objects",
+            "Weight, as JSON, of the objects of the kind that this replica keeps in memory",
+            Some(&Unit::Bytes),
+            |it| Some(float(lock(&it.gauges).kept.0)),
+        )?;
+        page.count(
+            "too_large_objects",
+            "Objects that weigh more than limits.object of the kind, and are not reconciled",
+            |it| lock(&it.gauges).kept.1,
+        )?;
+        page.count(
+            "uncached_objects",
+            "Objects that limits.cache of the kind has no room for: they are read each time that they are reconciled",
+            |it| lock(&it.gauges).kept.2,
+        )?;
         page.count("queue_depth", "Objects that wait to be reconciled", |it| lock(&it.gauges).depth)?;
         page.gauge(
             "queue_oldest",
@@ -448,6 +473,7 @@ mod tests {
         let meter = metered.meter();
         meter.heard();
         meter.queue(5, 3, Some(now()));
+        meter.kept(9000, 1, 2);
         meter.running(2);
         meter.listed(1, 2);
         meter.unswept(4);
@@ -462,6 +488,9 @@ mod tests {
         let shown = lines(&metrics);
         for line in [
             "leasehold_objects{kind=\"W\"} 5.0",
+            "leasehold_cached_objects_bytes{kind=\"W\"} 9000.0",
+            "leasehold_too_large_objects{kind=\"W\"} 1.0",
+            "leasehold_uncached_objects{kind=\"W\"} 2.0",
             "leasehold_queue_depth{kind=\"W\"} 3.0",
             "leasehold_queue_oldest_seconds{kind=\"W\"} 9.0",
             "leasehold_reconciles_running{kind=\"W\"} 2.0",

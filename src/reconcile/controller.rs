@@ -30,7 +30,7 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{select, task::consume_budget, time::Instant};
 use tokio_util::time::{DelayQueue, delay_queue};
 use tracing::{Instrument, error, info_span, warn};
@@ -38,8 +38,15 @@ use tracing::{Instrument, error, info_span, warn};
 pub use super::queue::Lane;
 use super::queue::{Queue, Recent};
 use crate::{
-    ops::work::{Reconciled, WatchReport, WatchState},
-    reconcile::{backoff::Backoff, name::Name, seen::Seen},
+    ops::work::{Meter, Reconciled, WatchReport, WatchState},
+    reconcile::{
+        backoff::Backoff,
+        events::Events,
+        name::Name,
+        seen::{Kept, Seen, Tally},
+        too_large,
+        weight::{shown, trim, weigh},
+    },
     replica::{
         clock::Clock,
         connections::WATCH_TIMEOUT,
@@ -82,8 +89,19 @@ where
 {
     /// The objects of `api`, whose client is that of the [`Standby`]. Each is due when it appears and when its generation or its
     /// finalizers change, which a write of its status does not do.
-    pub fn new(api: Api<K>, dyntype: K::DynamicType) -> Self {
-        let seen = Seen::new(dyntype);
+    ///
+    /// Of them no more is kept than the [limits](crate::config::Limits) of the kind say: one that is too large is not
+    /// reconciled, and says so in its status; one that there is no room for is read each time that it is reconciled.
+    pub fn new(api: Api<K>, dyntype: K::DynamicType) -> Self
+    where
+        K: Serialize,
+    {
+        Self::weighed(api, dyntype, weigh)
+    }
+
+    /// As [`new`](Self::new), of objects that weigh so much.
+    pub(super) fn weighed(api: Api<K>, dyntype: K::DynamicType, weigh: fn(&K) -> u64) -> Self {
+        let seen = Seen::bounded(dyntype, weigh);
         let watched = seen.clone();
         let what = format!("{} {}", K::api_version(seen.dyntype()), K::kind(seen.dyntype()));
         let (watch, report) = source(what.clone(), api, move |event| (Lane::Changed, watched.take_in(event)));
@@ -93,6 +111,12 @@ where
     /// The objects as last seen, for whoever looks at them or writes them.
     pub fn seen(&self) -> Seen<K> {
         self.seen.clone()
+    }
+
+    /// Notes this of each object, whether it is kept or not: by that [`Seen`] names them.
+    pub(crate) fn noting(self, note: fn(&K) -> Arc<str>) -> Self {
+        self.seen.noting(note);
+        self
     }
 
     /// Makes the objects due that `due` names for an event of `api`, whose client is that of the [`Standby`].
@@ -156,6 +180,7 @@ where
             meter.watch(name, Arc::clone(report));
         }
         meter.listed(0, all);
+        self.seen.limit(standby.kind().limits);
         let term = loop {
             select! {
                 biased;
@@ -170,6 +195,7 @@ where
                         meter.listed(all - self.unlisted, all);
                     }
                     meter.queue(self.seen.count(), 0, None);
+                    tell_kept(&meter, self.seen.tally());
                     if self.unlisted == 0 {
                         standby.prepared();
                     }
@@ -184,12 +210,29 @@ where
         let reconcile = begin(term.clone());
         let (to_sweep, swept) = (Vec::new().into_iter(), HashSet::new());
         let (backoff, timers) = (Backoff::default(), Timers::default());
-        let mut work = Work { controller: self, queue, to_sweep, swept, term, backoff, timers, clock, all };
+        let events = Arc::new(Events::new(&term));
+        let mut work = Work {
+            controller: self,
+            queue,
+            to_sweep,
+            swept,
+            term,
+            events,
+            backoff,
+            timers,
+            clock,
+            all,
+            is_full: false,
+        };
         work.run(reconcile).await;
         work.show(0);
         let Work { controller: Self { seen, sources, .. }, queue, to_sweep, swept, term, timers, .. } = work;
         term.leave((sources, seen, queue, to_sweep, swept, timers));
     }
+}
+
+fn tell_kept(meter: &Meter, Tally { bytes, too_large, not_kept }: Tally) {
+    meter.kept(bytes, too_large, not_kept);
 }
 
 /// A watch as a source, and how it fares. Its errors are logged and end here, for it tries again by itself.
@@ -247,7 +290,7 @@ where
 {
     watcher(api, watcher::Config::default().timeout(WATCH_TIMEOUT))
         .default_backoff()
-        .modify(|object| object.meta_mut().managed_fields = None)
+        .modify(|object| trim(object.meta_mut()))
 }
 
 /// A sweep makes so many objects due at a time, so that no change waits for the rest of them.
@@ -262,22 +305,39 @@ struct Work<K: Resource> {
     /// Those that were begun with meanwhile: the sweep leaves them out.
     swept: HashSet<Name>,
     term: Term,
+    events: Arc<Events>,
     backoff: Backoff,
     timers: Timers<Name>,
     clock: Clock,
     /// How many watches there are.
     all: usize,
+    /// There was no room for some object, and the log says so.
+    is_full: bool,
 }
 
 /// What is next in a term.
-enum Step<E> {
+enum Step<K, E> {
     News(News),
     Time(Lane, Name),
-    Done(Name, Outcome<E>, Duration),
+    Ended(Ended<K, E>),
     Sweep,
 }
 
-impl<K: Resource + 'static> Work<K> {
+/// What a task has come to.
+enum Ended<K, E> {
+    Done(Name, Outcome<E>, Duration),
+    /// An object that is not kept was read, and may be reconciled.
+    Read(Name, Arc<K>),
+}
+
+/// How soon an object is looked at again that is not as it was seen: its watch will tell, and may lag.
+const CHANGED: Duration = Duration::from_secs(1);
+
+impl<K> Work<K>
+where
+    K: Resource + DeserializeOwned + Send + Sync + 'static,
+    K::DynamicType: Clone + Send + Sync,
+{
     async fn run<F, Fut, E>(&mut self, reconcile: F)
     where
         F: Fn(Arc<K>) -> Fut,
@@ -291,9 +351,13 @@ impl<K: Resource + 'static> Work<K> {
         self.term.meter().unswept(self.to_sweep.len());
         while draining.as_mut().now_or_never().is_none() {
             while running.len() < concurrency
-                && let Some((key, object)) = self.start()
+                && let Some((key, kept)) = self.start()
             {
-                running.push(one(&reconcile, key, object, self.clock));
+                running.push(match kept {
+                    Kept::Whole(object) => one(&reconcile, key, object, self.clock),
+                    Kept::Marks => self.read(key),
+                    Kept::TooLarge { bytes, generation } => self.refuse(key, too_large::Seen { bytes, generation }),
+                });
             }
             self.show(running.len());
             let step = select! {
@@ -304,7 +368,7 @@ impl<K: Resource + 'static> Work<K> {
                     select! {
                         Some(news) = self.controller.sources.next() => Step::News(news),
                         Some((lane, key)) = self.timers.next() => Step::Time(lane, key),
-                        Some((key, outcome, took)) = running.next() => Step::Done(key, outcome, took),
+                        Some(ended) = running.next() => Step::Ended(ended),
                         () = future::ready(()), if !self.to_sweep.as_slice().is_empty() => Step::Sweep,
                         else => pending().await,
                     }
@@ -318,19 +382,68 @@ impl<K: Resource + 'static> Work<K> {
                     listed_once = listed_once || (listed && self.sweep());
                 }
                 Step::Time(lane, key) => self.queue.add(lane, key, self.clock.now()),
-                Step::Done(key, outcome, took) => self.done(key, outcome, took),
+                Step::Ended(Ended::Done(key, outcome, took)) => self.done(key, outcome, took),
+                Step::Ended(Ended::Read(key, object)) => running.push(one(&reconcile, key, object, self.clock)),
                 Step::Sweep => self.sweep_on(),
             }
             consume_budget().await;
         }
-        while let Some((key, outcome, took)) = running.next().await {
-            self.done(key, outcome, took);
+        while let Some(ended) = running.next().await {
+            // What was only read is not begun with.
+            if let Ended::Done(key, outcome, took) = ended {
+                self.done(key, outcome, took);
+            }
         }
     }
 
+    /// Reads an object that is not kept.
+    fn read<E: 'static>(&self, key: Name) -> BoxFuture<'static, Ended<K, E>> {
+        let (seen, client, clock) = (self.controller.seen.clone(), self.term.client(), self.clock);
+        let began = clock.now();
+        async move {
+            let outcome = match too_large::read::<K, K>(&client, seen.dyntype(), &key).await {
+                Ok(Some(fresh)) => match seen.fetched(fresh) {
+                    Some(object) => return Ended::Read(key, object),
+                    None => Ok(Some(CHANGED)),
+                },
+                Ok(None) => Ok(None),
+                Err(error) => Err(Failure::Unread(error)),
+            };
+            Ended::Done(key, outcome, clock.now().since(began))
+        }
+        .boxed()
+    }
+
+    /// Says of an object that it is too large.
+    fn refuse<E: 'static>(&self, key: Name, it: too_large::Seen) -> BoxFuture<'static, Ended<K, E>> {
+        let (term, events, clock) = (self.term.clone(), Arc::clone(&self.events), self.clock);
+        let (dyntype, began) = (self.controller.seen.dyntype().clone(), clock.now());
+        async move {
+            let outcome = match too_large::say::<K>(&term, &events, &dyntype, &key, &it).await {
+                Ok(true) => Ok(None),
+                Ok(false) => Ok(Some(CHANGED)),
+                Err(error) => Err(Failure::Unsaid(error)),
+            };
+            Ended::Done(key, outcome, clock.now().since(began))
+        }
+        .boxed()
+    }
+
     /// Brings what is shown of the work up to date.
-    fn show(&self, running: usize) {
+    fn show(&mut self, running: usize) {
         let meter = self.term.meter();
+        let tally = self.controller.seen.tally();
+        tell_kept(meter, tally);
+        if tally.not_kept > 0 && !self.is_full {
+            let cache = shown(self.term.kind().limits.cache);
+            let kind = &self.term.kind().kind;
+            warn!(
+                kind,
+                not_kept = tally.not_kept,
+                "the objects of the kind weigh more than {cache}: what there is no room for is read each time that it is reconciled; raise `limits.cache` of the kind if the replicas have more memory"
+            );
+        }
+        self.is_full = tally.not_kept > 0;
         let oldest = self.queue.waits_since().map(|since| self.clock.instant(since));
         meter.queue(self.controller.seen.count(), self.queue.len(), oldest);
         meter.running(running);
@@ -355,14 +468,14 @@ impl<K: Resource + 'static> Work<K> {
     }
 
     /// The next object that is due and still there.
-    fn start(&mut self) -> Option<(Name, Arc<K>)> {
+    fn start(&mut self) -> Option<(Name, Kept<K>)> {
         while let Some(key) = self.queue.start() {
             self.timers.cancel(&key);
-            if let Some(object) = self.controller.seen.get(&key) {
+            if let Some(kept) = self.controller.seen.kept(&key) {
                 if !self.to_sweep.as_slice().is_empty() {
                     self.swept.insert(key.clone());
                 }
-                return Some((key, object));
+                return Some((key, kept));
             }
             self.backoff.reset(&key);
             self.queue.done(key, self.clock.now());
@@ -384,6 +497,12 @@ impl<K: Resource + 'static> Work<K> {
                     Failure::Failed(cause) => {
                         warn!(namespace, name, error = %describe(&cause), retry_in = ?wait, "reconcile failed");
                     }
+                    Failure::Unread(cause) => {
+                        warn!(namespace, name, error = %describe(&cause), retry_in = ?wait, "failed to read an object that is not kept");
+                    }
+                    Failure::Unsaid(cause) => {
+                        warn!(namespace, name, error = %describe(&cause), retry_in = ?wait, "failed to say that an object is too large");
+                    }
                     Failure::Panicked(words) => {
                         error!(namespace, name, panic = words, retry_in = ?wait, "reconcile panicked");
                     }
@@ -398,15 +517,12 @@ impl<K: Resource + 'static> Work<K> {
 }
 
 /// One reconciliation.
-fn one<K, F, Fut, E>(
-    reconcile: &F,
-    key: Name,
-    object: Arc<K>,
-    clock: Clock,
-) -> BoxFuture<'static, (Name, Outcome<E>, Duration)>
+fn one<K, F, Fut, E>(reconcile: &F, key: Name, object: Arc<K>, clock: Clock) -> BoxFuture<'static, Ended<K, E>>
 where
+    K: Send + Sync + 'static,
     F: Fn(Arc<K>) -> Fut,
     Fut: Future<Output = Result<Again, E>> + Send + 'static,
+    E: 'static,
 {
     let began = clock.now();
     let span = info_span!("reconciling object", object.ref = %key);
@@ -417,7 +533,7 @@ where
                 Ok(outcome) => outcome.map_err(Failure::Failed),
                 Err(panic) => Err(Failure::Panicked(panicked(&*panic))),
             };
-            (key, outcome, clock.now().since(began))
+            Ended::Done(key, outcome, clock.now().since(began))
         })
         .instrument(span)
         .boxed()
@@ -480,6 +596,8 @@ type Outcome<E> = Result<Again, Failure<E>>;
 
 enum Failure<E> {
     Failed(E),
+    Unread(kube::Error),
+    Unsaid(kube::Error),
     Panicked(String),
 }
 
@@ -487,7 +605,7 @@ fn kind_of<E>(outcome: &Outcome<E>) -> Reconciled {
     match outcome {
         Ok(None) => Reconciled::Done,
         Ok(Some(_)) => Reconciled::Again,
-        Err(Failure::Failed(_)) => Reconciled::Failed,
+        Err(Failure::Failed(_) | Failure::Unread(_) | Failure::Unsaid(_)) => Reconciled::Failed,
         Err(Failure::Panicked(_)) => Reconciled::Panicked,
     }
 }

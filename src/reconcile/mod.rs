@@ -19,7 +19,9 @@ pub mod seen;
 mod states;
 pub mod status;
 pub mod status_writer;
+mod too_large;
 pub mod watches;
+mod weight;
 
 #[cfg(test)]
 pub(crate) mod fake;

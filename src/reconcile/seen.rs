@@ -2,16 +2,20 @@
 //!
 //! Without the second, whoever comes back to an object before the watch has told of the last write would write over an old
 //! version, and be refused.
+//!
+//! What is kept is bounded in bytes ([`Limits`]). Of an object for which there is no room only the marks are kept by which
+//! another version of it is told: what has to be known of the rest is read when it is needed.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, runtime::watcher::Event};
 
-use super::{finalizer, name::Name};
-use crate::protocol::lease::version_number;
+use super::{apply::fnv1a, finalizer, name::Name, weight::trim};
+use crate::{config::Limits, protocol::lease::version_number};
 
 /// What is known of the objects of a kind. Clones are handles on the same.
 pub struct Seen<K: Resource> {
@@ -20,17 +24,150 @@ pub struct Seen<K: Resource> {
 }
 
 struct State<K> {
-    objects: HashMap<Name, Arc<K>>,
+    objects: Store<K>,
     /// A list is complete.
     listed: bool,
     /// The list that is not complete yet.
-    listing: HashMap<Name, Arc<K>>,
+    listing: Store<K>,
     /// What is not in it as it was known.
     missed: Vec<Name>,
     /// Uids of the objects that are being deleted, and whose children shall stay, whatever they say of that later.
     orphaning: HashMap<Name, String>,
     /// Which objects are known as they were in the term, or later.
     current: Current,
+}
+
+/// What bounds the objects that are kept.
+struct Bounds<K> {
+    limits: Limits,
+    /// How many bytes an object takes.
+    weigh: fn(&K) -> u64,
+    /// What is noted of each object, whether it is kept or not.
+    note: Option<fn(&K) -> Arc<str>>,
+}
+
+impl<K> Clone for Bounds<K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K> Copy for Bounds<K> {}
+
+/// Objects by name, and what they come to.
+struct Store<K> {
+    objects: HashMap<Name, Entry<K>>,
+    bounds: Bounds<K>,
+    tally: Tally,
+}
+
+/// What the objects of a kind come to in a cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Bytes of those that are kept.
+    pub bytes: u64,
+    /// How many weigh more than an object of the kind may.
+    pub too_large: usize,
+    /// How many others there was no room for.
+    pub not_kept: usize,
+}
+
+struct Entry<K> {
+    held: Held<K>,
+    bytes: u64,
+    note: Option<Arc<str>>,
+}
+
+enum Held<K> {
+    Whole(Arc<K>),
+    /// Its marks: name, uid, version, generation, finalizers and the time of its deletion.
+    Marks(Box<ObjectMeta>),
+}
+
+/// What there is of an object.
+pub(super) enum Kept<K> {
+    Whole(Arc<K>),
+    /// There was no room for it, or it is being deleted and was too large: it has to be read.
+    Marks,
+    /// It weighs so many bytes, which is more than an object of the kind may.
+    TooLarge {
+        bytes: u64,
+        generation: Option<i64>,
+    },
+}
+
+impl<K: Resource> Entry<K> {
+    fn meta(&self) -> &ObjectMeta {
+        match &self.held {
+            Held::Whole(object) => object.meta(),
+            Held::Marks(meta) => meta,
+        }
+    }
+}
+
+impl<K: Resource> Store<K> {
+    fn new(bounds: Bounds<K>) -> Self {
+        Self { objects: HashMap::new(), bounds, tally: Tally::default() }
+    }
+
+    fn meta(&self, name: &Name) -> Option<&ObjectMeta> {
+        self.objects.get(name).map(Entry::meta)
+    }
+
+    /// Keeps the object whole, if there is room. Who comes last goes without: to put another one out would cost a read of
+    /// that at its next turn, and one more of each that it puts out in its turn.
+    fn insert(&mut self, name: Name, object: Arc<K>) {
+        self.remove(&name);
+        let Bounds { limits, weigh, note } = self.bounds;
+        let bytes = weigh(&object);
+        let note = note.map(|note| note(&object));
+        let fits = bytes <= limits.object && self.tally.bytes.saturating_add(bytes) <= limits.cache;
+        let held = if fits { Held::Whole(object) } else { Held::Marks(Box::new(marks(object.meta()))) };
+        self.put(name, Entry { held, bytes, note });
+    }
+
+    fn put(&mut self, name: Name, entry: Entry<K>) {
+        self.count(&entry, u64::saturating_add, usize::saturating_add);
+        if let Some(before) = self.objects.insert(name, entry) {
+            self.count(&before, u64::saturating_sub, usize::saturating_sub);
+        }
+    }
+
+    fn remove(&mut self, name: &Name) -> Option<Entry<K>> {
+        let entry = self.objects.remove(name)?;
+        self.count(&entry, u64::saturating_sub, usize::saturating_sub);
+        Some(entry)
+    }
+
+    fn count(&mut self, entry: &Entry<K>, bytes: fn(u64, u64) -> u64, number: fn(usize, usize) -> usize) {
+        let tally = &mut self.tally;
+        match &entry.held {
+            Held::Whole(_) => tally.bytes = bytes(tally.bytes, entry.bytes),
+            Held::Marks(_) if entry.bytes > self.bounds.limits.object => tally.too_large = number(tally.too_large, 1),
+            Held::Marks(_) => tally.not_kept = number(tally.not_kept, 1),
+        }
+    }
+}
+
+/// More finalizers than this are known by a digest.
+const FINALIZERS: usize = 1024;
+
+/// What of the metadata tells another version, and whether that makes the object due.
+fn marks(meta: &ObjectMeta) -> ObjectMeta {
+    let mut finalizers = meta.finalizers.clone();
+    if let Some(all) = finalizers.as_mut().filter(|all| all.iter().map(String::len).sum::<usize>() > FINALIZERS) {
+        *all = vec![format!("fnv1a:{:016x}", fnv1a(all.join("/").bytes()))];
+    }
+    ObjectMeta {
+        name: meta.name.clone(),
+        namespace: meta.namespace.clone(),
+        uid: meta.uid.clone(),
+        resource_version: meta.resource_version.clone(),
+        generation: meta.generation,
+        deletion_timestamp: meta.deletion_timestamp.clone(),
+        finalizers,
+        ..ObjectMeta::default()
+    }
 }
 
 /// A standby's watch may lag, so that its view is older than what the last leader worked from. Since a term began, everything
@@ -59,10 +196,16 @@ where
 impl<K: Resource> Seen<K> {
     /// Nothing yet.
     pub fn new(dyntype: K::DynamicType) -> Self {
+        Self::bounded(dyntype, |_| 0)
+    }
+
+    /// Nothing yet, and no limits: of objects that weigh so much.
+    pub(super) fn bounded(dyntype: K::DynamicType, weigh: fn(&K) -> u64) -> Self {
+        let bounds = Bounds { limits: Limits { object: u64::MAX, cache: u64::MAX }, weigh, note: None };
         let state = State {
-            objects: HashMap::new(),
+            objects: Store::new(bounds),
             listed: false,
-            listing: HashMap::new(),
+            listing: Store::new(bounds),
             missed: Vec::new(),
             orphaning: HashMap::new(),
             current: Current::default(),
@@ -80,24 +223,74 @@ impl<K: Resource> Seen<K> {
         self.lock().listed
     }
 
-    /// An object as it was last seen.
-    pub fn get(&self, name: &Name) -> Option<Arc<K>> {
-        self.lock().objects.get(name).cloned()
+    /// Sets what may be kept from now on.
+    pub(super) fn limit(&self, limits: Limits) {
+        let mut state = self.lock();
+        state.objects.bounds.limits = limits;
+        state.listing.bounds.limits = limits;
     }
 
-    /// All objects, in no order.
+    /// Sets what is noted of each object, whether it is kept or not.
+    pub(super) fn noting(&self, note: fn(&K) -> Arc<str>) {
+        let mut state = self.lock();
+        state.objects.bounds.note = Some(note);
+        state.listing.bounds.note = Some(note);
+    }
+
+    /// The objects of which this is noted, in no order.
+    pub(crate) fn noted(&self, is: impl Fn(&str) -> bool) -> Vec<Name> {
+        let state = self.lock();
+        let noted = state.objects.objects.iter().filter(|(_, entry)| entry.note.as_deref().is_some_and(&is));
+        noted.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// An object as it was last seen, if it is kept.
+    pub fn get(&self, name: &Name) -> Option<Arc<K>> {
+        match &self.lock().objects.objects.get(name)?.held {
+            Held::Whole(object) => Some(Arc::clone(object)),
+            Held::Marks(_) => None,
+        }
+    }
+
+    /// What there is of an object.
+    pub(super) fn kept(&self, name: &Name) -> Option<Kept<K>> {
+        let state = self.lock();
+        let entry = state.objects.objects.get(name)?;
+        Some(match &entry.held {
+            Held::Whole(object) => Kept::Whole(Arc::clone(object)),
+            // What is to be done before it may go may depend on all of it.
+            Held::Marks(meta)
+                if entry.bytes > state.objects.bounds.limits.object && meta.deletion_timestamp.is_none() =>
+            {
+                Kept::TooLarge { bytes: entry.bytes, generation: meta.generation }
+            }
+            Held::Marks(_) => Kept::Marks,
+        })
+    }
+
+    /// What they come to.
+    pub fn tally(&self) -> Tally {
+        self.lock().objects.tally
+    }
+
+    /// All objects that are kept, in no order.
     pub fn all(&self) -> Vec<Arc<K>> {
-        self.lock().objects.values().cloned().collect()
+        let state = self.lock();
+        let whole = |entry: &Entry<K>| match &entry.held {
+            Held::Whole(object) => Some(Arc::clone(object)),
+            Held::Marks(_) => None,
+        };
+        state.objects.objects.values().filter_map(whole).collect()
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.lock().objects.len()
+        self.lock().objects.objects.len()
     }
 
     /// What they are called, in no order.
     pub fn names(&self) -> Vec<Name> {
-        self.lock().objects.keys().cloned().collect()
+        self.lock().objects.objects.keys().cloned().collect()
     }
 
     /// Takes in what the watch says. Returns the objects that are not as they were known but for their status.
@@ -108,10 +301,10 @@ impl<K: Resource> Seen<K> {
                 let name = Name::of(&object);
                 state.note_orphaning(&name, &object);
                 // What a write of ours has left is newer.
-                if state.known(&name, &object).is_some_and(|known| is_newer(known, &object)) {
+                if state.known(&name, object.meta()).is_some_and(|known| is_newer(known, object.meta())) {
                     return Vec::new();
                 }
-                let due = state.is_changed(&name, &object).then(|| name.clone());
+                let due = state.is_changed(&name, object.meta()).then(|| name.clone());
                 state.objects.insert(name, Arc::new(object));
                 due.into_iter().collect()
             }
@@ -124,7 +317,7 @@ impl<K: Resource> Seen<K> {
             Event::Init => {
                 state.current.is_listing = state.current.has_begun;
                 state.missed.clear();
-                state.listing.clear();
+                state.listing = Store::new(state.objects.bounds);
                 Vec::new()
             }
             // A list is taken over when it is complete, so what has changed is not due before.
@@ -132,10 +325,15 @@ impl<K: Resource> Seen<K> {
             Event::InitApply(object) => {
                 let name = Name::of(&object);
                 state.note_orphaning(&name, &object);
-                if state.listed && state.is_changed(&name, &object) {
+                if state.listed && state.is_changed(&name, object.meta()) {
                     state.missed.push(name.clone());
                 }
-                state.listing.insert(name, Arc::new(object));
+                // What is known in this version is not kept twice.
+                let known = state.objects.objects.get(&name).and_then(|entry| match &entry.held {
+                    Held::Whole(known) if is_version(known.meta(), object.meta()) => Some(Arc::clone(known)),
+                    _ => None,
+                });
+                state.listing.insert(name, known.unwrap_or_else(|| Arc::new(object)));
                 Vec::new()
             }
             Event::InitDone => {
@@ -143,7 +341,7 @@ impl<K: Resource> Seen<K> {
                 state.current.is_listed |= state.current.is_listing;
                 state.take_over();
                 let State { orphaning, objects, .. } = &mut *state;
-                orphaning.retain(|name, _| objects.contains_key(name));
+                orphaning.retain(|name, _| objects.objects.contains_key(name));
                 std::mem::take(&mut state.missed)
             }
         }
@@ -152,11 +350,12 @@ impl<K: Resource> Seen<K> {
     /// Takes in what a write of ours has left of an object. Nothing is due by that: if there is more in it than our write,
     /// such as a new spec, it is left to the watch, which makes the object due.
     pub fn note(&self, mut object: K) {
-        object.meta_mut().managed_fields = None;
+        trim(object.meta_mut());
         let (mut state, name) = (self.lock(), Name::of(&object));
+        let meta = object.meta();
         // Without a generation only the version tells that there is more.
-        let is_ours_alone = object.meta().generation.is_some() && !state.is_changed(&name, &object);
-        if is_ours_alone && state.known(&name, &object).is_some_and(|known| is_newer(&object, known)) {
+        let is_ours_alone = meta.generation.is_some() && !state.is_changed(&name, meta);
+        if is_ours_alone && state.known(&name, meta).is_some_and(|known| is_newer(meta, known)) {
             state.objects.insert(name, Arc::new(object));
         }
     }
@@ -189,24 +388,37 @@ impl<K: Resource> Seen<K> {
         let state = self.lock();
         let current = &state.current;
         current.is_listed
-            || current.version.zip(version(object)).is_some_and(|(from, version)| version >= from)
+            || current.version.zip(version(object.meta())).is_some_and(|(from, version)| version >= from)
             || current.read.contains(&Name::of(object))
     }
 
     /// Takes in what was read of an object in the term. Returns whether the object is as it was seen, but for its status.
     pub fn read(&self, seen: &K, mut fresh: K) -> bool {
-        fresh.meta_mut().managed_fields = None;
+        trim(fresh.meta_mut());
         let (mut state, name) = (self.lock(), Name::of(&fresh));
         // Of another one of that name the watch tells in its turn, after the end of this one.
         if fresh.meta().uid != seen.meta().uid {
             return false;
         }
-        let is_same = is_same(seen, &fresh);
-        if state.known(&name, &fresh).is_some_and(|known| !is_newer(known, &fresh)) {
+        let is_same = is_same(seen.meta(), fresh.meta());
+        if state.known(&name, fresh.meta()).is_some_and(|known| !is_newer(known, fresh.meta())) {
             state.current.read.insert(name.clone());
             state.objects.insert(name, Arc::new(fresh));
         }
         is_same
+    }
+
+    /// Takes in what was read of an object in the term, because it is not kept. The object, if it is what the watch has told
+    /// of, or newer, and may be reconciled; whatever else it is, the watch tells of it.
+    pub(super) fn fetched(&self, mut fresh: K) -> Option<Arc<K>> {
+        trim(fresh.meta_mut());
+        let (mut state, name) = (self.lock(), Name::of(&fresh));
+        state.known(&name, fresh.meta()).filter(|known| !is_newer(known, fresh.meta()))?;
+        let fresh = Arc::new(fresh);
+        state.current.read.insert(name.clone());
+        state.objects.insert(name, Arc::clone(&fresh));
+        let Bounds { limits, weigh, .. } = state.objects.bounds;
+        (fresh.meta().deletion_timestamp.is_some() || weigh(&fresh) <= limits.object).then_some(fresh)
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
@@ -217,12 +429,11 @@ impl<K: Resource> Seen<K> {
 impl<K: Resource> State<K> {
     /// What was listed is what there is; but what a write of ours has left since is newer.
     fn take_over(&mut self) {
-        let listing = std::mem::take(&mut self.listing);
-        for (name, known) in std::mem::replace(&mut self.objects, listing) {
-            let listed = self.known(&name, &known);
-            let is_as_listed = |listed: &K| listed.meta().resource_version == known.meta().resource_version;
-            if listed.is_some_and(|listed| is_as_listed(listed) || is_newer(&*known, listed)) {
-                self.objects.insert(name, known);
+        let listing = std::mem::replace(&mut self.listing, Store::new(self.objects.bounds));
+        for (name, known) in std::mem::replace(&mut self.objects, listing).objects {
+            let listed = self.known(&name, known.meta());
+            if listed.is_some_and(|listed| is_newer(known.meta(), listed)) {
+                self.objects.put(name, known);
             }
         }
     }
@@ -234,35 +445,38 @@ impl<K: Resource> State<K> {
     }
 
     /// The object as it is known, if it is that very one.
-    fn known(&self, name: &Name, object: &K) -> Option<&K> {
-        self.objects.get(name).map(|known| &**known).filter(|known| known.meta().uid == object.meta().uid)
+    fn known(&self, name: &Name, object: &ObjectMeta) -> Option<&ObjectMeta> {
+        self.objects.meta(name).filter(|known| known.uid == object.uid)
     }
 
     /// Whether the object is not as it is known but for its status. Without a generation any change counts.
-    fn is_changed(&self, name: &Name, object: &K) -> bool {
-        !self.known(name, object).is_some_and(|known| is_same(known, object))
+    fn is_changed(&self, name: &Name, object: &ObjectMeta) -> bool {
+        !self.known(name, object).is_some_and(|known| is_same(known, object) || is_same(known, &marks(object)))
     }
 }
 
 /// Whether two versions of an object differ in their status at the most.
-fn is_same<K: Resource>(one: &K, other: &K) -> bool {
-    let (one, other) = (one.meta(), other.meta());
+fn is_same(one: &ObjectMeta, other: &ObjectMeta) -> bool {
     match one.generation {
         Some(_) => {
             one.generation == other.generation
                 && one.finalizers == other.finalizers
                 && one.deletion_timestamp == other.deletion_timestamp
         }
-        None => one.resource_version == other.resource_version,
+        None => is_version(one, other),
     }
 }
 
-fn version<K: Resource>(object: &K) -> Option<u64> {
-    object.meta().resource_version.as_deref().and_then(version_number)
+fn is_version(one: &ObjectMeta, other: &ObjectMeta) -> bool {
+    one.resource_version == other.resource_version
+}
+
+fn version(object: &ObjectMeta) -> Option<u64> {
+    object.resource_version.as_deref().and_then(version_number)
 }
 
 /// Whether the first is of a later version.
-fn is_newer<K: Resource>(object: &K, than: &K) -> bool {
+fn is_newer(object: &ObjectMeta, than: &ObjectMeta) -> bool {
     version(object).zip(version(than)).is_some_and(|(object, than)| object > than)
 }
 

@@ -71,7 +71,7 @@ impl PropagationReconciler {
     fn work(&self, standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
         let (clock, reach) = (Arc::clone(&self.clock), self.reach.clone());
         let client = standby.client();
-        let controller = Controller::new(Api::<Propagation>::all(client.clone()), ());
+        let controller = Controller::new(Api::<Propagation>::all(client.clone()), ()).noting(watches::source);
         let seen = controller.seen();
         let (namespaces, namespace_changes) = watches::namespaces(seen.clone());
         let config_maps = watches::by_name::<ConfigMap>(SourceKind::ConfigMap, seen.clone());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     ResourceExt,
     core::PartialObjectMeta,
@@ -15,12 +15,20 @@ use kube::{
 use super::{Propagation, SourceKind, plan::NamespaceState};
 use crate::reconcile::{
     controller::{Due, Lane},
-    name::Name,
     seen::Seen,
 };
 
 type Propagations = Seen<Propagation>;
 type NamespaceMeta = PartialObjectMeta<Namespace>;
+
+/// What is noted of a Propagation, whether it is kept or not: its source, so that a change of that finds it.
+pub(super) fn source(propagation: &Propagation) -> Arc<str> {
+    note(propagation.spec.source.kind, &propagation.spec.source.name)
+}
+
+fn note(kind: SourceKind, name: &str) -> Arc<str> {
+    format!("{kind:?}/{name}").into()
+}
 
 /// Keeps the metadata of all namespaces, and makes every Propagation due when one appears, disappears, begins to terminate or gets other labels:
 /// any Propagation may select it, or have a copy there that no longer belongs.
@@ -31,6 +39,7 @@ pub(super) fn namespaces(
     let store = writer.as_reader();
     let before = store.clone();
     let due = move |event: Event<NamespaceMeta>| {
+        let event = light(event);
         let matters = match &event {
             Event::Apply(namespace) => {
                 let known = before.get(&ObjectRef::from_obj(namespace));
@@ -41,7 +50,7 @@ pub(super) fn namespaces(
         };
         writer.apply_watcher_event(&event);
         // All of them: in turn, so that a change to one of them goes first.
-        (Lane::Sweep, refs(&propagations, |_| matters))
+        (Lane::Sweep, if matters { propagations.names() } else { Vec::new() })
     };
     (store, due)
 }
@@ -58,8 +67,8 @@ where
     let mut lists = 0_u64;
     move |event| {
         let named = |object: &PartialObjectMeta<K>| {
-            let name = object.name_any();
-            refs(&propagations, |source| source.spec.source.kind == kind && source.spec.source.name == name)
+            let source = note(kind, &object.name_any());
+            propagations.noted(|noted| *noted == *source)
         };
         match &event {
             Event::Apply(object) | Event::Delete(object) => (Lane::Changed, named(object)),
@@ -68,15 +77,34 @@ where
             // What was deleted while the watch was down does not appear in the list after it.
             Event::InitDone => {
                 lists += 1;
-                (Lane::Sweep, refs(&propagations, |one| lists > 1 && one.spec.source.kind == kind))
+                let all = note(kind, "");
+                (Lane::Sweep, propagations.noted(|noted| lists > 1 && noted.starts_with(&*all)))
             }
             Event::Init => (Lane::Sweep, Vec::new()),
         }
     }
 }
 
-fn refs(propagations: &Propagations, due: impl Fn(&Propagation) -> bool) -> Vec<Name> {
-    propagations.all().iter().filter(|propagation| due(propagation)).map(|due| Name::of(&**due)).collect()
+/// What is kept of a namespace: annotations may be large, and anybody's.
+fn light(event: Event<NamespaceMeta>) -> Event<NamespaceMeta> {
+    let light = |mut namespace: NamespaceMeta| {
+        let meta = &mut namespace.metadata;
+        *meta = ObjectMeta {
+            name: meta.name.take(),
+            uid: meta.uid.take(),
+            resource_version: meta.resource_version.take(),
+            labels: meta.labels.take(),
+            deletion_timestamp: meta.deletion_timestamp.take(),
+            ..ObjectMeta::default()
+        };
+        namespace
+    };
+    match event {
+        Event::Apply(namespace) => Event::Apply(light(namespace)),
+        Event::Delete(namespace) => Event::Delete(light(namespace)),
+        Event::InitApply(namespace) => Event::InitApply(light(namespace)),
+        other => other,
+    }
 }
 
 /// All namespaces, as far as they matter.

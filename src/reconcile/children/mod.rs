@@ -110,8 +110,11 @@ impl Children {
             let gvk = kube::core::GroupVersionKind::gvk(&kind.group, &kind.version, &kind.kind);
             let (resource, _) = kube::discovery::pinned_kind(&standby.client(), &gvk).await?;
             let lease = kind.lease_name.clone();
-            let mut controller =
-                Controller::new(Api::<Parent>::all_with(standby.client(), &resource), resource.clone());
+            let mut controller = Controller::weighed(
+                Api::<Parent>::all_with(standby.client(), &resource),
+                resource.clone(),
+                Parent::bytes,
+            );
             let seen = controller.seen();
             let mut children = BTreeMap::new();
             for of in front.types() {

@@ -10,7 +10,10 @@ use kube::{
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use crate::reconcile::status::{Shard, Stamped};
+use crate::reconcile::{
+    status::{Shard, Stamped},
+    weight::weigh,
+};
 
 /// The object that children belong to. A replica keeps all of its kinds, and looks at few at a time: so what nobody asks
 /// for between two passes is kept as text, which takes a fraction of the memory of a tree.
@@ -96,6 +99,12 @@ fn lenient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Status>,
 }
 
 impl Parent {
+    /// How much it weighs: it is text for the most part, which need not be written to be counted.
+    pub(super) fn bytes(&self) -> u64 {
+        let status = self.status.as_ref().map_or(0, |status| weigh(&status.conditions) + status.own.len() as u64);
+        weigh(&self.metadata) + self.rest.len() as u64 + status
+    }
+
     pub(super) fn uid(&self) -> &str {
         self.metadata.uid.as_deref().unwrap_or_default()
     }
