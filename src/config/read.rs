@@ -36,7 +36,7 @@ pub(super) const DEFAULT_LOAD: Load = Load {
     concurrency: 4,
     resync: Duration::from_secs(600),
     standby: StandbyMode::Successor,
-    limits: Limits { object: 256 << 10, cache: 16 << 20 },
+    limits: Limits { object: 512 << 10, cache: 16 << 20 },
 };
 /// Of one object: its marks are kept whatever it weighs, and an API server takes no larger one.
 const OBJECT_SIZES: (u64, u64) = (4 << 10, 4 << 20);

@@ -265,7 +265,7 @@ fn kinds() {
     check(&field("limits: {cache: 1KB}"), "7:19 kinds[0].limits.cache: expected a number of bytes such as `64Ki`");
     check(
         &field("limits: {cache: 64Ki}"),
-        "7:19 kinds[0].limits.cache: an object of 256Ki has no room in a cache of 64Ki",
+        "7:19 kinds[0].limits.cache: an object of 512Ki has no room in a cache of 64Ki",
     );
     check(&field("limits: {objects: 64Ki}"), "7:12 kinds[0].limits.objects: unknown field; known here: object, cache");
     check(&field("resync: 500ms"), "7:11 kinds[0].resync: `500ms` is too short; the least is 1s");

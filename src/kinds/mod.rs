@@ -4,6 +4,8 @@ pub mod actions;
 pub mod compose;
 pub mod expiry;
 pub mod guard;
+#[cfg(test)]
+mod maxima;
 pub mod propagation;
 pub mod reach;
 pub mod schedule;

@@ -36,11 +36,17 @@ pub(super) fn label_selector(_: &mut SchemaGenerator) -> Schema {
             "matchLabels": {
                 "description": "Labels and the values they must have.",
                 "type": "object",
+                "maxProperties": 64,
+                "x-kubernetes-validations": [{
+                    "rule": "self.all(key, size(key) <= 317)",
+                    "message": "the key of a label has at most 317 characters",
+                }],
                 "additionalProperties": {"type": "string", "maxLength": 63, "pattern": LABEL_VALUE}
             },
             "matchExpressions": {
                 "description": "Requirements, all of which must be met.",
                 "type": "array",
+                "maxItems": 16,
                 "x-kubernetes-list-type": "atomic",
                 "items": {
                     "type": "object",
@@ -50,6 +56,7 @@ pub(super) fn label_selector(_: &mut SchemaGenerator) -> Schema {
                         "operator": {"type": "string", "enum": ["In", "NotIn", "Exists", "DoesNotExist"]},
                         "values": {
                             "type": "array",
+                            "maxItems": 32,
                             "x-kubernetes-list-type": "atomic",
                             "items": {"type": "string", "maxLength": 63, "pattern": LABEL_VALUE}
                         }

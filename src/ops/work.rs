@@ -91,6 +91,7 @@ struct Inner {
     listed: (AtomicUsize, AtomicUsize),
     unswept: AtomicUsize,
     contested: Mutex<Option<Count>>,
+    missing_children: Mutex<Option<Count>>,
     gauges: Mutex<Gauges>,
     writes: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
     undone: Mutex<BTreeMap<String, u64>>,
@@ -106,6 +107,7 @@ impl Default for Inner {
             listed: Default::default(),
             unswept: AtomicUsize::default(),
             contested: Mutex::default(),
+            missing_children: Mutex::default(),
             gauges: Mutex::default(),
             writes: Mutex::default(),
             undone: Mutex::default(),
@@ -187,6 +189,11 @@ impl Meter {
         *lock(&self.inner.contested) = Some(Box::new(count));
     }
 
+    /// Where it is read how many children there is no room for.
+    pub fn missing_children(&self, count: impl Fn() -> usize + Send + Sync + 'static) {
+        *lock(&self.inner.missing_children) = Some(Box::new(count));
+    }
+
     /// This field manager has undone what was written of a contested child.
     pub fn undone(&self, manager: &str) {
         let mut undone = lock(&self.inner.undone);
@@ -226,6 +233,7 @@ impl Metered {
         // What it reads may hold a cache.
         lock(&self.meter.inner.watches).clear();
         *lock(&self.meter.inner.contested) = None;
+        *lock(&self.meter.inner.missing_children) = None;
     }
 }
 
@@ -368,6 +376,11 @@ impl Collector for Meters {
             "Objects that limits.cache of the kind has no room for: they are read each time that they are reconciled",
             |it| lock(&it.gauges).kept.2,
         )?;
+        page.count(
+            "uncached_children",
+            "Children that limits.cache of the kinds of the Lease has no room for: they are read when their owner is reconciled",
+            |it| lock(&it.missing_children).as_ref().map_or(0, |count| count()),
+        )?;
         page.count("queue_depth", "Objects that wait to be reconciled", |it| lock(&it.gauges).depth)?;
         page.gauge(
             "queue_oldest",
@@ -478,6 +491,7 @@ mod tests {
         meter.listed(1, 2);
         meter.unswept(4);
         meter.contested(|| 1);
+        meter.missing_children(|| 6);
         meter.undone("kubectl-edit");
         meter.reconciled(Reconciled::Done, Duration::from_millis(2));
         meter.reconciled(Reconciled::Failed, Duration::from_secs(2));
@@ -491,6 +505,7 @@ mod tests {
             "leasehold_cached_objects_bytes{kind=\"W\"} 9000.0",
             "leasehold_too_large_objects{kind=\"W\"} 1.0",
             "leasehold_uncached_objects{kind=\"W\"} 2.0",
+            "leasehold_uncached_children{kind=\"W\"} 6.0",
             "leasehold_queue_depth{kind=\"W\"} 3.0",
             "leasehold_queue_oldest_seconds{kind=\"W\"} 9.0",
             "leasehold_reconciles_running{kind=\"W\"} 2.0",

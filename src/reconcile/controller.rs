@@ -617,11 +617,14 @@ mod tests {
 
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::ResourceExt;
-    use serde_json::json;
+    use serde_json::{Value, json};
     use tokio::time::{sleep, timeout};
 
     use super::*;
-    use crate::reconcile::fake::{Answer, Asked, Fake, refusal};
+    use crate::{
+        config::{Kind, Limits},
+        reconcile::fake::{Answer, Asked, Fake, refusal},
+    };
 
     /// Lists these ConfigMaps; nothing happens to them.
     fn lists(names: &'static [&'static str]) -> impl Fn(&Asked) -> Answer + Send + Sync + 'static {
@@ -794,6 +797,91 @@ mod tests {
         };
         timeout(Duration::from_secs(100), run).await.expect_err("it runs until it drains");
         assert_eq!((log.of("a"), log.of("b")), (vec![0, 50], vec![0]));
+    }
+
+    /// ConfigMaps with data of so many bytes. One that is read is as it was listed, and what is written of a status stands.
+    fn weighing(sizes: &'static [(&'static str, usize)], limits: Limits) -> Fake {
+        let kind = Kind { concurrency: 2, limits, ..Kind::new("", "v1", "ConfigMap") };
+        let status = Arc::new(Mutex::new(Value::Null));
+        Fake::of_kind(kind, 1, move |asked| {
+            let one = |name: &str, size: usize| {
+                let metadata =
+                    json!({"name": name, "namespace": "ns", "generation": 3, "uid": name, "resourceVersion": "7"});
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"x": "x".repeat(size)}})
+            };
+            let path = asked.uri.split('?').next().unwrap().to_owned();
+            let parts: Vec<_> = path.split('/').collect();
+            let answer = match (&asked.method, parts.last()) {
+                (&http::Method::PUT, _) => {
+                    *status.lock().unwrap() = asked.body["status"].clone();
+                    Some((200, asked.body))
+                }
+                (&http::Method::POST, _) => refusal(403, "Forbidden"),
+                _ if asked.uri.contains("watch=true") => None,
+                (_, Some(&"configmaps")) => {
+                    let items: Vec<_> = sizes.iter().map(|(name, size)| one(name, *size)).collect();
+                    Some((
+                        200,
+                        json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}),
+                    ))
+                }
+                (_, name) => sizes.iter().find(|(of, _)| Some(of) == name).map(|(name, size)| {
+                    let mut read = one(name, *size);
+                    read["status"] = status.lock().unwrap().clone();
+                    (200, read)
+                }),
+            };
+            future::ready(answer)
+        })
+    }
+
+    async fn reconciled(fake: &Fake, for_seconds: u64) -> Log {
+        let (log, start) = (Log::default(), Instant::now());
+        let run = {
+            let log = log.clone();
+            controller(fake).run(Standby::of(&fake.term), |_| {
+                move |object: Arc<ConfigMap>| {
+                    log.add(&object, start);
+                    async { Ok::<_, io::Error>(None) }
+                }
+            })
+        };
+        timeout(Duration::from_secs(for_seconds), run).await.expect_err("it runs until it drains");
+        log
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_object_that_is_too_large_says_so_once_and_the_others_are_reconciled() {
+        let fake = weighing(&[("large", 5000), ("small", 50)], Limits { object: 4096, cache: 1 << 20 });
+        let log = reconciled(&fake, 1500).await;
+        assert_eq!((log.of("small").len(), log.of("large").len()), (3, 0));
+        let asked = fake.asked();
+        let written: Vec<_> = asked.iter().filter(|asked| asked.method == http::Method::PUT).collect();
+        let [written] = written[..] else { panic!("it is said once: {written:?}") };
+        assert!(written.uri.starts_with("/api/v1/namespaces/ns/configmaps/large/status?"), "{}", written.uri);
+        assert!(written.body.get("data").is_none(), "nothing else is sent");
+        let metadata = json!({"name": "large", "namespace": "ns", "uid": "large", "resourceVersion": "7"});
+        assert_eq!((&written.body["metadata"], &written.body["status"]["observedGeneration"]), (&metadata, &json!(3)));
+        for condition in written.body["status"]["conditions"].as_array().unwrap() {
+            assert_eq!((&condition["status"], &condition["reason"]), (&json!("False"), &json!("TooLarge")));
+            let message = condition["message"].as_str().unwrap();
+            for word in ["weighs 5 KiB", "may weigh 4 KiB", "`limits.object` of ConfigMap", "stays as it is"] {
+                assert!(message.contains(word), "{message}");
+            }
+        }
+        let reads = asked.iter().filter(|asked| asked.uri.contains("/configmaps/")).count();
+        assert_eq!(reads, 1 + 3, "it is looked at three times, and no other is read");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_there_is_no_room_for_is_read_at_its_turn() {
+        let fake = weighing(&[("a", 3000), ("b", 3000), ("c", 3000)], Limits { object: 4096, cache: 7000 });
+        let log = reconciled(&fake, 500).await;
+        assert_eq!(["a", "b", "c"].map(|name| log.of(name).len()), [1, 1, 1]);
+        let asked = fake.asked();
+        let read: Vec<_> =
+            asked.iter().filter(|asked| asked.uri.contains("/configmaps/")).map(|asked| &asked.uri).collect();
+        assert_eq!(read, ["/api/v1/namespaces/ns/configmaps/c?"], "{read:?}");
     }
 
     #[test]

@@ -50,6 +50,19 @@ impl Fake {
     where
         Fut: Future<Output = Answer> + Send + 'static,
     {
+        let kind = Kind { concurrency, ..Kind::new("leasehold.dev", "v1alpha1", "Propagation") };
+        Self::of_kind(kind, transitions, answer)
+    }
+
+    /// A term of that kind.
+    pub(crate) fn of_kind<Fut>(
+        kind: Kind,
+        transitions: i32,
+        answer: impl Fn(Asked) -> Fut + Send + Sync + 'static,
+    ) -> Self
+    where
+        Fut: Future<Output = Answer> + Send + 'static,
+    {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (log, answer) = (Arc::clone(&asked), Arc::new(answer));
         let service = tower::service_fn(move |request: Request<Body>| {
@@ -71,7 +84,6 @@ impl Fake {
                 Ok::<_, Infallible>(Response::builder().status(code).body(Body::from(body)).unwrap())
             }
         });
-        let kind = Kind { concurrency, ..Kind::new("leasehold.dev", "v1alpha1", "Propagation") };
         let token = FencingToken { uid: "lease-uid".to_owned(), transitions };
         let drain = CancellationToken::new();
         let client = kube::Client::new(service, "default");

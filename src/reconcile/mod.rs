@@ -21,7 +21,7 @@ pub mod status;
 pub mod status_writer;
 mod too_large;
 pub mod watches;
-mod weight;
+pub(crate) mod weight;
 
 #[cfg(test)]
 pub(crate) mod fake;

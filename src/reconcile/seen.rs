@@ -486,7 +486,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::kinds::propagation::Propagation;
+    use crate::{kinds::propagation::Propagation, reconcile::weight::weigh};
 
     fn object(version: u64, generation: Option<i64>, finalizers: &[&str]) -> Propagation {
         serde_json::from_value(json!({
@@ -624,6 +624,117 @@ mod tests {
         other.metadata.uid = Some("another".to_owned());
         assert!(!seen.read(&of(3, 14), other));
         assert_eq!(version(&seen), "14", "another one of that name is left to the watch");
+    }
+
+    /// An object that names so many namespaces.
+    fn heavy(name: &str, version: u64, namespaces: usize) -> Propagation {
+        let mut object = of(1, version);
+        object.metadata.name = Some(name.to_owned());
+        object.metadata.uid = Some(name.to_owned());
+        object.spec.targets.namespaces = (0..namespaces).map(|number| format!("namespace-{number:03}")).collect();
+        object
+    }
+
+    /// Room for two objects of a hundred namespaces, and none for one of two hundred.
+    fn limited() -> Seen<Propagation> {
+        let seen = Seen::bounded((), weigh);
+        seen.limit(Limits { object: 3000, cache: 5000 });
+        seen
+    }
+
+    fn apply(seen: &Seen<Propagation>, object: Propagation) -> usize {
+        seen.take_in(Event::Apply(object)).len()
+    }
+
+    fn shown(seen: &Seen<Propagation>, name: &str) -> &'static str {
+        match seen.kept(&Name::new(None, name)) {
+            None => "gone",
+            Some(Kept::Whole(_)) => "whole",
+            Some(Kept::Marks) => "marks",
+            Some(Kept::TooLarge { .. }) => "too large",
+        }
+    }
+
+    #[test]
+    fn an_object_that_is_too_large_is_known_by_its_marks_until_it_is_smaller() {
+        let seen = limited();
+        assert_eq!(apply(&seen, heavy("a", 1, 200)), 1);
+        assert_eq!((shown(&seen, "a"), seen.count(), seen.all().len()), ("too large", 1, 0));
+        assert_eq!(seen.tally(), Tally { bytes: 0, too_large: 1, not_kept: 0 });
+        assert_eq!(apply(&seen, heavy("a", 2, 200)), 0, "a status is no news");
+        let mut smaller = heavy("a", 3, 100);
+        smaller.metadata.generation = Some(2);
+        assert_eq!((apply(&seen, smaller), shown(&seen, "a")), (1, "whole"));
+        assert_eq!((seen.tally().too_large, seen.tally().bytes > 1800), (0, true));
+        let mut deleted = heavy("a", 4, 200);
+        deleted.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        assert_eq!((apply(&seen, deleted), shown(&seen, "a")), (1, "marks"), "it is let go whatever it weighs");
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_read_and_kept_when_there_is() {
+        let seen = limited();
+        for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
+            apply(&seen, heavy(name, number as u64, 100));
+        }
+        assert_eq!(["a", "b", "c"].map(|name| shown(&seen, name)), ["whole", "whole", "marks"]);
+        assert_eq!((seen.tally().not_kept, seen.tally().bytes < 5000), (1, true));
+        assert!(seen.fetched(heavy("c", 2, 100)).is_some());
+        assert_eq!(shown(&seen, "c"), "marks");
+        assert!(seen.fetched(heavy("c", 1, 100)).is_none(), "an older one is not what was seen");
+        assert!(seen.fetched(heavy("c", 3, 200)).is_none(), "it has grown");
+        assert_eq!(shown(&seen, "c"), "too large");
+        assert!(seen.fetched(heavy("c", 4, 100)).is_some());
+        seen.take_in(Event::Delete(heavy("a", 5, 100)));
+        assert!(seen.fetched(heavy("c", 4, 100)).is_some());
+        assert_eq!((shown(&seen, "c"), seen.tally().not_kept), ("whole", 0));
+        assert!(seen.fetched(heavy("gone", 1, 100)).is_none());
+    }
+
+    #[test]
+    fn a_new_list_counts_anew_and_keeps_nothing_twice() {
+        let seen = limited();
+        let list = |objects: [Propagation; 3]| {
+            seen.take_in(Event::Init);
+            for object in objects {
+                seen.take_in(Event::InitApply(object));
+            }
+            seen.take_in(Event::InitDone)
+        };
+        let all = || [heavy("a", 1, 100), heavy("b", 2, 100), heavy("c", 3, 200)];
+        list(all());
+        let (before, tally) = (seen.get(&Name::new(None, "a")).unwrap(), seen.tally());
+        assert_eq!(list(all()), []);
+        assert!(Arc::ptr_eq(&before, &seen.get(&Name::new(None, "a")).unwrap()));
+        assert_eq!((seen.tally(), tally.too_large), (tally, 1));
+        let mut changed = all();
+        changed[2] = heavy("c", 4, 1);
+        changed[2].metadata.generation = Some(2);
+        assert_eq!(list(changed), [Name::new(None, "c")]);
+        assert_eq!(shown(&seen, "c"), "whole");
+    }
+
+    #[test]
+    fn many_finalizers_are_marks_as_well() {
+        let seen = limited();
+        let with = |version, count: usize| {
+            let mut object = heavy("a", version, 200);
+            object.metadata.finalizers = Some((0..count).map(|number| format!("example.com/{number}")).collect());
+            object
+        };
+        assert_eq!([with(1, 500), with(2, 500), with(3, 499)].map(|object| apply(&seen, object)), [1, 0, 1]);
+        let kept = seen.lock().objects.meta(&Name::new(None, "a")).unwrap().finalizers.clone().unwrap();
+        assert_eq!(kept.len(), 1);
+    }
+
+    #[test]
+    fn what_is_noted_is_found_whether_the_object_is_kept_or_not() {
+        let seen = limited();
+        seen.noting(|object| object.spec.source.name.as_str().into());
+        apply(&seen, heavy("a", 1, 200));
+        apply(&seen, heavy("b", 1, 10));
+        assert_eq!(seen.noted(|name| name == "settings").len(), 2);
+        assert!(seen.noted(|name| name == "other").is_empty());
     }
 
     #[test]

@@ -11,6 +11,11 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Takes off what no reconciler reads, and no write of ours carries: who owns which field, and the copy that kubectl keeps.
 pub(crate) fn trim(meta: &mut ObjectMeta) {
     meta.managed_fields = None;
+    trim_annotations(meta);
+}
+
+/// Takes off the copy that kubectl keeps.
+pub(crate) fn trim_annotations(meta: &mut ObjectMeta) {
     if let Some(annotations) = &mut meta.annotations {
         annotations.remove(LAST_APPLIED);
         if annotations.is_empty() {

@@ -9,6 +9,7 @@
 
 mod account;
 mod credentials;
+mod pages;
 pub(super) mod socket;
 
 use std::{
@@ -35,6 +36,7 @@ use tracing::{debug, warn};
 pub use self::account::Account;
 use self::{
     credentials::{Credentials, Source},
+    pages::{Counted, Paged, Pages},
     socket::{Dialer, Silent},
 };
 use super::{
@@ -217,13 +219,13 @@ impl Connections {
         account: Option<&Account>,
     ) -> impl Service<
         Request<Body>,
-        Response = Response<hyper::body::Incoming>,
+        Response = Response<Counted<hyper::body::Incoming>>,
         Error = BoxError,
         Future: Send + 'static,
     > + Clone
     + Send
     + 'static {
-        let account = account.cloned().map(Arc::new);
+        let (account, pages) = (account.cloned().map(Arc::new), Pages::default());
         let dialer = Dialer::new(self.inner.bounds, gate.is_some());
         let sender = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
             .http1_max_buf_size(BUFFER)
@@ -233,6 +235,7 @@ impl Connections {
         let sender: MapErr<_, fn(_) -> BoxError> = MapErr::new(sender, BoxError::from);
         ServiceBuilder::new()
             .layer_fn(Bounded)
+            .layer_fn(move |inner| Paged { inner, pages: pages.clone() })
             .layer(self.inner.config.base_uri_layer())
             .layer_fn(|inner| Identified { inner, connections: self.clone(), account: account.clone() })
             .service(sender)

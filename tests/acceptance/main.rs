@@ -20,6 +20,7 @@ mod foreign;
 mod grey;
 mod groups;
 mod handover;
+mod heavy;
 mod judge;
 mod lone;
 mod loss;

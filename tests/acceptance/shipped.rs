@@ -31,14 +31,17 @@ const KINDS: usize = 5;
 
 pub struct Installation {
     pub cluster: &'static Cluster,
-    kubelet: &'static Kubelet,
+    pub kubelet: &'static Kubelet,
     pub client: Client,
 }
 
 impl Installation {
     async fn install() -> Result<Self> {
-        let cluster = Cluster::shared().await?;
-        let kubelet = kubelet().await?;
+        Self::install_on(Cluster::shared().await?, kubelet().await?).await
+    }
+
+    /// What is shipped, on that cluster.
+    pub async fn install_on(cluster: &'static Cluster, kubelet: &'static Kubelet) -> Result<Self> {
         let folder = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(name).display().to_string();
         cluster.kubectl(&["apply", "-f", &folder("crds")]).await?;
         cluster.kubectl(&["apply", "-k", &folder("deploy")]).await?;
@@ -47,12 +50,12 @@ impl Installation {
         Ok(installation)
     }
 
-    async fn rolled_out(&self) -> Result<()> {
+    pub async fn rolled_out(&self) -> Result<()> {
         self.kubectl(&["rollout", "status", "deployment/leasehold", "--timeout=120s"]).await?;
         Ok(())
     }
 
-    async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         self.cluster.kubectl(&[&["-n", NAMESPACE], arguments].concat()).await
     }
 
@@ -72,14 +75,14 @@ impl Installation {
         eventually("all kinds are led as expected", PATIENCE, || self.holders(), all).await
     }
 
-    async fn pods(&self) -> Result<Vec<Pod>> {
+    pub async fn pods(&self) -> Result<Vec<Pod>> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
         let all = pods.list(&ListParams::default()).await?.items;
         Ok(all.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect())
     }
 
     /// A GET of one of a pod's endpoints: status and body.
-    async fn get(&self, pod: &Pod, path: &str) -> Result<(u16, String)> {
+    pub async fn get(&self, pod: &Pod, path: &str) -> Result<(u16, String)> {
         let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone()).context("the pod has an address")?;
         let mut stream = TcpStream::connect((ip.as_str(), 8080)).await?;
         stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {ip}\r\n\r\n").as_bytes()).await?;

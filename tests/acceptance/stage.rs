@@ -38,6 +38,13 @@ pub async fn kubelet() -> Result<&'static Kubelet> {
     KUBELET.get_or_try_init(start).await
 }
 
+/// A cluster and a kubelet for one play: for those that would spoil others'. They last as long as the process.
+pub async fn apart() -> Result<(&'static Cluster, &'static Kubelet)> {
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start().await?));
+    let kubelet: &'static Kubelet = Box::leak(Box::new(start_kubelet(cluster).await?));
+    Ok((cluster, kubelet))
+}
+
 /// A kubelet with our programs for images, and a fault proxy for each pod.
 async fn start_kubelet(cluster: &Cluster) -> Result<Kubelet> {
     let programs = PathBuf::from(env!("CARGO_BIN_EXE_leasehold"));
@@ -88,8 +95,7 @@ impl Stage {
 
     /// As [`Self::set`], on a cluster of its own: for plays that would spoil others'. It lasts as long as the process.
     pub async fn set_apart(name: &str, kinds: usize) -> Result<Self> {
-        let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start().await?));
-        let kubelet: &'static Kubelet = Box::leak(Box::new(start_kubelet(cluster).await?));
+        let (cluster, kubelet) = apart().await?;
         Self::set_on(cluster, kubelet, name, kinds).await
     }
 

@@ -1,6 +1,6 @@
-//! `make bench`: how evenly kinds spread, how fast one changes hands, what that costs, what composed kinds cost and an account
-//! for each kind, on a real control plane, beside replicas as people write them with client-go today. And what becomes of kinds
-//! beside a grey replica.
+//! `make bench`: how evenly kinds spread, how fast one changes hands, what that costs, what composed kinds cost, an account
+//! for each kind, and the largest objects, on a real control plane, beside replicas as people write them with client-go
+//! today. And what becomes of kinds beside a grey replica.
 //!
 //! All times are the API server's own, of its audit log, except the moment of a signal, which is this machine's and so
 //! by the same clock. `-o json` prints JSON instead of the table, `--json FILE` writes it to a file as well, `--only GROUP`
@@ -14,6 +14,7 @@ mod grey;
 mod handover;
 mod impersonation;
 mod load;
+mod memory;
 mod placement;
 mod record;
 mod report;
@@ -26,7 +27,8 @@ use anyhow::{Context, Result, bail};
 use field::Field;
 use report::{Report, say};
 
-const GROUPS: [&str; 8] = ["placement", "spread", "handover", "crash", "load", "children", "impersonation", "grey"];
+const GROUPS: [&str; 9] =
+    ["placement", "spread", "handover", "crash", "load", "children", "impersonation", "memory", "grey"];
 
 struct Arguments {
     only_json: bool,
@@ -66,7 +68,7 @@ async fn main() -> Result<()> {
     if wanted("placement") {
         placement::measure(&mut report);
     }
-    if GROUPS[1..7].iter().any(|group| wanted(group)) {
+    if GROUPS[1..8].iter().any(|group| wanted(group)) {
         say("starting the control plane");
         let field = Field::start(wanted("children")).await?;
         if wanted("spread") {
@@ -87,6 +89,9 @@ async fn main() -> Result<()> {
         if wanted("impersonation") {
             let (trials, writes) = if arguments.quick { (1, 200) } else { (5, 500) };
             impersonation::measure(&field, trials, writes, &mut report).await?;
+        }
+        if wanted("memory") {
+            memory::measure(&field, if arguments.quick { 100 } else { 1000 }, &mut report).await?;
         }
     }
     if wanted("grey") {

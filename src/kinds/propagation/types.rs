@@ -46,7 +46,7 @@ pub struct PropagationSpec {
     pub targets: Targets,
     /// Copy only these keys. All of them must exist in the source. Default: all keys.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 253), pattern("^[-._a-zA-Z0-9]+$")))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub keys: Vec<String>,
     /// What to do where an object that is not ours has the name of the copy.

@@ -16,6 +16,8 @@ mod desired;
 mod fights;
 #[cfg(test)]
 mod interleavings;
+#[cfg(test)]
+mod missing;
 mod ours;
 mod parent;
 mod plan;
@@ -61,7 +63,7 @@ use crate::{
         finalizer,
         seen::Seen,
         status::{Shard, Statuses, changed},
-        watches::{Listener, News, Objects, Query, Sight, Watches},
+        watches::{Listener, News, Objects, Query, RELATED, Sight, Watches},
     },
     replica::{
         clock,
@@ -81,8 +83,6 @@ const GOING: Duration = Duration::from_secs(2);
 const AT_ONCE: Duration = Duration::ZERO;
 /// How long the CRD may take to be read, while the first status waits.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What may be related, in bytes of text.
-const RELATED: u64 = 32 << 20;
 /// What is related and can be read while others wait, in bytes of text.
 const BRIEF: u64 = 64 << 10;
 /// Between two changes of what is related, for each object that they make due; at least, and at the most.
@@ -116,6 +116,9 @@ impl Children {
                 Parent::bytes,
             );
             let seen = controller.seen();
+            watches.limit(&lease, &kind.name(), kind.limits.cache);
+            let (of_shard, shard) = (watches.clone(), lease.clone());
+            standby.meter().missing_children(move || of_shard.missing(&shard));
             let mut children = BTreeMap::new();
             for of in front.types() {
                 let listener = watches.listen(&children_of_all(&of), Some(&lease));
@@ -259,6 +262,8 @@ enum Error {
     WriteFinalizer(#[source] kube::Error),
     #[error("failed to read the object")]
     ReadObject(#[source] kube::Error),
+    #[error("failed to read a child that is not kept")]
+    ReadChild(#[source] kube::Error),
     #[error("failed to list the children of a deleted object")]
     ListChildren(#[source] kube::Error),
     #[error("{0}")]
@@ -355,6 +360,7 @@ impl Pass {
         let shown = Shown::of(&parent, &served);
         let contested = parent.status.as_ref().and_then(|status| report::contested(&status.conditions));
         let mut plan = Plan::new(family.owner(), Arc::clone(&it.fights), contested.unwrap_or_default().to_owned());
+        family.read_missing(&mut plan).await.map_err(Error::ReadChild)?;
         let outcome = loop {
             match plan.next(&look, it.now.now()) {
                 Step::Compose => match self.compose(&shown, &plan).await {

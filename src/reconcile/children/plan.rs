@@ -273,6 +273,11 @@ impl Plan {
         self.contest.looked.insert(key);
     }
 
+    /// A child was read, because it is not kept.
+    pub(super) fn read(&mut self, key: Key, object: Arc<Value>) {
+        Arc::make_mut(&mut self.fresh).insert(key, object);
+    }
+
     /// A child was written: what is there now.
     pub(super) fn wrote(&mut self, key: Key, digest: &str, object: Arc<Value>, now: Moment) {
         self.contest.fights().wrote(&key, digest, now);

@@ -99,6 +99,21 @@ impl<'a> Family<'a> {
         self.it.children.iter().flat_map(keys).collect()
     }
 
+    /// Reads the children of which nothing but the name is kept, and tells the plan what there is.
+    pub(super) async fn read_missing(&self, plan: &mut Plan) -> Result<(), Error> {
+        for (of, objects) in &self.it.children {
+            for name in objects.missing(self.parent.uid()) {
+                let namespace = name.namespace().map(str::to_owned);
+                let key = Key { of: Arc::clone(of), namespace, name: name.name().to_owned() };
+                let Ok(api) = self.api(&key) else { continue };
+                if let Some(child) = api.get_opt(&key.name).await? {
+                    plan.read(key, Arc::new(serde_json::to_value(child).map_err(Error::SerdeError)?));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Why a type cannot be written, if it cannot.
     pub(super) fn unserved(&self, of: &Type) -> Option<Trouble> {
         let words = || format!("{of} is not served");

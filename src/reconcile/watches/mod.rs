@@ -5,6 +5,7 @@
 //! Nothing is spawned: whoever waits for news drives the watch, and the others are woken. So a watch lives exactly as long as
 //! those who listen. Its client is none of a term's, and only reads.
 
+mod room;
 mod source;
 mod state;
 
@@ -26,6 +27,8 @@ use futures::Stream;
 use kube::{Client, api::DynamicObject, core::ApiResource, discovery::Scope};
 use serde_json::Value;
 
+pub(super) use self::room::RELATED;
+use self::room::Rooms;
 use self::state::{Held, Opening, Reach, Shard, State};
 pub use self::state::{News, Sight};
 use super::{apply::SHARD, children::Type, name::Name};
@@ -78,6 +81,7 @@ impl fmt::Display for Query {
 pub struct Watches {
     client: Client,
     open: Arc<Mutex<Open>>,
+    rooms: Rooms,
 }
 
 /// By query, and by whether it is for certain shards.
@@ -86,7 +90,17 @@ type Open = HashMap<(Query, bool), Weak<Shared>>;
 impl Watches {
     /// No watch yet. The client shall do nothing but read: no term stands behind it.
     pub fn new(client: Client) -> Self {
-        Self { client, open: Arc::default() }
+        Self { client, open: Arc::default(), rooms: Rooms::default() }
+    }
+
+    /// Sets how many bytes are kept of the children of a kind of that shard.
+    pub fn limit(&self, shard: &str, kind: &str, bytes: u64) {
+        self.rooms.limit(shard, kind, bytes);
+    }
+
+    /// Of how many children of a shard nothing but the name is kept, because there is no room.
+    pub fn missing(&self, shard: &str) -> usize {
+        self.rooms.of(&Arc::from(shard)).missing()
     }
 
     /// Listens to a watch, which begins with the first who does: for what bears that shard, or for everything.
@@ -97,7 +111,7 @@ impl Watches {
         let shared = open.get(&key).and_then(Weak::upgrade).unwrap_or_else(|| {
             let (client, query) = (self.client.clone(), query.clone());
             let opening = move |reach: &Reach, after| source::events(client.clone(), query.within(reach), after);
-            let shared = Arc::new(Shared::new(Box::new(opening)));
+            let shared = Arc::new(Shared::new(Box::new(opening), self.rooms.clone()));
             open.insert(key, Arc::downgrade(&shared));
             shared
         });
@@ -126,8 +140,8 @@ impl Wake for Wakers {
 }
 
 impl Shared {
-    fn new(opening: Opening) -> Self {
-        Self { state: Mutex::new(State::new(opening)), wakers: Arc::default(), next: AtomicU64::default() }
+    fn new(opening: Opening, rooms: Rooms) -> Self {
+        Self { state: Mutex::new(State::new(opening, rooms)), wakers: Arc::default(), next: AtomicU64::default() }
     }
 }
 
@@ -231,7 +245,17 @@ impl Objects {
         self.look(|state| state.of_owner.get(uid).cloned()).flatten().unwrap_or_default()
     }
 
-    /// How many bytes all of them take as text.
+    /// Of the objects that bear this uid as that of their owner, those that there is no room for: they have to be read.
+    pub fn missing(&self, uid: &str) -> Vec<Name> {
+        let of = |state: &mut State| {
+            let names = state.of_owner.get(uid)?;
+            let is_missing = |name: &&Name| state.objects.get(name).is_some_and(Held::is_missing);
+            Some(names.iter().filter(is_missing).cloned().collect())
+        };
+        self.look(of).flatten().unwrap_or_default()
+    }
+
+    /// How many bytes all of them take as text, with those that there is no room for.
     pub fn bytes(&self) -> u64 {
         self.look(|state| state.bytes).unwrap_or_default()
     }

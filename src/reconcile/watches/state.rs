@@ -4,6 +4,7 @@
 //! and watched by a source of its own at first; when none has come for a while, one source for all takes the place of the others.
 //!
 //! Objects are kept as text, which takes a fraction of the memory of a tree, and are read when somebody looks at one.
+//! Of those for which there is no [`room`](super::room) the name is kept, and how much they weigh.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -22,7 +23,9 @@ use super::{
     super::{
         apply::{OWNER, OWNER_UID, SHARD},
         name::Name,
+        weight::trim_annotations,
     },
+    room::{Room, Rooms, Taken},
     source::Event,
 };
 use crate::ops::work::WatchState;
@@ -112,6 +115,9 @@ pub(super) struct State {
     pub(super) served: Option<(ApiResource, Scope)>,
     unserved: bool,
     pub(super) objects: BTreeMap<Name, Held>,
+    rooms: Rooms,
+    /// For what is of no shard.
+    room: Arc<Room>,
     /// How many bytes of text they are.
     pub(super) bytes: u64,
     pub(super) of_owner: HashMap<Arc<str>, Vec<Name>>,
@@ -179,7 +185,17 @@ pub(super) struct Held {
     shard: Option<Shard>,
     owner: Option<Name>,
     owner_uid: Option<Arc<str>>,
-    text: Box<[u8]>,
+    bytes: u64,
+    text: Text,
+}
+
+enum Text {
+    /// With the room that it takes.
+    Kept { text: Box<[u8]>, _room: Taken },
+    /// There is no room for it, which counts as long as it is so.
+    NotKept { _none: Taken },
+    /// Nobody needs it.
+    Unneeded,
 }
 
 /// Whose an object was, or is: its shard and its owner.
@@ -188,7 +204,8 @@ type Belonging = (Option<Shard>, Option<Name>);
 impl Held {
     /// Of the objects of shards, which are children, what none of us has written is a copy that bears our labels: it may
     /// be anybody's and of any size, so it is known by its name only.
-    fn of(mut object: DynamicObject, shard: Option<Shard>, is_child: bool) -> Self {
+    fn of(mut object: DynamicObject, shard: Option<Shard>, is_child: bool, room: &Arc<Room>) -> Self {
+        trim_annotations(&mut object.metadata);
         // Only what we wrote is compared. Of the entries of others their place and their writer are kept, and not the fields.
         let mut is_written = false;
         for entry in object.metadata.managed_fields.iter_mut().flatten() {
@@ -203,12 +220,21 @@ impl Held {
                 };
             }
         }
+        let (bytes, text) = match is_written || !is_child {
+            true => {
+                let text = serde_json::to_vec(&object).unwrap_or_default().into_boxed_slice();
+                let bytes = text.len() as u64;
+                match room.take(bytes) {
+                    Ok(_room) => (bytes, Text::Kept { text, _room }),
+                    Err(_none) => (bytes, Text::NotKept { _none }),
+                }
+            }
+            false => (0, Text::Unneeded),
+        };
         Self {
             version: version(&object),
-            text: match is_written || !is_child {
-                true => serde_json::to_vec(&object).unwrap_or_default().into_boxed_slice(),
-                false => Box::default(),
-            },
+            bytes,
+            text,
             owner: object.annotations().get(OWNER).map(|owner| Name::parse(owner)),
             owner_uid: object.labels().get(OWNER_UID).map(|uid| Arc::from(uid.as_str())),
             shard,
@@ -216,11 +242,19 @@ impl Held {
     }
 
     pub(super) fn value(&self) -> Option<Value> {
-        serde_json::from_slice(&self.text).ok()
+        match &self.text {
+            Text::Kept { text, .. } => serde_json::from_slice(text).ok(),
+            Text::NotKept { .. } | Text::Unneeded => None,
+        }
+    }
+
+    /// Whether it would be kept if there were room.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self.text, Text::NotKept { .. })
     }
 
     fn bytes(&self) -> u64 {
-        self.text.len() as u64
+        self.bytes
     }
 
     fn belonging(&self) -> Belonging {
@@ -242,6 +276,7 @@ impl Source {
         &mut self,
         event: watcher::Event<DynamicObject>,
         known: &BTreeMap<Name, Held>,
+        room_of: impl FnOnce(Option<&Shard>) -> Arc<Room>,
     ) -> Option<watcher::Event<DynamicObject>> {
         // That a list begins is no sign that it will come.
         if !matches!(event, watcher::Event::Init) {
@@ -253,7 +288,12 @@ impl Source {
                 if let Some(shard) = self.reach.shard_of(&object) {
                     let name = Name::of(&object);
                     let is_known = known.get(&name).is_some_and(|known| known.version >= version(&object));
-                    self.listing.insert(name, (!is_known).then(|| Held::of(object, shard, self.reach.is_of_shards())));
+                    let is_child = self.reach.is_of_shards();
+                    let held = (!is_known).then(|| {
+                        let room = room_of(shard.as_ref().filter(|_| is_child));
+                        Held::of(object, shard, is_child, &room)
+                    });
+                    self.listing.insert(name, held);
                 }
             }
             other => return Some(other),
@@ -262,10 +302,18 @@ impl Source {
     }
 }
 
+/// Where an object of that shard is kept; `None`: of no shard.
+fn room_of(shard: Option<&Shard>, rooms: &Rooms, related: &Arc<Room>) -> Arc<Room> {
+    shard.map_or_else(|| Arc::clone(related), |shard| rooms.of(shard))
+}
+
 impl State {
     /// Nobody listens yet, and nothing is watched.
-    pub(super) fn new(opening: Opening) -> Self {
+    pub(super) fn new(opening: Opening, rooms: Rooms) -> Self {
+        let room = rooms.of_related();
         Self {
+            rooms,
+            room,
             opening,
             sources: Vec::new(),
             turn: 0,
@@ -375,7 +423,7 @@ impl State {
     fn take_in_joining(&mut self, event: Event) {
         if let Event::Watched(event) = event
             && let Some(joining) = &mut self.joining
-            && joining.list(event, &self.objects).is_some()
+            && joining.list(event, &self.objects, |shard| room_of(shard, &self.rooms, &self.room)).is_some()
         {
             self.sources = self.joining.take().into_iter().collect();
             self.take_over(0);
@@ -420,24 +468,26 @@ impl State {
                     concerned.for_each(|ear| ear.tell(News::Listed));
                 }
             }
-            Event::Watched(event) => match source.list(event, &self.objects) {
-                None | Some(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
-                Some(watcher::Event::InitDone) => self.take_over(number),
-                Some(watcher::Event::Apply(object)) => {
-                    if let Some(belongings) = self.put(object) {
-                        self.tell_changed(belongings);
+            Event::Watched(event) => {
+                match source.list(event, &self.objects, |shard| room_of(shard, &self.rooms, &self.room)) {
+                    None | Some(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
+                    Some(watcher::Event::InitDone) => self.take_over(number),
+                    Some(watcher::Event::Apply(object)) => {
+                        if let Some(belongings) = self.put(object) {
+                            self.tell_changed(belongings);
+                        }
+                    }
+                    Some(watcher::Event::Delete(object)) => {
+                        let name = Name::of(&object);
+                        // An object that has gone to another shard has left this source, and may have come by the other one before.
+                        let is_of_it = |held: &Held| source.reach.covers(held.shard.as_ref());
+                        if self.objects.get(&name).is_none_or(is_of_it) {
+                            let before = self.remove(&name);
+                            self.tell_changed([before.unwrap_or_default()]);
+                        }
                     }
                 }
-                Some(watcher::Event::Delete(object)) => {
-                    let name = Name::of(&object);
-                    // An object that has gone to another shard has left this source, and may have come by the other one before.
-                    let is_of_it = |held: &Held| source.reach.covers(held.shard.as_ref());
-                    if self.objects.get(&name).is_none_or(is_of_it) {
-                        let before = self.remove(&name);
-                        self.tell_changed([before.unwrap_or_default()]);
-                    }
-                }
-            },
+            }
         }
     }
 
@@ -466,7 +516,10 @@ impl State {
         let name = Name::of(&object);
         let is_child = self.sources.iter().any(|source| source.reach.is_of_shards());
         match self.sources.iter().find_map(|source| source.reach.shard_of(&object)) {
-            Some(shard) => self.keep(name, Held::of(object, shard, is_child)),
+            Some(shard) => {
+                let room = room_of(shard.as_ref().filter(|_| is_child), &self.rooms, &self.room);
+                self.keep(name, Held::of(object, shard, is_child, &room))
+            }
             // It was somebody's whom we listen for, and is not any more.
             None => self.remove(&name).map(|before| [before, Belonging::default()]),
         }

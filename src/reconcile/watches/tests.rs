@@ -59,6 +59,10 @@ fn name(reach: &Reach) -> String {
 }
 
 fn watch() -> (Opened, Arc<Shared>) {
+    watch_in(&Rooms::default())
+}
+
+fn watch_in(rooms: &Rooms) -> (Opened, Arc<Shared>) {
     let opened = Opened::default();
     let opening = {
         let opened = opened.clone();
@@ -68,7 +72,7 @@ fn watch() -> (Opened, Arc<Shared>) {
             receiver.boxed()
         }
     };
-    (opened, Arc::new(Shared::new(Box::new(opening))))
+    (opened, Arc::new(Shared::new(Box::new(opening), rooms.clone())))
 }
 
 fn send(opened: &Opened, events: impl IntoIterator<Item = watcher::Event<DynamicObject>>) {
@@ -183,6 +187,43 @@ fn how_much_is_kept_is_known_without_reading_it() {
     send(&sender, list([]));
     heard(&mut listener);
     assert_eq!(objects.bytes(), 0);
+}
+
+#[test]
+fn what_there_is_no_room_for_is_known_by_its_name_until_there_is() {
+    let rooms = Rooms::default();
+    rooms.limit("widget", "Widget", 12_000);
+    let (sender, shared) = watch_in(&rooms);
+    let mut listener = Listener::new(shared, Some("widget"));
+    let large = |name: &str, version, length: usize| {
+        let mut object = object(name, version, Some("w"));
+        object.data["data"] = json!({"x": "x".repeat(length)});
+        object
+    };
+    send_of(&sender, "widget", list([large("a", 1, 5000), large("b", 2, 5000), large("c", 3, 5000)]));
+    heard(&mut listener);
+    let objects = listener.objects();
+    let missing = || objects.missing("w-uid").iter().map(|name| name.name().to_owned()).collect::<Vec<_>>().join(" ");
+    assert_eq!((missing().as_str(), rooms.of(&Arc::from("widget")).missing()), ("c", 1));
+    assert!(objects.get(&Name::parse("ns/a")).is_some() && objects.get(&Name::parse("ns/c")).is_none());
+    assert_eq!(objects.of_owner("w-uid").len(), 3, "all are known to be there");
+    send_of(
+        &sender,
+        "widget",
+        [watcher::Event::Delete(large("a", 4, 5000)), watcher::Event::Apply(large("c", 5, 5000))],
+    );
+    heard(&mut listener);
+    assert_eq!((missing().as_str(), objects.get(&Name::parse("ns/c")).is_some()), ("", true));
+    // Two sources of one shard have one room.
+    let (second, shared) = watch_in(&rooms);
+    let mut other = Listener::new(shared, Some("widget"));
+    send_of(&second, "widget", list([large("d", 6, 5000)]));
+    heard(&mut other);
+    assert_eq!(other.objects().missing("w-uid").len(), 1);
+    drop(listener);
+    send_of(&second, "widget", [watcher::Event::Apply(large("d", 7, 5000))]);
+    heard(&mut other);
+    assert_eq!(other.objects().missing("w-uid").len(), 0, "the room of a watch that has ended is free");
 }
 
 #[test]
