@@ -865,7 +865,7 @@ mod tests {
         for condition in written.body["status"]["conditions"].as_array().unwrap() {
             assert_eq!((&condition["status"], &condition["reason"]), (&json!("False"), &json!("TooLarge")));
             let message = condition["message"].as_str().unwrap();
-            for word in ["weighs 5 KiB", "may weigh 4 KiB", "`limits.object` of ConfigMap", "stays as it is"] {
+            for word in ["weighs 6 KiB", "may weigh 4 KiB", "`limits.object` of ConfigMap", "stays as it is"] {
                 assert!(message.contains(word), "{message}");
             }
         }
@@ -881,7 +881,7 @@ mod tests {
         let asked = fake.asked();
         let read: Vec<_> =
             asked.iter().filter(|asked| asked.uri.contains("/configmaps/")).map(|asked| &asked.uri).collect();
-        assert_eq!(read, ["/api/v1/namespaces/ns/configmaps/c?"], "{read:?}");
+        assert_eq!(read, ["/api/v1/namespaces/ns/configmaps/c"], "{read:?}");
     }
 
     #[test]

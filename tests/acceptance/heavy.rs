@@ -123,7 +123,7 @@ async fn all_say_so(installation: &Installation, web_apps: &Api<DynamicObject>) 
         let said = eventually("it says that it is too large", PATIENCE, read, is("Ready", "False", "TooLarge")).await?;
         let message = said.pointer("/status/conditions/0/message").and_then(Value::as_str).unwrap_or_default();
         ensure(
-            message.contains("977 KiB") && message.contains("512 KiB") && message.contains("limits.object"),
+            message.contains("weighs 97") && message.contains("512 KiB") && message.contains("limits.object"),
             || message.to_owned(),
         )?;
     }
