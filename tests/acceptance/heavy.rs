@@ -50,7 +50,8 @@ async fn objects_that_weigh_too_much_say_so_and_the_others_are_reconciled() -> R
 
     // Without its bounds the replicas refuse them, and go on with the others.
     unbounded(&installation).await?;
-    let accepted = || async { Ok(web_apps.create(&PostParams::default(), &web_app("large-0", BYTES)?).await.is_ok()) };
+    let accepted =
+        || async { anyhow::Ok(web_apps.create(&PostParams::default(), &web_app("large-0", BYTES)?).await.is_ok()) };
     eventually("the definition has no bounds", PATIENCE, accepted, |accepted| *accepted).await?;
     let create = |number: usize| {
         let web_apps = web_apps.clone();
@@ -108,6 +109,7 @@ async fn unbounded(installation: &Installation) -> Result<()> {
     Ok(())
 }
 
+#[expect(clippy::disallowed_methods, reason = "how long it took is shown, and bounded widely")]
 async fn is_reconciled(installation: &Installation, web_apps: &Api<DynamicObject>, name: &str) -> Result<()> {
     let began = Instant::now();
     web_apps.create(&PostParams::default(), &web_app(name, 10)?).await?;
