@@ -118,7 +118,7 @@ fn targets_are_those_selected_and_named_without_those_excluded() {
     assert_eq!(targets(&everywhere, &Reach::default(), all).present, set(["one", "not-me", "other"]));
 }
 
-/// Part F2 of the review: what is out of reach is neither written nor cleaned up.
+/// What is out of reach is neither written nor cleaned up.
 #[test]
 fn a_selector_reaches_no_namespace_that_is_out_of_reach_and_what_is_there_stays() {
     let everywhere = valid(json!({"targets": {"namespaceSelector": {}}}));
