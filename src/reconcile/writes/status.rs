@@ -83,7 +83,7 @@ where
 
     /// As [`write`](Self::write), if `next` makes anything of the current one. The status that the API
     /// server has stored, if one was written.
-    pub(super) async fn write_and_see(
+    pub(in crate::reconcile) async fn write_and_see(
         &self,
         api: &Api<K>,
         object: &K,
@@ -122,7 +122,7 @@ where
 }
 
 /// As [`write()`], with what `next` makes of the whole object; `None`: there is nothing to write.
-pub(super) async fn write_if<K>(
+pub(in crate::reconcile) async fn write_if<K>(
     term: &Term,
     api: &Api<K>,
     object: &K,

@@ -24,12 +24,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    controller::{Again, Controller, Lane},
-    fake::{Answer, Asked, Fake},
-    name::Name,
+use super::controller::{Again, Controller, Lane};
+use crate::{
+    reconcile::{
+        fake::{Answer, Asked, Fake},
+        name::Name,
+    },
+    replica::term::{Standby, Term},
 };
-use crate::replica::term::{Standby, Term};
 
 const MANY: usize = 10_000;
 const FLOOD: usize = 10_000;

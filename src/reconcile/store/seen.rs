@@ -10,8 +10,8 @@ use std::{
 
 use kube::{Resource, runtime::watcher::Event};
 
-use super::{finalizer, name::Name};
-use crate::protocol::lease::version_number;
+use super::name::Name;
+use crate::{protocol::lease::version_number, reconcile::finalizer};
 
 /// What is known of the objects of a kind. Clones are handles on the same.
 pub struct Seen<K: Resource> {

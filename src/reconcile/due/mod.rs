@@ -1,0 +1,9 @@
+//! What is due and when: `queue` says which object is next, `backoff` how long a failed one waits, `controller` reconciles the
+//! objects of a kind in that order, from the start of a term to its end.
+
+pub mod backoff;
+pub mod controller;
+mod queue;
+
+#[cfg(test)]
+mod tests;
