@@ -3,7 +3,7 @@
 //! - `due`: what is due and when.
 //! - `store`: the objects of a kind as last seen.
 //! - `writes`: what is written and how.
-//! - `stages`: the skeleton of a kind that is written in Rust.
+//! - [`stages`]: the skeleton of a kind that is written in Rust.
 //! - [`watches`]: watches that the kinds of a replica share.
 //! - [`children`]: the engine for kinds that say only which children an object shall have.
 //!
@@ -12,7 +12,7 @@
 
 pub mod children;
 mod due;
-mod stages;
+pub mod stages;
 mod store;
 pub mod watches;
 mod writes;
@@ -21,8 +21,7 @@ mod writes;
 pub(crate) mod fake;
 
 pub use self::{
-    due::{backoff, controller},
-    stages::{clock, input},
+    due::{backoff, clock, controller},
     store::{name, observe, seen},
-    writes::{apply, conditions, events, finalizer, status, status_writer},
+    writes::{apply, conditions, events, finalizer, input, status, status_writer},
 };

@@ -21,7 +21,7 @@ use crate::{
 
 /// A spec that means something.
 #[derive(Clone, Debug)]
-pub(in crate::kinds) struct Valid {
+pub struct Valid {
     pub(in crate::kinds) source: Source,
     selector: Option<Selector>,
     named: BTreeSet<String>,

@@ -38,6 +38,40 @@ pub trait Stamped: Clone + PartialEq {
     fn shard_mut(&mut self) -> &mut Option<Shard>;
 }
 
+/// A status with the fields that every kind reports. [`reported!`](crate::reported) implements it.
+pub trait Reported: Stamped + Default {
+    /// Says of which generation of the spec it is, and what the conditions are.
+    fn set(&mut self, observed_generation: Option<i64>, conditions: Vec<Condition>);
+}
+
+/// Implements [`Reported`] and [`Stamped`] for a status with the fields `observed_generation: Option<i64>`,
+/// `conditions: Vec<Condition>` and `shard: Option<Shard>`.
+#[macro_export]
+macro_rules! reported {
+    ($status:ty) => {
+        impl $crate::reconcile::status::Stamped for $status {
+            fn conditions(&self) -> &[::k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition] {
+                &self.conditions
+            }
+
+            fn shard_mut(&mut self) -> &mut Option<$crate::reconcile::status::Shard> {
+                &mut self.shard
+            }
+        }
+
+        impl $crate::reconcile::status::Reported for $status {
+            fn set(
+                &mut self,
+                observed_generation: Option<i64>,
+                conditions: Vec<::k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
+            ) {
+                self.observed_generation = observed_generation;
+                self.conditions = conditions;
+            }
+        }
+    };
+}
+
 /// Whether `next` says anything that `current` does not. The stamp alone is no news: otherwise each take-over would write every status.
 pub fn changed<S: Stamped>(current: Option<&S>, next: &S) -> bool {
     current.is_none_or(|current| {
