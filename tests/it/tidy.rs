@@ -40,6 +40,21 @@ fn pure_files_know_no_runtime_no_cluster_and_no_clock() {
     }
 }
 
+/// The stages of a kind that decide and that report do no IO.
+#[test]
+fn plans_and_reports_do_no_io() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let kinds = ["expiry", "propagation", "schedule"];
+    let stages = kinds.iter().flat_map(|kind| ["plan", "report"].map(|stage| format!("kinds/{kind}/{stage}.rs")));
+    for file in stages.chain(["reconcile/stages/outcome.rs".to_owned()]) {
+        let code = code(&source.join(&file));
+        assert!(!code.is_empty());
+        for word in ["tokio", "async", ".await", "Client", "Api<", "Instant", "::now()", "std::fs"] {
+            assert!(!code.contains(word), "{file} mentions {word}");
+        }
+    }
+}
+
 /// What decides which rights an object takes does no IO.
 #[test]
 fn what_decides_about_rights_does_no_io() {

@@ -120,6 +120,9 @@ mod reconciler;
 mod target;
 
 #[cfg(test)]
+mod tests;
+
+#[cfg(test)]
 pub(crate) use self::pass::Common;
 
 pub use self::{
