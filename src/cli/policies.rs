@@ -1,7 +1,7 @@
 //! `leasehold policies`: what the API server holds the accounts of a configuration to, whatever their roles allow.
 //!
 //! A role says which types an account may write. It cannot say where not, which role may be given away, or that a child is
-//! ours. ValidatingAdmissionPolicies can, and they hold as well for whoever has stolen a token of such an account.
+//! ours. ValidatingAdmissionPolicies can, and they hold for a stolen token of such an account as well.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

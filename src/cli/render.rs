@@ -1,4 +1,4 @@
-//! `leasehold render`: the children that a composed kind would make of an object. The unit test of whoever writes a composition.
+//! `leasehold render`: the children that a composed kind would make of an object. The unit test of a composition's author.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -45,7 +45,7 @@ enum Output {
     Json,
 }
 
-/// Core types whose objects are in no namespace; offline there is nobody to ask.
+/// Core types whose objects are in no namespace; offline there is no API server to ask.
 const IN_NO_NAMESPACE: [(&str, &str); 18] = [
     ("", "Namespace"),
     ("", "Node"),

@@ -211,7 +211,7 @@ pub(super) struct Child {
     pub(super) place: Place,
     pub(super) uid: String,
     pub(super) ownership: Ownership,
-    /// Our field manager has applied it. Labels alone may have been copied by somebody.
+    /// Our field manager has applied it. Labels alone may have been copied by a user.
     pub(super) applied_by_us: bool,
     pub(super) deleting: bool,
     /// Bears all labels and the owner reference that a copy has.

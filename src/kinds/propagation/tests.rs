@@ -175,7 +175,7 @@ fn a_copy_like_the_source_is_left_alone_and_one_that_differs_is_not() {
     let create = Plan { create: vec!["one".into()], ..Plan::default() };
     for (words, child, expected) in [
         ("alike", like.clone(), &synced),
-        ("a key of somebody else", live(&|live| _ = live.data.insert("theirs".into(), "x".into())), &synced),
+        ("a key of another manager", live(&|live| _ = live.data.insert("theirs".into(), "x".into())), &synced),
         ("a value changed", live(&|live| _ = live.data.insert("a".into(), "2".into())), &update),
         ("a key removed", live(&|live| _ = live.data.remove("a")), &update),
         ("a binary value changed", live(&|live| _ = live.binary_data.insert("b".into(), "".into())), &update),

@@ -90,7 +90,7 @@ where
         Self { seen, sources: stream::select_all([watch]), unlisted: 1, watches: vec![(what, report)] }
     }
 
-    /// The objects as last seen, for whoever looks at them or writes them.
+    /// The objects as last seen: to look at them, and to note what was written.
     pub fn seen(&self) -> Seen<K> {
         self.seen.clone()
     }

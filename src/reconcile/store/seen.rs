@@ -1,7 +1,7 @@
 //! The objects of a kind as a replica last saw them: by its watch, and by what its own writes have left of them.
 //!
-//! Without the second, whoever comes back to an object before the watch has told of the last write would write over an old
-//! version, and be refused.
+//! Without the second, a pass that comes before the event of the last write would rest on an old version, and its write
+//! would be refused.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,4 +1,4 @@
-//! Events: what happened to an object, for whoever runs `kubectl describe`. Nothing ever depends on one.
+//! Events: what happened to an object, as `kubectl describe` shows it. Nothing ever depends on one.
 
 use std::time::Duration;
 

@@ -82,7 +82,7 @@ pub fn changed<S: Stamped>(current: Option<&S>, next: &S) -> bool {
     })
 }
 
-/// The most often that a status is computed anew because somebody else wrote the object in between.
+/// The most often that a status is computed anew because another writer changed the object in between.
 const ATTEMPTS: u32 = 4;
 
 /// Writes the statuses of the objects of a kind during one term.
@@ -130,7 +130,7 @@ where
         let stored = written.status().cloned();
         let bad = stored.as_ref().and_then(|status| conditions::not_ready(status.conditions())).cloned();
         self.seen.note(written);
-        // What is only on its way is no news for whoever looks for trouble.
+        // `Unknown` is no trouble yet, so it makes no event.
         if let Some(bad) = bad.filter(|bad| bad.status == "False") {
             self.events.warning(&about, &bad.reason, &bad.message).await;
         }
