@@ -5,7 +5,7 @@ use kube::Error;
 
 use super::{ExpiryPolicy, ExpiryPolicyStatus, plan::Plan};
 use crate::reconcile::{
-    conditions::{APPLIED, AS_EXPECTED, Conditions, Truth},
+    conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions},
     stages::Trouble,
 };
 
@@ -38,16 +38,16 @@ pub(super) fn report(
     status.deleted_total += i64::from(count(*deleted));
     status.next_expiry = plan.next.map(Time);
     match refused {
-        Some(Trouble { reason, message }) => conditions.set(APPLIED, Truth::False, reason, message),
+        Some(Trouble { reason, message }) => conditions.set(APPLIED, ConditionStatus::False, reason, message),
         None if !plan.unreadable.is_empty() => {
             let message = unreadable(policy, &plan.unreadable);
-            conditions.set(APPLIED, Truth::False, "AnnotationInvalid", message);
+            conditions.set(APPLIED, ConditionStatus::False, "AnnotationInvalid", message);
         }
         None if policy.spec.dry_run => {
             let message = format!("{} would be deleted", status.expired);
-            conditions.set(APPLIED, Truth::True, "DryRun", message);
+            conditions.set(APPLIED, ConditionStatus::True, "DryRun", message);
         }
-        None => conditions.set(APPLIED, Truth::True, AS_EXPECTED, ""),
+        None => conditions.set(APPLIED, ConditionStatus::True, AS_EXPECTED, ""),
     }
 }
 

@@ -6,7 +6,7 @@ use super::{
     Failed, FailedReason, OnSourceMissing, Propagation, PropagationStatus, observe::SourceState, plan::Targets,
     write::Copies,
 };
-use crate::reconcile::conditions::{APPLIED, AS_EXPECTED, Conditions, Truth};
+use crate::reconcile::conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions};
 
 /// Whether there is something to copy.
 const SOURCE_FOUND: &str = "SourceFound";
@@ -38,32 +38,32 @@ pub(super) fn report(
     status.synced = count(copies.synced);
     match source {
         SourceState::Version(version) => {
-            conditions.set(SOURCE_FOUND, Truth::True, AS_EXPECTED, "");
+            conditions.set(SOURCE_FOUND, ConditionStatus::True, AS_EXPECTED, "");
             status.source_version = Some(version.clone());
         }
         SourceState::Missing => {
             let source = &propagation.spec.source;
             let message = format!("{:?} {}/{} does not exist", source.kind, source.namespace, source.name);
-            conditions.set(SOURCE_FOUND, Truth::False, "SourceMissing", message);
+            conditions.set(SOURCE_FOUND, ConditionStatus::False, "SourceMissing", message);
             if propagation.spec.on_source_missing == OnSourceMissing::Delete {
                 status.source_version = None;
             }
         }
         SourceState::KeysMissing(keys) => {
             let message = format!("the source has no key {}", keys.join(", "));
-            conditions.set(SOURCE_FOUND, Truth::False, "KeyMissing", message);
+            conditions.set(SOURCE_FOUND, ConditionStatus::False, "KeyMissing", message);
         }
     }
     if *keeps {
-        conditions.set(APPLIED, Truth::Unknown, "NothingToApply", "");
+        conditions.set(APPLIED, ConditionStatus::Unknown, "NothingToApply", "");
     } else if failed.is_empty() && copies.not_pruned == 0 {
-        conditions.set(APPLIED, Truth::True, AS_EXPECTED, "");
+        conditions.set(APPLIED, ConditionStatus::True, AS_EXPECTED, "");
     } else if failed.is_empty() {
         let message = format!("{} copies that no longer belong could not be deleted", copies.not_pruned);
-        conditions.set(APPLIED, Truth::False, "PruneFailed", message);
+        conditions.set(APPLIED, ConditionStatus::False, "PruneFailed", message);
     } else {
         let message = message(&failed, status.targets, &copies.policies);
-        conditions.set(APPLIED, Truth::False, reason(&failed), message);
+        conditions.set(APPLIED, ConditionStatus::False, reason(&failed), message);
     }
     let shown = failed.into_iter().take(SHOWN);
     status.failed = shown.map(|(namespace, reason)| Failed { namespace: namespace.to_owned(), reason }).collect();

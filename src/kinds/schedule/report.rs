@@ -5,7 +5,7 @@ use kube::Error;
 
 use super::{ScaleSchedule, ScaleScheduleStatus, plan::Windows};
 use crate::reconcile::{
-    conditions::{APPLIED, AS_EXPECTED, Conditions, Truth},
+    conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions},
     stages::Trouble,
 };
 
@@ -34,18 +34,18 @@ pub(super) fn report(
 ) {
     let windows = match done {
         Done::Hindered(windows, Trouble { reason, message }) => {
-            conditions.set(APPLIED, Truth::False, reason, message);
+            conditions.set(APPLIED, ConditionStatus::False, reason, message);
             windows
         }
         Done::Holds { windows, found } => {
-            conditions.set(APPLIED, Truth::True, AS_EXPECTED, "");
+            conditions.set(APPLIED, ConditionStatus::True, AS_EXPECTED, "");
             status.saved_replicas = status.saved_replicas.or(Some(*found));
             status.desired_replicas = windows.active.as_ref().map(|active| active.replicas);
             windows
         }
         Done::Rests(windows) => {
             let suspended = schedule.spec.suspend;
-            conditions.set(APPLIED, Truth::True, if suspended { "Suspended" } else { AS_EXPECTED }, "");
+            conditions.set(APPLIED, ConditionStatus::True, if suspended { "Suspended" } else { AS_EXPECTED }, "");
             status.saved_replicas = None;
             windows
         }

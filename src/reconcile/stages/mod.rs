@@ -20,7 +20,7 @@
 //! use leasehold::{
 //!     Access,
 //!     reconcile::{
-//!         conditions::{APPLIED, AS_EXPECTED, Conditions, Truth},
+//!         conditions::{APPLIED, AS_EXPECTED, Conditions, ConditionStatus},
 //!         controller::{Again, Controller},
 //!         stages::{End, Pass, Staged, Stages, Trouble},
 //!         status::Shard,
@@ -105,7 +105,7 @@
 //!
 //!     fn report(_: &Census, (count, _): &(usize, bool), status: &mut CensusStatus, conditions: &mut Conditions<'_>) {
 //!         status.count = *count;
-//!         conditions.set(APPLIED, Truth::True, AS_EXPECTED, "");
+//!         conditions.set(APPLIED, ConditionStatus::True, AS_EXPECTED, "");
 //!     }
 //! }
 //!

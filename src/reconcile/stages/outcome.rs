@@ -6,7 +6,7 @@ use kube::{Error, Resource, core::Status};
 use super::Stages;
 use crate::{
     reconcile::{
-        conditions::{APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth},
+        conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions, SPEC_VALID},
         controller::Again,
         status::{Reported, Stamped},
     },
@@ -104,15 +104,15 @@ pub fn status<S: Stages>(
     let mut status = current.map(S::carry_over).unwrap_or_default();
     match outcome {
         Outcome::Invalid(Trouble { reason, message }) => {
-            conditions.set(SPEC_VALID, Truth::False, reason, message);
-            conditions.set(APPLIED, Truth::Unknown, reason, "");
+            conditions.set(SPEC_VALID, ConditionStatus::False, reason, message);
+            conditions.set(APPLIED, ConditionStatus::Unknown, reason, "");
         }
         Outcome::Blocked(Trouble { reason, message }) => {
-            conditions.set(SPEC_VALID, Truth::True, AS_EXPECTED, "");
-            conditions.set(APPLIED, Truth::False, reason, message);
+            conditions.set(SPEC_VALID, ConditionStatus::True, AS_EXPECTED, "");
+            conditions.set(APPLIED, ConditionStatus::False, reason, message);
         }
         Outcome::Done(done) => {
-            conditions.set(SPEC_VALID, Truth::True, AS_EXPECTED, "");
+            conditions.set(SPEC_VALID, ConditionStatus::True, AS_EXPECTED, "");
             S::report(object, done, &mut status, &mut conditions);
         }
     }

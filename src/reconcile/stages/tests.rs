@@ -15,7 +15,7 @@ use super::{pass::Common, *};
 use crate::{
     reconcile::{
         clock::WallClock,
-        conditions::{APPLIED, AS_EXPECTED, Conditions, Truth},
+        conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions},
         controller::{Again, Controller},
         fake::Fake,
         seen::Seen,
@@ -122,8 +122,8 @@ impl Stages for Routes {
     fn report(_: &Probe, (done, trouble): &Self::Done, status: &mut ProbeStatus, conditions: &mut Conditions<'_>) {
         status.total += done;
         match trouble {
-            Some(Trouble { reason, message }) => conditions.set(APPLIED, Truth::False, reason, message),
-            None => conditions.set(APPLIED, Truth::True, AS_EXPECTED, ""),
+            Some(Trouble { reason, message }) => conditions.set(APPLIED, ConditionStatus::False, reason, message),
+            None => conditions.set(APPLIED, ConditionStatus::True, AS_EXPECTED, ""),
         }
     }
 
