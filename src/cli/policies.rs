@@ -361,7 +361,7 @@ impl Installation {
         format!("system:serviceaccount:{}:", self.namespace)
     }
 
-    /// What is said of each account by its name.
+    /// An expression for each account, guarded by its name.
     fn each(&self, says: impl Fn(&Account) -> Option<String>) -> Vec<String> {
         let said = |(name, account): (&String, &Account)| {
             Some(match says(account)?.as_str() {

@@ -169,7 +169,7 @@ fn name(object: &Value) -> Name {
     (version, kind, text("/metadata/namespace"), text("/metadata/name").unwrap_or_default())
 }
 
-/// Composes until nothing new is said, taking what is said for being there.
+/// Composes until no further child comes, as if each child that was made existed in the cluster.
 fn compose(composition: &Composition, parent: &Value, there: Vec<Value>) -> Result<Composed, NotComposed> {
     let mut related = BTreeMap::new();
     for (id, wanted) in composition.related() {

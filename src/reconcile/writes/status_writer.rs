@@ -1,8 +1,8 @@
 //! Statuses that any task of any replica may hand in, and that the leader writes.
 //!
 //! A [`StatusWriter`] keeps the newest state of each object. While this replica leads, it writes them through the term's
-//! client; while it does not, it keeps those that the object does not bear yet, and writes them when it leads. What is
-//! newer is said by the state itself ([`Versioned`]), so that replicas agree on it, and each write rests on the version of
+//! client; while it does not, it keeps those that the object does not bear yet, and writes them when it leads. Each state
+//! says how new it is ([`Versioned`]), so that replicas agree on it, and each write rests on the version of
 //! the object that was compared: no older state ever replaces a newer one, whichever replica writes.
 //!
 //! A state is known to the replica that it was handed in on, and to no other. So hand in what each replica knows on each
