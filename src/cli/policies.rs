@@ -1,7 +1,7 @@
 //! `leasehold policies`: what the API server holds the accounts of a configuration to, whatever their roles allow.
 //!
 //! A role says which types an account may write. It cannot say where not, which role may be given away, or that a child is
-//! ours. ValidatingAdmissionPolicies can, and they hold as well for a thief of such an account's token.
+//! ours. ValidatingAdmissionPolicies can, and they hold for a stolen token of such an account as well.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -396,7 +396,7 @@ impl Installation {
         format!("system:serviceaccount:{}:", self.namespace)
     }
 
-    /// What is said of each account by its name.
+    /// An expression for each account, guarded by its name.
     fn each(&self, says: impl Fn(&Account) -> Option<String>) -> Vec<String> {
         let said = |(name, account): (&String, &Account)| {
             Some(match says(account)?.as_str() {

@@ -122,7 +122,7 @@ impl Pass {
             }
             complaint = error;
             tokio::select! {
-                // A Secret that somebody changed.
+                // A Secret that a user changed.
                 Ok(()) = seen.changed(), if complaint.is_none() && wait > SOON => {}
                 () = tokio::time::sleep(wait) => {}
             }
