@@ -16,16 +16,17 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use tracing::warn;
 
-use super::{
-    apply::field_manager,
-    clock::{Clock, WallClock},
-    conditions::{Conditions, SPEC_VALID, Truth},
-    events::Events,
-    name::Name,
-    status::Shard,
-    weight::shown,
+use super::{name::Name, weight::shown};
+use crate::{
+    reconcile::{
+        apply::field_manager,
+        clock::{Clock, WallClock},
+        conditions::{ConditionStatus, Conditions, SPEC_VALID},
+        events::Events,
+        status::Shard,
+    },
+    replica::term::Term,
 };
-use crate::replica::term::Term;
 
 /// The reason for an object that weighs more than it may.
 const TOO_LARGE: &str = "TooLarge";
@@ -44,7 +45,7 @@ struct Light {
 }
 
 /// Reads an object as it is now; `None`: it is gone.
-pub(super) async fn read<K: Resource, T: DeserializeOwned>(
+pub(in crate::reconcile) async fn read<K: Resource, T: DeserializeOwned>(
     client: &Client,
     dyntype: &K::DynamicType,
     name: &Name,
@@ -59,14 +60,14 @@ pub(super) async fn read<K: Resource, T: DeserializeOwned>(
 }
 
 /// An object that was seen, and how much it weighs.
-pub(super) struct Seen {
-    pub(super) bytes: u64,
-    pub(super) generation: Option<i64>,
+pub(in crate::reconcile) struct Seen {
+    pub(in crate::reconcile) bytes: u64,
+    pub(in crate::reconcile) generation: Option<i64>,
 }
 
 /// Writes into the status of the object that it is too large, unless that stands there. `false`: the object has changed, and
 /// is to be looked at again.
-pub(super) async fn say<K: Resource>(
+pub(in crate::reconcile) async fn say<K: Resource>(
     term: &Term,
     events: &Events,
     dyntype: &K::DynamicType,
@@ -122,7 +123,7 @@ fn next(mut status: Map<String, Value>, meta: &ObjectMeta, message: &str, term: 
     let conditions = status.get("conditions").cloned().unwrap_or_default();
     let previous: Vec<Condition> = serde_json::from_value(conditions).unwrap_or_default();
     let mut conditions = Conditions::new(&previous, meta.generation, WallClock.now());
-    conditions.set(SPEC_VALID, Truth::False, TOO_LARGE, message);
+    conditions.set(SPEC_VALID, ConditionStatus::False, TOO_LARGE, message);
     let conditions = conditions.with_ready();
     // How much it weighs changes with each status that is written, and alone is no news.
     let is_said = |next: &Condition| {

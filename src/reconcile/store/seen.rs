@@ -1,7 +1,7 @@
 //! The objects of a kind as a replica last saw them: by its watch, and by what its own writes have left of them.
 //!
-//! Without the second, whoever comes back to an object before the watch has told of the last write would write over an old
-//! version, and be refused.
+//! Without the second, a pass that comes before the event of the last write would rest on an old version, and its write
+//! would be refused.
 //!
 //! What is kept is bounded in bytes ([`Limits`]). Of an object for which there is no room only the marks are kept by which
 //! another version of it is told: what has to be known of the rest is read when it is needed.
@@ -14,8 +14,12 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, runtime::watcher::Event};
 
-use super::{apply::fnv1a, finalizer, name::Name, weight::trim};
-use crate::{config::Limits, protocol::lease::version_number};
+use super::{name::Name, weight::trim};
+use crate::{
+    config::Limits,
+    protocol::lease::version_number,
+    reconcile::{apply::fnv1a, finalizer},
+};
 
 /// What is known of the objects of a kind. Clones are handles on the same.
 pub struct Seen<K: Resource> {
@@ -85,7 +89,7 @@ enum Held<K> {
 }
 
 /// What there is of an object.
-pub(super) enum Kept<K> {
+pub(in crate::reconcile) enum Kept<K> {
     Whole(Arc<K>),
     /// There was no room for it, or it is being deleted and was too large: it has to be read.
     Marks,
@@ -200,7 +204,7 @@ impl<K: Resource> Seen<K> {
     }
 
     /// Nothing yet, and no limits: of objects that weigh so much.
-    pub(super) fn bounded(dyntype: K::DynamicType, weigh: fn(&K) -> u64) -> Self {
+    pub(in crate::reconcile) fn bounded(dyntype: K::DynamicType, weigh: fn(&K) -> u64) -> Self {
         let bounds = Bounds { limits: Limits { object: u64::MAX, cache: u64::MAX }, weigh, note: None };
         let state = State {
             objects: Store::new(bounds),
@@ -224,14 +228,14 @@ impl<K: Resource> Seen<K> {
     }
 
     /// Sets what may be kept from now on.
-    pub(super) fn limit(&self, limits: Limits) {
+    pub(in crate::reconcile) fn limit(&self, limits: Limits) {
         let mut state = self.lock();
         state.objects.bounds.limits = limits;
         state.listing.bounds.limits = limits;
     }
 
     /// Sets what is noted of each object, whether it is kept or not.
-    pub(super) fn noting(&self, note: fn(&K) -> Arc<str>) {
+    pub(in crate::reconcile) fn noting(&self, note: fn(&K) -> Arc<str>) {
         let mut state = self.lock();
         state.objects.bounds.note = Some(note);
         state.listing.bounds.note = Some(note);
@@ -253,7 +257,7 @@ impl<K: Resource> Seen<K> {
     }
 
     /// What there is of an object.
-    pub(super) fn kept(&self, name: &Name) -> Option<Kept<K>> {
+    pub(in crate::reconcile) fn kept(&self, name: &Name) -> Option<Kept<K>> {
         let state = self.lock();
         let entry = state.objects.objects.get(name)?;
         Some(match &entry.held {
@@ -410,7 +414,7 @@ impl<K: Resource> Seen<K> {
 
     /// Takes in what was read of an object in the term, because it is not kept. The object, if it is what the watch has told
     /// of, or newer, and may be reconciled; whatever else it is, the watch tells of it.
-    pub(super) fn fetched(&self, mut fresh: K) -> Option<Arc<K>> {
+    pub(in crate::reconcile) fn fetched(&self, mut fresh: K) -> Option<Arc<K>> {
         trim(fresh.meta_mut());
         let (mut state, name) = (self.lock(), Name::of(&fresh));
         state.known(&name, fresh.meta()).filter(|known| !is_newer(known, fresh.meta()))?;

@@ -43,8 +43,8 @@ use crate::{
         backoff::Backoff,
         events::Events,
         name::Name,
-        seen::{Kept, Seen, Tally},
-        too_large,
+        seen::{Seen, Tally},
+        store::{seen::Kept, too_large},
         weight::{shown, trim, weigh},
     },
     replica::{
@@ -100,7 +100,7 @@ where
     }
 
     /// As [`new`](Self::new), of objects that weigh so much.
-    pub(super) fn weighed(api: Api<K>, dyntype: K::DynamicType, weigh: fn(&K) -> u64) -> Self {
+    pub(in crate::reconcile) fn weighed(api: Api<K>, dyntype: K::DynamicType, weigh: fn(&K) -> u64) -> Self {
         let seen = Seen::bounded(dyntype, weigh);
         let watched = seen.clone();
         let what = format!("{} {}", K::api_version(seen.dyntype()), K::kind(seen.dyntype()));
@@ -108,7 +108,7 @@ where
         Self { seen, sources: stream::select_all([watch]), unlisted: 1, watches: vec![(what, report)] }
     }
 
-    /// The objects as last seen, for whoever looks at them or writes them.
+    /// The objects as last seen: to look at them, and to note what was written.
     pub fn seen(&self) -> Seen<K> {
         self.seen.clone()
     }
@@ -134,7 +134,7 @@ where
     }
 
     /// Shows how a watch fares that is [followed](Self::follow).
-    pub(super) fn showing(mut self, watch: String, report: WatchReport) -> Self {
+    pub(in crate::reconcile) fn showing(mut self, watch: String, report: WatchReport) -> Self {
         self.watches.push((watch, report));
         self
     }
@@ -277,7 +277,7 @@ fn now() -> Instant {
 }
 
 /// The watch of a kind, which ends never: its errors are logged, and it tries again by itself.
-pub(super) fn watch<W>(what: String, api: Api<W>) -> impl Stream<Item = Event<W>> + Send + 'static
+pub(in crate::reconcile) fn watch<W>(what: String, api: Api<W>) -> impl Stream<Item = Event<W>> + Send + 'static
 where
     W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
