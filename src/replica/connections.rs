@@ -20,6 +20,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, Uri};
+use hyper::body::Incoming;
 use hyper_rustls::{
     DefaultServerNameResolver, FixedServerNameResolver, HttpsConnector, MaybeHttpsStream, ResolveServerName,
 };
@@ -36,7 +37,7 @@ use tracing::{debug, warn};
 pub use self::account::Account;
 use self::{
     credentials::{Credentials, Source},
-    pages::{Counted, Paged, Pages},
+    pages::{Answer, Paged, Pages},
     socket::{Dialer, Silent},
 };
 use super::{
@@ -217,12 +218,8 @@ impl Connections {
         &self,
         gate: Option<Gate>,
         account: Option<&Account>,
-    ) -> impl Service<
-        Request<Body>,
-        Response = Response<Counted<hyper::body::Incoming>>,
-        Error = BoxError,
-        Future: Send + 'static,
-    > + Clone
+    ) -> impl Service<Request<Body>, Response = Response<Answer<Incoming>>, Error = BoxError, Future: Send + 'static>
+    + Clone
     + Send
     + 'static {
         let (account, pages) = (account.cloned().map(Arc::new), Pages::default());
@@ -234,8 +231,9 @@ impl Connections {
             .build::<_, Body>(Connector { dialer, gate, connections: self.clone() });
         let sender: MapErr<_, fn(_) -> BoxError> = MapErr::new(sender, BoxError::from);
         ServiceBuilder::new()
-            .layer_fn(Bounded)
+            // Around the other: a page that is asked for again has all of its time.
             .layer_fn(move |inner| Paged { inner, pages: pages.clone() })
+            .layer_fn(Bounded)
             .layer(self.inner.config.base_uri_layer())
             .layer_fn(|inner| Identified { inner, connections: self.clone(), account: account.clone() })
             .service(sender)
