@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     protocol::moment::Moment,
-    reconcile::{name::Name, observe::Observed, seen::Seen},
+    reconcile::{name::Name, observe::Observed, seen::Seen, store::seen::Kept},
     replica::{
         clock::Clock,
         fence::Fenced,
@@ -169,8 +169,11 @@ where
         let mut states = self.states();
         match change {
             Observed::Restarted(_) => {
-                states.listed(|name, state| {
-                    self.inner.seen.get(name).is_some_and(|seen| known(&*seen).lacks(&state.uid, state.revision))
+                states.listed(|name, state| match self.inner.seen.kept(name) {
+                    Some(Kept::Whole(seen)) => known(&*seen).lacks(&state.uid, state.revision),
+                    // What it bears is read when the state is written.
+                    Some(Kept::Marks | Kept::TooLarge { .. }) => true,
+                    None => false,
                 });
             }
             Observed::Applied(object) => states.seen(&Name::of(&**object), &known(&**object)),
@@ -256,7 +259,7 @@ where
         let seen = self.inner.seen.get(name).filter(|seen| seen.meta().uid.as_deref() == Some(&*state.uid));
         let object = match seen {
             Some(seen) => (*seen).clone(),
-            // It is new, or gone, and the watch has not told yet.
+            // It is not kept, or it is new or gone, and the watch has not told yet.
             None => match api.get_opt(name.name()).await? {
                 Some(object) => object,
                 None => return Ok(None),
@@ -411,6 +414,25 @@ mod tests {
             writer.saw(&change);
             assert_eq!(writer.counts().kept, 0, "{change:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_status_of_an_object_that_is_not_kept_outlives_a_list() {
+        let seen = Seen::bounded((), |_| 100);
+        let none = crate::config::Limits { object: 100, cache: 0 };
+        seen.limit(none);
+        for event in [Event::Init, Event::InitApply(object(10, 3)), Event::InitDone] {
+            seen.take_in(event);
+        }
+        let writer = StatusWriter::cluster_wide(seen, Limits::default());
+        writer.hand_in(&object(10, 3), status(7));
+        writer.saw(&Observed::Restarted(Vec::new()));
+        assert_eq!(writer.counts().kept, 1);
+        let asked = term(&writer, 5, |asked| match asked.method {
+            Method::GET => Some((200, json_of(11, 3))),
+            _ => Some((200, asked.body.clone())),
+        });
+        assert_eq!(written(&asked.await), [7]);
     }
 
     #[tokio::test(start_paused = true)]
