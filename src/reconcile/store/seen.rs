@@ -437,7 +437,10 @@ impl<K: Resource> State<K> {
         for (name, known) in std::mem::replace(&mut self.objects, listing).objects {
             let listed = self.known(&name, known.meta());
             if listed.is_some_and(|listed| is_newer(known.meta(), listed)) {
-                self.objects.put(name, known);
+                match known.held {
+                    Held::Whole(object) => self.objects.insert(name, object),
+                    Held::Marks(_) => self.objects.put(name, known),
+                }
             }
         }
     }
