@@ -24,7 +24,8 @@ use self::report::Outcome;
 use crate::{
     kinds::{
         access,
-        reach::{OUT_OF_REACH, Reach},
+        reach::OUT_OF_REACH,
+        reaching::{AGAIN, Reaching},
     },
     reconcile::{
         clock::{Clock, WallClock},
@@ -43,18 +44,18 @@ const UNKNOWN: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct ExpiryReconciler {
     clock: Arc<dyn Clock>,
-    reach: Reach,
+    reach: Reaching,
 }
 
 impl ExpiryReconciler {
     /// Compares the times of objects with `clock`, which should agree with the API server's.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, reach: Reach::default() }
+        Self { clock, reach: Reaching::default() }
     }
 
     /// Sets how far policies reach.
     #[must_use]
-    pub fn within(self, reach: Reach) -> Self {
+    pub fn within(self, reach: Reaching) -> Self {
         Self { reach, ..self }
     }
 }
@@ -68,7 +69,7 @@ impl Default for ExpiryReconciler {
 impl ExpiryReconciler {
     fn work(&self, standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
         let (clock, reach) = (Arc::clone(&self.clock), self.reach.clone());
-        let controller = Controller::new(Api::<ExpiryPolicy>::all(standby.client()), ());
+        let controller = Controller::new(Api::<ExpiryPolicy>::all(standby.client()), ()).sweep_at(reach.changes());
         let seen = controller.seen();
         let begin = |term: Term| {
             let pass = Pass::new(term, seen, clock, reach);
@@ -118,11 +119,11 @@ struct Pass {
     events: Arc<Events>,
     statuses: Arc<Statuses<ExpiryPolicy>>,
     clock: Arc<dyn Clock>,
-    reach: Reach,
+    reach: Reaching,
 }
 
 impl Pass {
-    fn new(term: Term, seen: Seen<ExpiryPolicy>, clock: Arc<dyn Clock>, reach: Reach) -> Self {
+    fn new(term: Term, seen: Seen<ExpiryPolicy>, clock: Arc<dyn Clock>, reach: Reaching) -> Self {
         let events = Arc::new(Events::new(&term));
         let statuses = Arc::new(Statuses::new(term.clone(), Arc::clone(&events), seen));
         Self { term, events, statuses, clock, reach }
@@ -142,7 +143,8 @@ impl Pass {
                 return Ok(None);
             }
         };
-        if let Err(words) = valid.within(&self.reach, &namespace) {
+        let Some(reach) = self.reach.now() else { return Ok(Some(AGAIN)) };
+        if let Err(words) = valid.within(reach, &namespace) {
             self.report(&policy, &Outcome::SpecInvalid { reason: OUT_OF_REACH, words }).await?;
             return Ok(None);
         }

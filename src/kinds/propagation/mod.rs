@@ -30,7 +30,8 @@ use self::{plan::Wanted, write::Done};
 use crate::{
     kinds::{
         access,
-        reach::{OUT_OF_REACH, Reach},
+        reach::OUT_OF_REACH,
+        reaching::{AGAIN, Reaching},
     },
     reconcile::{
         clock::{Clock, WallClock},
@@ -45,18 +46,18 @@ use crate::{
 #[derive(Clone)]
 pub struct PropagationReconciler {
     clock: Arc<dyn Clock>,
-    reach: Reach,
+    reach: Reaching,
 }
 
 impl PropagationReconciler {
     /// Takes the times of transitions from `clock`.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, reach: Reach::default() }
+        Self { clock, reach: Reaching::default() }
     }
 
     /// Sets how far Propagations reach.
     #[must_use]
-    pub fn within(self, reach: Reach) -> Self {
+    pub fn within(self, reach: Reaching) -> Self {
         Self { reach, ..self }
     }
 }
@@ -79,7 +80,8 @@ impl PropagationReconciler {
         let controller = controller
             .watch(Api::all(client.clone()), namespace_changes)
             .watch(Api::all(client.clone()), config_maps)
-            .watch(Api::all(client), secrets);
+            .watch(Api::all(client), secrets)
+            .sweep_at(reach.changes());
         let begin = |term: Term| {
             let events = Arc::new(Events::new(&term));
             let statuses = Arc::new(Statuses::new(term.clone(), Arc::clone(&events), seen));
@@ -132,7 +134,7 @@ struct Pass {
     events: Arc<Events>,
     statuses: Arc<Statuses<Propagation>>,
     clock: Arc<dyn Clock>,
-    reach: Reach,
+    reach: Reaching,
     namespaces: Store<PartialObjectMeta<Namespace>>,
 }
 
@@ -155,11 +157,12 @@ impl Pass {
                 return Ok(None);
             }
         };
-        if let Err(wrong) = valid.within(&self.reach) {
+        let Some(reach) = self.reach.now() else { return Ok(Some(AGAIN)) };
+        if let Err(wrong) = valid.within(reach) {
             self.report(&propagation, &report::Outcome::SpecInvalid(OUT_OF_REACH, wrong)).await?;
             return Ok(None);
         }
-        let targets = plan::targets(&valid, &self.reach, watches::states(&self.namespaces));
+        let targets = plan::targets(&valid, reach, watches::states(&self.namespaces));
 
         // client required
         let owner = observe::Owner::of(&propagation, &self.term);

@@ -31,7 +31,8 @@ use self::{
 use crate::{
     kinds::{
         access,
-        reach::{OUT_OF_REACH, Reach},
+        reach::OUT_OF_REACH,
+        reaching::{AGAIN, Reaching},
     },
     reconcile::{
         apply::field_manager,
@@ -59,24 +60,24 @@ const PATIENCE: SignedDuration = SignedDuration::from_mins(10);
 #[derive(Clone)]
 pub struct ScheduleReconciler {
     clock: Arc<dyn Clock>,
-    reach: Reach,
+    reach: Reaching,
 }
 
 impl ScheduleReconciler {
     /// Reads the time from `clock`.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, reach: Reach::default() }
+        Self { clock, reach: Reaching::default() }
     }
 
     /// Sets how far schedules reach.
     #[must_use]
-    pub fn within(self, reach: Reach) -> Self {
+    pub fn within(self, reach: Reaching) -> Self {
         Self { reach, ..self }
     }
 
     fn work(&self, standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
         let (clock, reach) = (Arc::clone(&self.clock), self.reach.clone());
-        let controller = Controller::new(Api::<ScaleSchedule>::all(standby.client()), ());
+        let controller = Controller::new(Api::<ScaleSchedule>::all(standby.client()), ()).sweep_at(reach.changes());
         let seen = controller.seen();
         let begin = |term: Term| {
             let pass = Pass::new(term, seen, clock, reach);
@@ -135,11 +136,11 @@ struct Pass {
     events: Arc<Events>,
     statuses: Arc<Statuses<ScaleSchedule>>,
     clock: Arc<dyn Clock>,
-    reach: Reach,
+    reach: Reaching,
 }
 
 impl Pass {
-    fn new(term: Term, seen: Seen<ScaleSchedule>, clock: Arc<dyn Clock>, reach: Reach) -> Self {
+    fn new(term: Term, seen: Seen<ScaleSchedule>, clock: Arc<dyn Clock>, reach: Reaching) -> Self {
         let events = Arc::new(Events::new(&term));
         let statuses = Arc::new(Statuses::new(term.clone(), Arc::clone(&events), seen));
         Self { term, events, statuses, clock, reach }
@@ -159,7 +160,8 @@ impl Pass {
                 return Ok(None);
             }
         };
-        if let Err(why) = self.reach.namespace(&schedule.namespace().unwrap_or_default()) {
+        let Some(reach) = self.reach.now() else { return Ok(Some(AGAIN)) };
+        if let Err(why) = reach.namespace(&schedule.namespace().unwrap_or_default()) {
             let wrong = (OUT_OF_REACH, format!("metadata.namespace: {why}"));
             self.report(&schedule, &Outcome::SpecInvalid(wrong)).await?;
             return Ok(None);

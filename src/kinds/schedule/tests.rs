@@ -285,7 +285,7 @@ async fn pass(object: Value, now: &str, world: World) -> (Result<Again, Error>, 
         let world = Arc::clone(&world);
         Fake::new(1, move |asked| answer(&world, asked))
     };
-    let pass = Pass::new(fake.term.clone(), Seen::new(()), Arc::new(Fixed(at(now))), Reach::default());
+    let pass = Pass::new(fake.term.clone(), Seen::new(()), Arc::new(Fixed(at(now))), Reaching::default());
     let outcome = pass.reconcile(Arc::new(serde_json::from_value(object).unwrap())).await;
     let writes = fake.asked().into_iter().filter(|asked| asked.method != Method::GET && !asked.uri.contains("/events"));
     let writes = writes
