@@ -8,14 +8,15 @@ use futures::{
     stream::{self, BoxStream},
 };
 
-use super::reach::{Authors, Reach};
+use super::reach::{Authors, OUT_OF_REACH, Reach};
 use crate::{
     config::{Configuration, Kind},
+    reconcile::stages::{End, Outcome, Trouble},
     webhooks::configuration::{Coverage, Coverages},
 };
 
 /// When to look again at an object that waits until it is known how far it reaches; usually the answer makes it due before.
-pub(super) const AGAIN: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// How far the objects of one kind reach; clones share it.
 #[derive(Clone, Debug)]
@@ -41,15 +42,28 @@ impl Reaching {
 
     /// How far they reach now; `None` as long as that is not known: then nothing is done, so that no object is told what is wrong a
     /// moment later.
-    pub(super) fn now(&self) -> Option<&Reach> {
+    fn now(&self) -> Option<&Arc<Reach>> {
         let is_asked = self.coverage.as_ref().map_or(Some(false), Coverage::now)?;
         Some(if is_asked { &self.asked } else { &self.unasked })
+    }
+
+    /// How far they reach now, for a stage that observes.
+    ///
+    /// # Errors
+    /// The end of a pass that comes too early, and is done again soon.
+    pub(super) fn known<D, E>(&self) -> Result<&Arc<Reach>, End<D, E>> {
+        self.now().ok_or_else(|| End::unreported(Some(AGAIN)))
     }
 
     /// Has an item whenever that may have changed.
     pub(super) fn changes(&self) -> BoxStream<'static, ()> {
         self.coverage.as_ref().map_or_else(|| stream::pending().boxed(), |coverage| coverage.changes().boxed())
     }
+}
+
+/// The end of a pass over an object that reaches too far, for this reason.
+pub(super) fn out_of_reach<D, E>(why: String) -> End<D, E> {
+    End::reported(Outcome::Invalid(Trouble::new(OUT_OF_REACH, why)), None)
 }
 
 impl From<Reach> for Reaching {

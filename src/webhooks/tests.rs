@@ -60,7 +60,7 @@ impl Webhook for Widgets {
     }
 }
 
-fn nobody() -> Client {
+fn no_api_server() -> Client {
     let service = tower::service_fn(|_: Request<Body>| async {
         Ok::<_, std::convert::Infallible>(Response::builder().status(500).body(Body::empty()).unwrap())
     });
@@ -70,7 +70,7 @@ fn nobody() -> Client {
 fn reviews() -> Reviews {
     let hook: Arc<dyn Webhook> = Arc::new(Widgets);
     let hooks = BTreeMap::from([(("example.com".to_owned(), "Widget".to_owned()), hook)]);
-    Reviews::new(hooks, nobody(), Duration::from_secs(4))
+    Reviews::new(hooks, no_api_server(), Duration::from_secs(4))
 }
 
 fn admission(kind: &str, name: &str) -> Value {
