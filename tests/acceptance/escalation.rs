@@ -289,7 +289,7 @@ async fn makes_no_ingress(stage: &Stage, team: &User) -> Result<()> {
     let own = "webapp.leasehold.dev/hosts=shop.example.com";
     stage.cluster.kubectl(&["annotate", "namespace", "team-a", own]).await?;
     let why =
-        || async { anyhow::Ok(team.create(&host).await.err().map(|error| error.to_string()).unwrap_or_default()) };
+        || async { anyhow::Ok(team.create(&host).await.err().map(|error| format!("{error:#}")).unwrap_or_default()) };
     eventually("a WebApp with a host of its own is refused", PATIENCE, why, |why| why.contains(says)).await?;
     refused(team.patch(&plain, json!({"spec": {"host": "shop.example.com"}})).await, "a host", &[says])?;
     let autoscale = json!({"spec": {"autoscale": {"min": 1, "max": 2, "cpu": 50}}});
