@@ -382,7 +382,11 @@ async fn an_administrator_may(stage: &Stage) -> Result<()> {
     let mut all = propagation("all", ("ConfigMap", "team-a", "settings"), json!({"namespaceSelector": {}}));
     all["spec"]["onConflict"] = json!("Overwrite");
     apply(&stage.cluster, &[all]).await?;
-    stage.becomes("it is everywhere", &["propagation", "all"], is("Ready", "True", "AsExpected")).await?;
+    let path = ["propagation", "all"];
+    stage.becomes("policies keep it out of the system", &path, is("Applied", "False", "Forbidden")).await?;
+    let label = "writable.leasehold.dev/leasehold-propagation=true";
+    stage.cluster.kubectl(&["label", "namespace", "kube-system", "kube-public", "kube-node-lease", label]).await?;
+    stage.becomes("it is everywhere", &path, is("Ready", "True", "AsExpected")).await?;
     let copies = stage.api("v1", "ConfigMap", Some(NAMESPACE));
     ensure(copies.get_opt("settings").await?.is_none(), || "it is in the replicas' namespace".to_owned())?;
     let system = stage.object(&["configmap", "settings", "-n", "kube-system"]).await?;
