@@ -421,7 +421,7 @@ async fn costs(stage: &Stage) -> Result<()> {
     for (kind, spec) in [
         ("Tenant", json!({})),
         ("ExpiryPolicy", json!({"target": {"apiVersion": "v1", "kind": "ConfigMap"}, "ttl": "1h"})),
-        ("WebApp", json!({"image": "x", "host": "a.example.com"})),
+        ("WebApp", json!({"image": "x", "host": "shop.example.com"})),
     ] {
         let mut object = ours(kind, Some("team-a"), "cost", spec);
         if kind == "Tenant" {
