@@ -1,5 +1,5 @@
 //! Objects that weigh too much, on an installation of its own: what is shipped refuses them, and without its bounds the replicas
-//! do. (F4)
+//! do.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::{
 };
 
 const TEAM: &str = "heavy";
-/// As in the review that found it: objects, and bytes of each.
+/// So many objects, and bytes of each, took more than the limit before there were bounds.
 const COUNT: usize = 140;
 const BYTES: usize = 1_000_000;
 /// What a replica may have in memory, as deploy/ has it.
