@@ -29,7 +29,7 @@ mod proxy;
 mod services;
 
 pub use audit::AuditEvent;
-pub use binaries::Binaries;
+pub use binaries::{Binaries, cel_go};
 pub use cluster::{Cluster, ClusterOptions};
 pub use eventually::eventually;
 pub use kubelet::{Kubelet, KubeletOptions};
