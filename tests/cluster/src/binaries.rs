@@ -138,7 +138,7 @@ impl Binaries {
 ///
 /// # Errors
 /// When it is not in `LEASEHOLD_CLUSTER_BIN` and cannot be built.
-pub fn cel_go() -> Result<PathBuf> {
+pub(crate) fn cel_go() -> Result<PathBuf> {
     if let Some(beside) = directory_from("LEASEHOLD_CLUSTER_BIN").map(|directory| directory.join("celgo"))
         && beside.is_file()
     {

@@ -96,9 +96,7 @@ pub(super) fn last_index_of(asked: &Asked<'_>) -> Outcome {
     let (text, part, last) = sought(asked)?;
     let Some(last) = last else { return Ok(number_of(text, text.rfind(part))) };
     Ok(match byte_of(text, last) {
-        None | Some(_) if part.is_empty() => {
-            whole(text.chars().count().min(usize::try_from(last).unwrap_or(usize::MAX)))
-        }
+        _ if part.is_empty() => whole(text.chars().count().min(usize::try_from(last).unwrap_or(usize::MAX))),
         Some(begin) if begin < text.len() => {
             // One that begins there is found as well.
             let mut end = text.len().min(begin + part.len());
