@@ -107,7 +107,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 impl Failure {
-    /// Whoever read our output has seen enough.
+    /// The reader of our output has closed the pipe.
     fn is_broken_pipe(&self) -> bool {
         let Self::Failed(error) = self else { return false };
         error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)

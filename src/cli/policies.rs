@@ -1,7 +1,7 @@
 //! `leasehold policies`: what the API server holds the accounts of a configuration to, whatever their roles allow.
 //!
 //! A role says which types an account may write. It cannot say where not, which role may be given away, or that a child is
-//! ours. ValidatingAdmissionPolicies can, and they hold as well for whoever has stolen a token of such an account.
+//! ours. ValidatingAdmissionPolicies can, and they hold for a stolen token of such an account as well.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -54,6 +54,38 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
 const RBAC: &str = "rbac.authorization.k8s.io";
 /// Label of a namespace of the system that lets an account write there, before its name.
 const WRITABLE: &str = "writable.leasehold.dev/";
+
+/// Where webhooks are named.
+const CONFIGURATIONS: &str = "['admissionregistration.k8s.io/mutatingwebhookconfigurations', 'admissionregistration.k8s.io/validatingwebhookconfigurations']";
+const DEFINITIONS: &str = "apiextensions.k8s.io/customresourcedefinitions";
+/// All fields of a webhook but its CA. No two of a configuration have one name.
+const HOOK: [&str; 13] = [
+    "name",
+    "clientConfig.service",
+    "clientConfig.url",
+    "rules",
+    "failurePolicy",
+    "matchPolicy",
+    "namespaceSelector",
+    "objectSelector",
+    "matchConditions",
+    "reinvocationPolicy",
+    "sideEffects",
+    "timeoutSeconds",
+    "admissionReviewVersions",
+];
+/// All fields of the spec of a definition but its CA.
+const DEFINITION: [&str; 9] = [
+    "group",
+    "names",
+    "scope",
+    "versions",
+    "preserveUnknownFields",
+    "conversion.strategy",
+    "conversion.webhook.conversionReviewVersions",
+    "conversion.webhook.clientConfig.service",
+    "conversion.webhook.clientConfig.url",
+];
 
 /// What the files say that an account is for.
 #[derive(Default)]
@@ -200,12 +232,13 @@ impl Installation {
             true => None,
             false => Some(format!("variables.key in {}", list(&account.writes))),
         });
+        // The certificate's shard writes its CA wherever the webhooks are named.
+        let (replicas, name) = (quoted(&self.replicas), quoted(&self.secret));
+        let by_replicas = format!("variables.account == {replicas} && request.operation == 'UPDATE'");
+        written.push(format!("({by_replicas} && variables.key in {CONFIGURATIONS} && variables.name == {name})"));
         if !self.definitions.is_empty() {
-            // Whose conversion the webhooks are.
-            let (replicas, names) = (quoted(&self.replicas), list(&self.definitions));
-            written.push(format!(
-                "(variables.account == {replicas} && variables.key == 'apiextensions.k8s.io/customresourcedefinitions' && request.operation == 'UPDATE' && variables.name in {names})"
-            ));
+            let names = list(&self.definitions);
+            written.push(format!("({by_replicas} && variables.key == '{DEFINITIONS}' && variables.name in {names})"));
         }
         let spaces = format!(
             "variables.resource != '/namespaces' ||\n!(variables.name.startsWith('kube-') || variables.name == {})",
@@ -218,6 +251,8 @@ impl Installation {
                 quoted("namespaces of the system and of the replicas are not for the accounts of Leasehold to write"),
             ),
         ];
+        let why = quoted("where its webhooks are named it writes the caBundle, and changes nothing else");
+        let validations = [validations.as_slice(), &but_for_the_ca().map(|kept| (kept, why.clone()))].concat();
         self.policy("cluster-scope", &constraints, &[], &[], &validations)
     }
 
@@ -361,7 +396,7 @@ impl Installation {
         format!("system:serviceaccount:{}:", self.namespace)
     }
 
-    /// What is said of each account by its name.
+    /// An expression for each account, guarded by its name.
     fn each(&self, says: impl Fn(&Account) -> Option<String>) -> Vec<String> {
         let said = |(name, account): (&String, &Account)| {
             Some(match says(account)?.as_str() {
@@ -436,6 +471,24 @@ impl Installation {
         });
         vec![policy, binding]
     }
+}
+
+/// Whether an update leaves all but the `caBundle` as it was: a thief of a token must not send the API server's questions
+/// elsewhere, nor have it ask none.
+fn but_for_the_ca() -> [String; 2] {
+    let (after, before) = ("dyn(object).?webhooks.orValue([])", "dyn(oldObject).?webhooks.orValue([])");
+    let same = |fields: &[&str], one: &str, other: &str| {
+        fields.iter().map(|field| format!("{one}.?{field} == {other}.?{field}")).collect::<Vec<_>>().join(" &&\n")
+    };
+    let hook = same(&HOOK, "it", "old");
+    let definition = same(&DEFINITION, "dyn(object).spec", "dyn(oldObject).spec");
+    [
+        format!(
+            "request.operation != 'UPDATE' || !(variables.key in {CONFIGURATIONS}) ||\n\
+             ({after}.size() == {before}.size() && {after}.all(it, {before}.exists(old, {hook})))"
+        ),
+        format!("request.operation != 'UPDATE' || variables.key != '{DEFINITIONS}' ||\n({definition})"),
+    ]
 }
 
 fn everything(scope: &str, operations: &[&str]) -> Value {
@@ -527,6 +580,26 @@ mod tests {
         let rule = "variables.account == 'robots' && request.namespace == 'locks' && variables.key == '/configmaps' && variables.name in ['a.e.com']";
         assert!(own("ConfigMapsLeases").contains(rule));
         assert!(!own("Lease").contains("/configmaps"));
+    }
+
+    #[test]
+    fn where_webhooks_are_named_the_replicas_write_the_ca_and_no_other_account_writes() {
+        let kinds = "- {apiVersion: e.com/v1, kind: A, serviceAccount: a, reconciler: {compose: a.yaml}}\n";
+        let all = policies(kinds, &[("a.yaml", MAPS)]);
+        let cluster = all.iter().find(|it| it["metadata"]["name"] == "robots-cluster-scope").unwrap();
+        let of = |index: usize| cluster["spec"]["validations"][index]["expression"].as_str().unwrap();
+        let update = "variables.account == 'robots' && request.operation == 'UPDATE' && variables.key";
+        for named in [
+            format!("({update} in {CONFIGURATIONS} && variables.name == 'leasehold-webhooks')"),
+            format!("({update} == '{DEFINITIONS}' && variables.name in ["),
+        ] {
+            assert!(of(0).contains(&named), "{}", of(0));
+        }
+        assert!(!of(0).contains("'a' && request"), "{}", of(0));
+        for field in ["rules", "clientConfig.service", "failurePolicy"] {
+            assert!(of(2).contains(&format!("it.?{field} == old.?{field}")), "{}", of(2));
+        }
+        assert!(!of(2).contains("caBundle") && of(3).contains("spec.?versions =="), "{}", of(3));
     }
 
     #[test]

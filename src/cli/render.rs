@@ -1,4 +1,4 @@
-//! `leasehold render`: the children that a composed kind would make of an object. The unit test of whoever writes a composition.
+//! `leasehold render`: the children that a composed kind would make of an object. The unit test of a composition's author.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -45,7 +45,7 @@ enum Output {
     Json,
 }
 
-/// Core types whose objects are in no namespace; offline there is nobody to ask.
+/// Core types whose objects are in no namespace; offline there is no API server to ask.
 const IN_NO_NAMESPACE: [(&str, &str); 18] = [
     ("", "Namespace"),
     ("", "Node"),
@@ -169,7 +169,7 @@ fn name(object: &Value) -> Name {
     (version, kind, text("/metadata/namespace"), text("/metadata/name").unwrap_or_default())
 }
 
-/// Composes until nothing new is said, taking what is said for being there.
+/// Composes until no further child comes, as if each child that was made existed in the cluster.
 fn compose(composition: &Composition, parent: &Value, there: Vec<Value>) -> Result<Composed, NotComposed> {
     let mut related = BTreeMap::new();
     for (id, wanted) in composition.related() {

@@ -88,7 +88,7 @@ impl<'n> Section<'n> {
         }
     }
 
-    /// Reports every field nobody asked for.
+    /// Reports every field that is not known.
     pub(crate) fn finish(self, errors: &mut Gathered<'_>) {
         for field in self.fields.iter().filter(|field| !field.taken) {
             let meant = self.known.iter().find(|known| known.eq_ignore_ascii_case(field.name));

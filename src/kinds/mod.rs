@@ -20,12 +20,13 @@ use kube::{
 };
 
 use self::{
-    expiry::{ExpiryPolicy, ExpiryReconciler},
-    propagation::{Propagation, PropagationReconciler},
+    expiry::{Expiry, ExpiryPolicy},
+    propagation::{Propagate, Propagation},
     reach::Reach,
-    schedule::{ScaleSchedule, ScaleScheduleV1Beta1, ScheduleConversion, ScheduleReconciler},
+    schedule::{ScaleSchedule, ScaleScheduleV1Beta1, Schedule, ScheduleConversion},
 };
 use crate::{
+    reconcile::stages::{Staged, Stages},
     replica::term::{Access, Reconciler},
     webhooks::{Of, Webhook},
 };
@@ -44,9 +45,9 @@ pub struct Builtin {
 }
 
 impl Builtin {
-    fn of<K: Resource<DynamicType = ()>>(name: &'static str, reconciler: impl Reconciler) -> Self {
-        let (group, kind) = (K::group(&()).into_owned(), K::kind(&()).into_owned());
-        Self { name, group, kind, reconciler: Arc::new(reconciler) }
+    fn of<S: Stages>(name: &'static str, stages: S) -> Self {
+        let (group, kind) = (S::Object::group(&()).into_owned(), S::Object::kind(&()).into_owned());
+        Self { name, group, kind, reconciler: Arc::new(Staged::new(stages)) }
     }
 }
 
@@ -58,9 +59,9 @@ pub fn builtin() -> Vec<Builtin> {
 /// All built-in reconcilers, each with how far the objects of its kind reach; that is asked for by its name.
 pub fn builtin_within(reach: impl Fn(&'static str) -> Reach) -> Vec<Builtin> {
     vec![
-        Builtin::of::<Propagation>("propagation", PropagationReconciler::default().within(reach("propagation"))),
-        Builtin::of::<ExpiryPolicy>("expiry", ExpiryReconciler::default().within(reach("expiry"))),
-        Builtin::of::<ScaleSchedule>("scale-schedule", ScheduleReconciler::default().within(reach("scale-schedule"))),
+        Builtin::of("propagation", Propagate::within(reach("propagation"))),
+        Builtin::of("expiry", Expiry::within(reach("expiry"))),
+        Builtin::of("scale-schedule", Schedule::within(reach("scale-schedule"))),
     ]
 }
 

@@ -125,7 +125,7 @@ impl Status {
         change(&mut self.inner.shards.entry(kind.to_owned()).or_insert_with(new));
     }
 
-    /// Changes what is said of the replica as a whole.
+    /// Changes the status of the replica as a whole.
     pub fn update_replica(&self, change: impl FnOnce(&mut Replica)) {
         change(&mut self.inner.replica.write().unwrap_or_else(std::sync::PoisonError::into_inner));
     }

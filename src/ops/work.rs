@@ -268,7 +268,7 @@ struct OfManager {
     manager: String,
 }
 
-/// The series of all meters, as they are when somebody asks.
+/// The series of all meters, as they are at a scrape.
 struct Page<'a, 'e> {
     kinds: Vec<(String, Arc<Inner>)>,
     encoder: &'a mut DescriptorEncoder<'e>,

@@ -1,11 +1,17 @@
-//! Hashes of names that are the same on every replica, whatever it was compiled with.
+//! Hashes that are the same on every replica, whatever it was compiled with.
 //!
 //! Not std's `DefaultHasher`: replicas of different versions must agree, and that one may change with the compiler.
 
-/// FNV-1a, mixed and odd, so that a product with it loses nothing.
+/// A number that changes when the bytes do. FNV-1a, because it must stay the same from one release to the next:
+/// by another number, replicas would place kinds differently, and a new leader would write every child.
+pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+/// The hash of a name, mixed and odd, so that a product with it loses nothing.
 pub(super) fn name_hash(name: &str) -> u64 {
-    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    mix(name.bytes().fold(0xcbf2_9ce4_8422_2325, fold)) | 1
+    mix(fnv1a(name.bytes())) | 1
 }
 
 /// The last steps of splitmix64: each bit of the input changes about half of the output's.

@@ -8,7 +8,7 @@
 
 pub mod election;
 pub mod event;
-mod hash;
+pub mod hash;
 pub mod lease;
 pub mod lock;
 pub mod membership;

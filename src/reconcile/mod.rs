@@ -1,27 +1,27 @@
-//! What the kinds share: controllers, conditions, server-side apply, statuses, events.
+//! What kinds share, in rooms:
+//!
+//! - `due`: what is due and when.
+//! - `store`: the objects of a kind as last seen.
+//! - `writes`: what is written and how.
+//! - [`stages`]: the skeleton of a kind that is written in Rust.
+//! - [`watches`]: watches that the kinds of a replica share.
+//! - [`children`]: the engine for kinds that say only which children an object shall have.
 //!
 //! Nothing here knows a kind. Every request goes through the client of a [`Term`](crate::replica::term::Term), so that a
-//! late write is refused; an error is an error here, whoever made it, and is tried again with back-off.
+//! late write is refused. An error is tried again with back-off.
 
-pub mod apply;
-pub mod backoff;
 pub mod children;
-pub mod clock;
-pub mod conditions;
-pub mod controller;
-pub mod events;
-pub mod finalizer;
-pub mod input;
-pub mod name;
-pub mod observe;
-mod queue;
-pub mod seen;
-mod states;
-pub mod status;
-pub mod status_writer;
+mod due;
+pub mod stages;
+mod store;
 pub mod watches;
+mod writes;
 
 #[cfg(test)]
 pub(crate) mod fake;
-#[cfg(test)]
-mod handover;
+
+pub use self::{
+    due::{backoff, clock, controller},
+    store::{name, observe, seen},
+    writes::{apply, conditions, events, finalizer, input, status, status_writer},
+};

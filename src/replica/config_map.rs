@@ -57,7 +57,7 @@ pub fn new(name: &str, namespace: &str) -> ConfigMap {
 /// The lock that a ConfigMap is, as the Lease that would say the same.
 ///
 /// # Errors
-/// If it is somebody else's, or what the annotation says is no record: then it is neither read nor written.
+/// If it is not ours, or what the annotation says is no record: then it is neither read nor written.
 pub fn as_lease(config_map: &ConfigMap) -> Result<Lease, String> {
     let metadata = &config_map.metadata;
     let name = metadata.name.as_deref().unwrap_or_default();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_config_map_that_is_somebody_elses_is_refused_with_the_reason() {
+    fn a_config_map_that_is_not_ours_is_refused_with_the_reason() {
         let refused = |change: fn(&mut Value), why: &str| {
             let mut config_map = stored(change);
             let error = record(&config_map).unwrap_err();

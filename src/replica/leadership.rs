@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_says_no_when_the_fence_shuts_by_the_clock_and_nobody_has_told_it() {
+    async fn it_says_no_when_the_fence_shuts_by_the_clock_before_any_event_says_so() {
         let (all, fence, clock) = (leaderships(), fence(), Clock::tokio());
         let mut signal = all.subscribe("A.x".into()).unwrap();
         let watching = signal.clone();

@@ -427,7 +427,7 @@ impl Supervisor {
                 self.listen_for_refusals(kind, refused);
                 let refusal = last?;
                 let (shard, member) = self.places[kind];
-                self.telemetry.refused(&self.seats[shard].members[member].kind, &refusal);
+                self.telemetry.refused(&self.seats[shard].members[member].kind, &refusal, self.clock.now());
                 Some(Event::Denied(kind))
             }
             Wake::Died(_) | Wake::Nothing => None,

@@ -284,8 +284,10 @@ impl Telemetry {
     }
 
     /// The API server has refused a request of a term.
-    pub fn refused(&self, kind: &Kind, refusal: &Refusal) {
-        info!(kind = kind.name(), lease = kind.lease_name, "{refusal}: asking whether the kind can be led here");
+    pub fn refused(&self, kind: &Kind, refusal: &Refusal, now: Moment) {
+        // Work that is refused is tried again and again.
+        let Some(more) = self.once_a_while(&format!("refused {}", kind.lease_name), now) else { return };
+        info!(kind = kind.name(), lease = kind.lease_name, more, "{refusal}: asking whether the kind can be led here");
     }
 
     /// The loop has ended.

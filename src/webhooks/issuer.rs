@@ -104,17 +104,25 @@ impl Pass {
     async fn run(mut self) {
         let mut seen = self.issuer.serving.seen();
         let mut complaint = None;
+        let mut again = SOON;
         loop {
             let (error, wait) = match self.pass().await {
-                Ok(wait) => (None, wait),
-                Err(error) => (Some(describe(&error)), SOON),
+                Ok(wait) => {
+                    again = SOON;
+                    (None, wait)
+                }
+                Err(error) => {
+                    let wait = again;
+                    again = LOOK.min(again * 2);
+                    (Some(describe(&error)), wait)
+                }
             };
             if let Some(error) = error.as_ref().filter(|error| complaint.as_ref() != Some(*error)) {
                 warn!("webhooks: {error}");
             }
             complaint = error;
             tokio::select! {
-                // A Secret that somebody changed.
+                // A Secret that a user changed.
                 Ok(()) = seen.changed(), if complaint.is_none() && wait > SOON => {}
                 () = tokio::time::sleep(wait) => {}
             }

@@ -90,9 +90,7 @@ impl Reviews {
                 return invalid(route, StatusCode::BAD_REQUEST, &format!("this is no AdmissionReview: {error}"), body);
             }
         };
-        if review.types.api_version != "admission.k8s.io/v1" || review.types.kind != "AdmissionReview" {
-            let TypeMeta { api_version, kind } = &review.types;
-            let message = format!("expected an AdmissionReview of admission.k8s.io/v1, found {kind} of {api_version}");
+        if let Err(message) = expect("AdmissionReview", "admission.k8s.io/v1", &review.types) {
             return invalid(route, StatusCode::BAD_REQUEST, &message, body);
         }
         let request: AdmissionRequest<DynamicObject> = match review.try_into() {
@@ -147,6 +145,9 @@ impl Reviews {
                 return invalid(Route::Convert, StatusCode::BAD_REQUEST, &message, body);
             }
         };
+        if let Err(message) = expect("ConversionReview", "apiextensions.k8s.io/v1", &review.types) {
+            return invalid(Route::Convert, StatusCode::BAD_REQUEST, &message, body);
+        }
         let Ok(mut request) = ConversionRequest::from_review(review) else {
             let message = "the ConversionReview has no request";
             return invalid(Route::Convert, StatusCode::BAD_REQUEST, message, body);
@@ -187,6 +188,14 @@ impl Reviews {
     pub fn kinds(&self) -> impl Iterator<Item = Of> + '_ {
         self.hooks.keys().map(|(group, kind)| Of::new(group.clone(), kind.clone(), ""))
     }
+}
+
+/// Whether a review is what its route answers; the answer would bear the type that it says otherwise.
+fn expect(kind: &str, api_version: &str, found: &TypeMeta) -> Result<(), String> {
+    if found.kind == kind && found.api_version == api_version {
+        return Ok(());
+    }
+    Err(format!("expected {kind} of {api_version}, found {} of {}", found.kind, found.api_version))
 }
 
 async fn called(

@@ -61,7 +61,7 @@ impl Held {
     pub fn read(data: &Data, names: &[String], now: Timestamp) -> Self {
         let text = |name: &str| data.get(name).map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned());
         let authorities = text("ca.crt").unwrap_or_default();
-        // An empty bundle would leave names and signatures to somebody else.
+        // Without authorities, `judge` does not check names and signatures.
         let trusted = if authorities.trim().is_empty() { "none" } else { &authorities };
         let pair = |certificate: &str, key: &str| {
             judge(&text(certificate).unwrap_or_default(), &text(key).unwrap_or_default(), trusted, names, now)

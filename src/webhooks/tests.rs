@@ -60,7 +60,7 @@ impl Webhook for Widgets {
     }
 }
 
-fn nobody() -> Client {
+fn no_api_server() -> Client {
     let service = tower::service_fn(|_: Request<Body>| async {
         Ok::<_, std::convert::Infallible>(Response::builder().status(500).body(Body::empty()).unwrap())
     });
@@ -70,7 +70,7 @@ fn nobody() -> Client {
 fn reviews() -> Reviews {
     let hook: Arc<dyn Webhook> = Arc::new(Widgets);
     let hooks = BTreeMap::from([(("example.com".to_owned(), "Widget".to_owned()), hook)]);
-    Reviews::new(hooks, nobody(), Duration::from_secs(4))
+    Reviews::new(hooks, no_api_server(), Duration::from_secs(4))
 }
 
 fn admission(kind: &str, name: &str) -> Value {
@@ -130,15 +130,27 @@ async fn what_is_no_review_is_answered_with_one() {
     v2["apiVersion"] = json!("admission.k8s.io/v2");
     let mut empty = admission("Widget", "x");
     empty["request"] = json!(null);
+    let convert = |kind: &str, mut request: Value| {
+        if request.is_object() {
+            request["desiredAPIVersion"] = json!("example.com/v2");
+        }
+        json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": kind, "request": request}).to_string()
+    };
     for (route, body, says) in [
         (Route::Validate, "{".to_owned(), "this is no AdmissionReview"),
         (Route::Mutate, "[]".to_owned(), "this is no AdmissionReview"),
         (Route::Validate, "\u{0}".to_owned(), "this is no AdmissionReview"),
-        (Route::Validate, v2.to_string(), "expected an AdmissionReview of admission.k8s.io/v1"),
+        (Route::Validate, v2.to_string(), "expected AdmissionReview of admission.k8s.io/v1, found AdmissionReview of"),
         (Route::Validate, empty.to_string(), "has no request"),
         (Route::Validate, json!({"request": {"uid": "u-1"}}).to_string(), "this is no AdmissionReview"),
         (Route::Convert, "{".to_owned(), "this is no ConversionReview"),
-        (Route::Convert, json!({"apiVersion": "a", "kind": "b"}).to_string(), "has no request"),
+        (
+            Route::Convert,
+            json!({"apiVersion": "a", "kind": "b"}).to_string(),
+            "expected ConversionReview of apiextensions",
+        ),
+        (Route::Convert, convert("", json!({"uid": "u-1", "objects": []})), "v1, found  of apiextensions.k8s.io/v1"),
+        (Route::Convert, convert("ConversionReview", json!(null)), "has no request"),
     ] {
         let (status, review, outcome) = asked(route, body.as_bytes()).await;
         assert_eq!((status, outcome), (StatusCode::BAD_REQUEST, "invalid"), "{body}");

@@ -177,7 +177,6 @@ async fn contend(stage: &'static Stage, lock: &str, theirs: &str) -> Result<()> 
         ensure(now() < until, || format!("the lock has changed hands {changes} times only: {:?}", locks.stored))?;
         // What the victims send and hear is late, lost, or applied and not answered; or they stand still.
         let victims = victims(locks.holder());
-        let trouble = Duration::from_millis(fastrand::u64(200..1500));
         let fault = fastrand::u8(..5);
         let late = |most| Duration::from_millis(fastrand::u64(20..most));
         for proxy in victims.iter().map(|victim| proxies[*victim]) {
@@ -194,13 +193,19 @@ async fn contend(stage: &'static Stage, lock: &str, theirs: &str) -> Result<()> 
         }
         let stopped = || victims.iter().filter(|_| fault == 4).filter_map(|victim| ours.get(victim.checked_sub(2)?));
         stopped().try_for_each(|replica| replica.signal(Signal::STOP))?;
-        sleep(trouble).await;
+        // A side that is cut off for as long as a duration of client-go's loses the lock.
+        let (before, heals) =
+            (locks.holder().map(Write::is_ours), now() + Duration::from_millis(fastrand::u64(200..3000)));
+        while now() < heals && locks.holder().map(Write::is_ours) == before {
+            sleep(Duration::from_millis(100)).await;
+            locks.read(stage)?;
+        }
         stopped().try_for_each(|replica| replica.signal(Signal::CONT))?;
         for proxy in &proxies {
             proxy.heal();
             proxy.clear();
         }
-        sleep(Duration::from_millis(fastrand::u64(100..600))).await;
+        sleep(Duration::from_millis(fastrand::u64(50..400))).await;
         locks.read(stage)?;
     }
     // Nothing is written any more while it is judged.

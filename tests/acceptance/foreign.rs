@@ -1,5 +1,5 @@
-//! What others write on Leases and Pods: part F6 of the review, by a ServiceAccount that may write Leases and nothing else, and
-//! part F7.
+//! What others write on Leases and Pods: forged memberships and holders, by a ServiceAccount that may write Leases and nothing
+//! else, and forged deaths.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 

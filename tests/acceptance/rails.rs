@@ -17,7 +17,7 @@ use kube::{
     api::{DeleteParams, ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use leasehold_cluster::eventually;
+use leasehold_cluster::{Cluster, eventually};
 use serde_json::{Value, json};
 
 use crate::{
@@ -60,7 +60,7 @@ pub async fn shipped(installation: &Installation) -> Result<()> {
         }
     }
     by_policies_alone(installation, &accounts).await?;
-    propagations_stay_out(installation).await?;
+    propagations_stay_out(installation, &accounts).await?;
     hosts(installation, &accounts).await?;
     cluster.kubectl(&["delete", "namespace", TEAM, "--wait=false"]).await?;
     Ok(())
@@ -119,14 +119,15 @@ async fn accounts(installation: &Installation) -> Result<Vec<Account>> {
     ensure(listed.len() == 6, || format!("{:?}", listed.keys()))?;
     let mut accounts = Vec::new();
     for (name, (everywhere, here)) in listed {
-        let client = as_account(installation, NAMESPACE, &name).await?;
+        let client = as_account(installation.cluster, NAMESPACE, &name).await?;
         accounts.push(Account { name, client, everywhere, here });
     }
     Ok(accounts)
 }
 
-async fn as_account(installation: &Installation, namespace: &str, name: &str) -> Result<Client> {
-    let kubeconfig = installation.cluster.service_account_kubeconfig(namespace, name).await?;
+/// A client with the account's own token.
+pub async fn as_account(cluster: &Cluster, namespace: &str, name: &str) -> Result<Client> {
+    let kubeconfig = cluster.service_account_kubeconfig(namespace, name).await?;
     let (kubeconfig, plain) = (Kubeconfig::read_from(kubeconfig)?, KubeConfigOptions::default());
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &plain).await?;
     config.default_retry = false;
@@ -162,7 +163,7 @@ async fn rules(client: &Client, namespace: &str) -> Result<BTreeSet<Right>> {
 
 /// The list of the API server is that of the page; and each verb of each type is tried, those that no account has as well.
 async fn may_do_what_is_listed(installation: &Installation, account: &Account) -> Result<()> {
-    let nobody = as_account(installation, NAMESPACE, "default").await?;
+    let nobody = as_account(installation.cluster, NAMESPACE, "default").await?;
     let mut types: BTreeSet<(String, String)> = BTreeSet::new();
     for kind in [
         ("", "pods"),
@@ -231,7 +232,8 @@ async fn may(client: &Client, namespace: &str, (verb, group, resource, name): &R
     Ok(review.status.context("an answer")?.allowed)
 }
 
-struct Attack {
+/// One request of a thief.
+pub struct Attack {
     what: String,
     method: &'static str,
     path: String,
@@ -239,12 +241,12 @@ struct Attack {
 }
 
 impl Attack {
-    fn new(what: impl Into<String>, method: &'static str, path: impl Into<String>, body: Value) -> Self {
+    pub fn new(what: impl Into<String>, method: &'static str, path: impl Into<String>, body: Value) -> Self {
         Self { what: what.into(), method, path: path.into(), body }
     }
 
     /// What the API server says; `None`: it is carried out. It is a dry run, which admission is asked about as well.
-    async fn refused(&self, client: &Client) -> Result<Option<String>> {
+    pub async fn refused(&self, client: &Client) -> Result<Option<String>> {
         let and = if self.path.contains('?') { '&' } else { '?' };
         let content = if self.method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
         let request = http::Request::builder()
@@ -260,7 +262,7 @@ impl Attack {
     }
 }
 
-/// Part F of the review, and what follows from it.
+/// What a thief of a token would try: to get the replicas, their configuration, or the rights of another account.
 fn attacks() -> Vec<Attack> {
     let pod = json!({"containers": [{"name": "x", "image": "x"}]});
     let workload = |pod: Value| {
@@ -527,7 +529,7 @@ async fn by_policies_alone(installation: &Installation, accounts: &[Account]) ->
         ensure(said.contains(why) && said.contains(SAYS_WHY), || format!("{}: {said:?}", attack.what))?;
     }
 
-    let propagation = accounts.iter().find(|it| it.name == "leasehold-propagation").context("that of Propagation")?;
+    let propagation = propagations(accounts)?;
     let write = Attack::new(
         "create a ConfigMap in kube-system",
         "POST",
@@ -543,9 +545,14 @@ async fn by_policies_alone(installation: &Installation, accounts: &[Account]) ->
     Ok(())
 }
 
-/// Part F2: a Propagation that overwrites what is not ours in kube-system, and the configuration of the replicas.
-async fn propagations_stay_out(installation: &Installation) -> Result<()> {
+fn propagations(accounts: &[Account]) -> Result<&Account> {
+    accounts.iter().find(|it| it.name == "leasehold-propagation").context("the account of Propagation")
+}
+
+/// A Propagation that overwrites what is not ours in kube-system, and the configuration of the replicas.
+async fn propagations_stay_out(installation: &Installation, accounts: &[Account]) -> Result<()> {
     let cluster = installation.cluster;
+    let account = propagations(accounts)?;
     let maps = installation.api("v1", "ConfigMap", Some(NAMESPACE));
     let all = maps.list(&ListParams::default()).await?;
     let ours =
@@ -566,15 +573,28 @@ async fn propagations_stay_out(installation: &Installation) -> Result<()> {
     });
     cluster.apply(&propagation.to_string()).await?;
     let path = ["propagation", "rails"];
-    let told = installation.becomes("both are refused", &path, is("Applied", "False", "Forbidden")).await?.to_string();
+    installation.becomes("it reaches too far", &path, is("SpecValid", "False", "OutOfReach")).await?;
+    // A thief of the kind's token gets no further.
+    let overwrite = |namespace: &str| {
+        let path = format!("/api/v1/namespaces/{namespace}/configmaps/{name}");
+        Attack::new(
+            format!("overwrite {name} in {namespace}"),
+            "PATCH",
+            path,
+            json!({"metadata": {"labels": {"a": "b"}}}),
+        )
+    };
+    let own = overwrite(NAMESPACE).refused(&account.client).await?.unwrap_or_default();
+    ensure(own.contains("in the namespace of the replicas"), || own)?;
     let label = "writable.leasehold.dev/leasehold-propagation";
+    let told = overwrite("kube-system").refused(&account.client).await?.unwrap_or_default();
     ensure(told.contains(label), || format!("it says what can be done: {told}"))?;
     ensure(theirs.get(&name).await?.data["data"]["whose"] == "theirs", || "it is overwritten".to_owned())?;
     ensure(maps.get(&name).await?.metadata.uid == ours.metadata.uid, || "the configuration is another one".to_owned())?;
     // The platform says that this kind may, on that namespace.
     cluster.kubectl(&["label", "namespace", "kube-system", &format!("{label}=true")]).await?;
-    let copied = || async { anyhow::Ok(theirs.get(&name).await?.data["data"]["whose"] == "the team's") };
-    eventually("it may with the label", PATIENCE * 2, copied, |copied| *copied).await?;
+    let refused = || async { overwrite("kube-system").refused(&account.client).await };
+    eventually("it may with the label", PATIENCE * 2, refused, Option::is_none).await?;
     cluster.kubectl(&["delete", "propagation", "rails"]).await?;
     cluster.kubectl(&["label", "namespace", "kube-system", &format!("{label}-")]).await?;
     cluster.kubectl(&["delete", "configmap", &name, "-n", "kube-system", "--ignore-not-found"]).await?;

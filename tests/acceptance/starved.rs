@@ -187,7 +187,7 @@ async fn ask_again(clients: usize, to: SocketAddr) -> usize {
     answered.into_inner()
 }
 
-/// Part F5 of the review: heads that are large and never end, slow ones, idle connections, requests without a pause.
+/// Heads that are large and never end, slow ones, idle connections, requests without a pause.
 #[tokio::test(flavor = "multi_thread")]
 async fn floods_of_every_sort_cost_little_and_probes_are_answered() -> Result<()> {
     play(Stage::set("floods", 1).await?, |stage| async {

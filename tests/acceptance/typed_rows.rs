@@ -199,7 +199,7 @@ pub async fn schedules(installation: &Installation) -> Result<()> {
         installation.is_refused(bad, "SpecValid", "SpecInvalid").await?;
     }
 
-    // Part F8 of the review: a name is no path, and the value of a label is no selector.
+    // A name is no path, and the value of a label is no selector.
     let team = |kind: &str, more: Value| {
         let mut object = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": {"name": "team", "namespace": "rows-clock"}});
         object

@@ -32,6 +32,7 @@ use tokio::{
 };
 
 use crate::{
+    rails::{Attack, as_account},
     shipped::NAMESPACE,
     stage::{PATIENCE, ensure, tell},
 };
@@ -134,6 +135,73 @@ impl Stage {
         }
         Ok(answers)
     }
+}
+
+/// The role lets the replicas' account update what names the webhooks, and a policy holds it to the CA.
+async fn the_ca_is_all_that_a_token_of_ours_changes(stage: &Stage) -> Result<()> {
+    let client = as_account(&stage.cluster, NAMESPACE, "leasehold").await?;
+    let admission = "admissionregistration.k8s.io/v1";
+    let crd = ("apiextensions.k8s.io/v1", "CustomResourceDefinition", "scaleschedules.leasehold.dev");
+    for ((version, kind, name), ca, attacks) in [
+        (
+            (admission, "ValidatingWebhookConfiguration", NAME),
+            "/webhooks/0/clientConfig/caBundle",
+            vec![
+                ("/webhooks/1", json!(null)),
+                ("/webhooks/1/failurePolicy", json!("Ignore")),
+                ("/webhooks/0/rules/0/operations", json!(["CREATE"])),
+                ("/webhooks/0/matchConditions/0/expression", json!("false")),
+                ("/webhooks/0/objectSelector", json!({"matchLabels": {"checked": "true"}})),
+                ("/webhooks/0/clientConfig/service/namespace", json!("elsewhere")),
+            ],
+        ),
+        (
+            (admission, "MutatingWebhookConfiguration", NAME),
+            "/webhooks/0/clientConfig/caBundle",
+            vec![
+                ("/webhooks/0/clientConfig/service/name", json!("other")),
+                ("/webhooks/0/rules/0/resources", json!(["*"])),
+            ],
+        ),
+        (
+            crd,
+            "/spec/conversion/webhook/clientConfig/caBundle",
+            vec![
+                ("/spec/conversion/webhook/clientConfig/service/namespace", json!("elsewhere")),
+                ("/spec/versions/0/schema", json!({"openAPIV3Schema": {"type": "object"}})),
+                ("/spec/names/shortNames", json!(["secret"])),
+            ],
+        ),
+    ] {
+        let stored = stage.api(version, kind, None).get(name).await?;
+        let plural = format!("{}s", kind.to_lowercase());
+        let with = |at: &str, value: Value| {
+            let mut object = json!(stored);
+            match (at.rsplit_once('/'), value) {
+                (Some((list, index)), Value::Null) => {
+                    let list = object.pointer_mut(list).and_then(Value::as_array_mut);
+                    list.map(|list| list.remove(index.parse().unwrap_or_default()));
+                }
+                (Some((parent, field)), value) => {
+                    object.pointer_mut(parent).into_iter().for_each(|parent| parent[field] = value.clone());
+                }
+                (None, _) => {}
+            }
+            Attack::new(format!("change {at} of the {kind}"), "PUT", format!("/apis/{version}/{plural}/{name}"), object)
+        };
+        let said = with(ca, json!(ByteString(b"other".to_vec()))).refused(&client).await;
+        // Of a CRD the API server demands a certificate.
+        let is_let =
+            matches!(&said, Ok(None)) || said.as_ref().is_err_and(|error| format!("{error:#}").contains("caBundle"));
+        ensure(is_let, || format!("the CA of the {kind}: {said:?}"))?;
+        for (at, value) in attacks {
+            let said = with(at, value).refused(&client).await?.unwrap_or_default();
+            ensure(said.contains("it writes the caBundle, and changes nothing else"), || {
+                format!("{kind} {at}: {said:?}")
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// Requests at a steady pace, each of which needs an answer of the mutating and of the validating webhook; and every tenth
@@ -241,6 +309,7 @@ async fn webhooks_answer_through_rollouts_and_renewals() -> Result<()> {
     let first = stage.settles("the first certificate is trusted", None).await?;
     tenants(&stage).await?;
     versions(&stage).await?;
+    the_ca_is_all_that_a_token_of_ours_changes(&stage).await?;
 
     let load = Load::start(&stage);
     tokio::time::sleep(Duration::from_secs(5)).await;

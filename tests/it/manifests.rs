@@ -107,8 +107,10 @@ fn images_say_their_registry() {
     let dockerfile = text("Dockerfile");
     let from = dockerfile.lines().filter_map(|line| line.strip_prefix("FROM ")?.split(' ').next());
     let mut images: Vec<String> = from.map(str::to_owned).collect();
-    for sample in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/samples")).unwrap() {
-        let text = fs::read_to_string(sample.unwrap().path()).unwrap();
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/samples");
+    let files = fs::read_dir(samples).unwrap().map(|file| file.unwrap().path()).filter(|path| path.is_file());
+    for file in files {
+        let text = fs::read_to_string(file).unwrap();
         images.extend(
             text.lines()
                 .filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix("image: "))

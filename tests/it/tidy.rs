@@ -31,11 +31,26 @@ fn code(file: &Path) -> String {
 #[test]
 fn pure_files_know_no_runtime_no_cluster_and_no_clock() {
     let reconcile = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/reconcile");
-    let others = ["queue.rs", "states.rs"].map(|file| reconcile.join(file));
+    let others = ["due/queue.rs", "writes/states.rs"].map(|file| reconcile.join(file));
     for file in sources("src/protocol").into_iter().chain(sources("src/config")).chain(others) {
         let code = code(&file);
         for word in ["tokio", "kube::", "k8s_openapi", "Instant", "SystemTime", "Timestamp", "fastrand", "std::fs"] {
             assert!(!code.contains(word), "{} mentions {word}", file.display());
+        }
+    }
+}
+
+/// The stages of a kind that decide and that report do no IO.
+#[test]
+fn plans_and_reports_do_no_io() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let kinds = ["expiry", "propagation", "schedule"];
+    let stages = kinds.iter().flat_map(|kind| ["plan", "report"].map(|stage| format!("kinds/{kind}/{stage}.rs")));
+    for file in stages.chain(["reconcile/stages/outcome.rs".to_owned()]) {
+        let code = code(&source.join(&file));
+        assert!(!code.is_empty());
+        for word in ["tokio", "async", ".await", "Client", "Api<", "Instant", "::now()", "std::fs"] {
+            assert!(!code.contains(word), "{file} mentions {word}");
         }
     }
 }

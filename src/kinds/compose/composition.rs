@@ -77,7 +77,7 @@ pub(super) struct Child {
     pub(super) refers: BTreeSet<String>,
     pub(super) after: BTreeSet<String>,
     pub(super) ready_when: Vec<Expression>,
-    /// The role that it gives to somebody: its resource and its name.
+    /// The role that it binds: its resource and its name.
     pub(super) binds: Option<(&'static str, String)>,
     pub(super) reach: Reach,
     pub(super) template: Template,
@@ -200,9 +200,9 @@ impl Reading {
         };
         match (name, place) {
             (Name::Old | Name::User, Place::Admission { .. }) => None,
-            (Name::Old | Name::User, _) => {
-                Some("`old` and `user` are of admission only: an object is reconciled whoever wrote it".to_owned())
-            }
+            (Name::Old | Name::User, _) => Some(
+                "`old` and `user` are of admission only: an object is reconciled whichever user wrote it".to_owned(),
+            ),
             (Name::Child(_), Place::Admission { .. }) => {
                 Some("admission comes before there are children; look up what it needs with `lookups`".to_owned())
             }

@@ -89,7 +89,7 @@ enum Fate {
 struct Pass<'a, 'v> {
     view: &'a View<'v>,
     composed: Composed,
-    /// What is said already, and by which template.
+    /// The children so far, and which template made each.
     keys: BTreeMap<Key, &'a str>,
     fates: BTreeMap<&'a str, Fate>,
 }
@@ -193,7 +193,7 @@ impl<'a> Pass<'a, '_> {
         let Some(mut object) = template else { return Err(failed(child, "template", "must be a mapping")) };
         let key = self.key(child, &mut object)?;
         if let Some(first) = self.keys.insert(key.clone(), &child.id) {
-            let message = format!("{key} is said by {first} and by {}; give one another name", child.id);
+            let message = format!("children {first} and {} both make {key}: give one of them another name", child.id);
             return Err(Failure { reason: "DuplicateChild", message });
         }
         if self.keys.len() > MOST {

@@ -279,7 +279,7 @@ fn what_cannot_be_carried_out_says_which_child_where_and_why() {
             child("a", "name: x") + &child("b", "name: x"),
             json!({"v": ""}),
             "DuplicateChild",
-            "ConfigMap ns/x is said by a and by b; give one another name",
+            "children a and b both make ConfigMap ns/x: give one of them another name",
         ),
         (
             child("a", "name: x, labels: \"${parent.spec.v}\""),

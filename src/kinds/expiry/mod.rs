@@ -1,9 +1,10 @@
 //! `ExpiryPolicy`: objects of one kind in one namespace, deleted when they have outlived their time.
 //!
-//! [`types`] is the resource, [`plan`] decides, [`target`] reads and deletes, [`report`] makes the status; the reconcile below is their table of contents.
+//! [`types`] is the resource, [`plan`] decides, [`target`] reads and deletes, [`report`] makes the status; the stages below are
+//! their table of contents.
 //!
-//! Targets are listed in each pass and not watched: a pass is due when the next object expires, and often enough that none appears and expires in between.
-//! So a policy costs one metadata list now and then, and no memory, whatever it applies to.
+//! Targets are listed in each pass and not watched: a pass is due when the next object expires, and often enough that none
+//! appears and expires in between. So a policy costs one metadata list now and then, and no memory, whatever it applies to.
 
 pub(super) mod plan;
 mod report;
@@ -13,185 +14,164 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use futures::{FutureExt, future::BoxFuture};
-use kube::{Api, Resource, ResourceExt};
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api, Client, ResourceExt,
+    core::{ApiResource, DynamicObject},
+};
 
 pub use types::{DeletePropagation, ExpiryPolicy, ExpiryPolicySpec, ExpiryPolicyStatus, From, Protect, Target};
 
-use self::report::Outcome;
+use self::{
+    plan::{Object, Plan, Valid},
+    report::{Done, refused},
+};
 use crate::{
-    kinds::{
-        access,
-        reach::{OUT_OF_REACH, Reach},
-    },
+    kinds::reach::{OUT_OF_REACH, Reach},
     reconcile::{
-        clock::{Clock, WallClock},
+        conditions::Conditions,
         controller::{Again, Controller},
-        events::Events,
-        seen::Seen,
-        status::Statuses,
+        stages::{End, Outcome, Pass, Staged, Stages, Trouble},
     },
-    replica::term::{Access, BoxError, Reconciler, Standby, Term},
+    replica::term::Access,
 };
 
 /// How soon a target kind that is not served is looked for again.
 const UNKNOWN: Duration = Duration::from_secs(30);
 
 /// Reconciles ExpiryPolicies.
-#[derive(Clone)]
-pub struct ExpiryReconciler {
-    clock: Arc<dyn Clock>,
+pub type ExpiryReconciler = Staged<Expiry>;
+
+/// The stages of an ExpiryPolicy.
+#[derive(Clone, Default)]
+pub struct Expiry {
     reach: Reach,
 }
 
-impl ExpiryReconciler {
-    /// Compares the times of objects with `clock`, which should agree with the API server's.
-    pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, reach: Reach::default() }
-    }
-
-    /// Sets how far policies reach.
-    #[must_use]
-    pub fn within(self, reach: Reach) -> Self {
-        Self { reach, ..self }
+impl Expiry {
+    /// For policies that reach so far.
+    pub fn within(reach: Reach) -> Self {
+        Self { reach }
     }
 }
 
-impl Default for ExpiryReconciler {
-    fn default() -> Self {
-        Self::new(Arc::new(WallClock))
-    }
+/// What can expire, and when it was looked at.
+#[derive(Debug)]
+pub struct Observed {
+    resource: ApiResource,
+    objects: Vec<Object>,
+    now: Timestamp,
 }
 
-impl ExpiryReconciler {
-    fn work(&self, standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
-        let (clock, reach) = (Arc::clone(&self.clock), self.reach.clone());
-        let controller = Controller::new(Api::<ExpiryPolicy>::all(standby.client()), ());
-        let seen = controller.seen();
-        let begin = |term: Term| {
-            let pass = Pass::new(term, seen, clock, reach);
-            move |policy| pass.clone().reconcile(policy)
-        };
-        controller.run(standby, begin).map(Ok).boxed()
-    }
+/// What is to be deleted.
+#[derive(Debug)]
+pub struct Run {
+    resource: ApiResource,
+    plan: Plan,
 }
 
-impl Reconciler for ExpiryReconciler {
-    fn run(&self, term: Term) -> BoxFuture<'static, Result<(), BoxError>> {
-        self.work(Standby::of(&term))
-    }
-
-    fn stand_by(&self, standby: Standby) -> Option<BoxFuture<'static, Result<(), BoxError>>> {
-        Some(self.work(standby))
-    }
-
-    /// Of the policies only: what may be deleted is between whoever installs this and whoever writes policies,
-    /// and a policy that asks for more says so in its status.
-    fn needs(&self) -> Vec<Access> {
-        [
-            access("leasehold.dev", "expirypolicies", &["get"]),
-            access("leasehold.dev", "expirypolicies/status", &["update"]),
-        ]
-        .concat()
-    }
-}
-
-/// Why a pass is to be tried again.
+/// Why a pass could not read what it needs.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub enum ObserveError {
+    /// The API server could not be asked for the resource of the target.
     #[error("failed to discover the target")]
     Discover(#[source] kube::Error),
+    /// The objects could not be listed.
     #[error("failed to list the target")]
     List(#[source] kube::Error),
+}
+
+/// Why a pass could not do what it planned.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// An object could not be deleted.
     #[error("failed to delete expired objects")]
     Delete(#[source] kube::Error),
-    #[error("failed to write the status after {deleted} deletions")]
-    WriteStatus { deleted: usize, source: kube::Error },
 }
 
-/// What every pass over an ExpiryPolicy needs.
-#[derive(Clone)]
-struct Pass {
-    term: Term,
-    events: Arc<Events>,
-    statuses: Arc<Statuses<ExpiryPolicy>>,
-    clock: Arc<dyn Clock>,
-    reach: Reach,
-}
+impl Stages for Expiry {
+    type Object = ExpiryPolicy;
+    type Status = ExpiryPolicyStatus;
+    type Watched = ();
+    type Valid = Valid;
+    type Observed = Observed;
+    type Plan = Run;
+    type Done = Done;
+    type ObserveError = ObserveError;
+    type ApplyError = ApplyError;
 
-impl Pass {
-    fn new(term: Term, seen: Seen<ExpiryPolicy>, clock: Arc<dyn Clock>, reach: Reach) -> Self {
-        let events = Arc::new(Events::new(&term));
-        let statuses = Arc::new(Statuses::new(term.clone(), Arc::clone(&events), seen));
-        Self { term, events, statuses, clock, reach }
+    fn api(client: Client, namespace: &str) -> Api<ExpiryPolicy> {
+        Api::namespaced(client, namespace)
     }
 
-    async fn reconcile(self, policy: Arc<ExpiryPolicy>) -> Result<Again, Error> {
-        if policy.meta().deletion_timestamp.is_some() {
-            return Ok(None);
-        }
+    /// Nothing on targets: the platform grants what may be deleted, and a policy that asks for more says so in its status.
+    fn needs(&self) -> Vec<Access> {
+        Vec::new()
+    }
+
+    fn watch(&self, controller: Controller<ExpiryPolicy>, _: Client) -> (Controller<ExpiryPolicy>, ()) {
+        (controller, ())
+    }
+
+    fn validate(&self, policy: &ExpiryPolicy) -> Result<Valid, Trouble> {
+        let valid = plan::validate(&policy.spec).map_err(Trouble::invalid)?;
         let namespace = policy.namespace().unwrap_or_default();
+        valid.within(&self.reach, &namespace).map_err(|wrong| Trouble::new(OUT_OF_REACH, wrong))?;
+        Ok(valid)
+    }
 
-        // no client required
-        let valid = match plan::validate(&policy.spec) {
-            Ok(valid) => valid,
-            Err(wrong) => {
-                self.report(&policy, &Outcome::SpecInvalid { reason: "SpecInvalid", words: wrong }).await?;
-                return Ok(None);
-            }
-        };
-        if let Err(words) = valid.within(&self.reach, &namespace) {
-            self.report(&policy, &Outcome::SpecInvalid { reason: OUT_OF_REACH, words }).await?;
-            return Ok(None);
-        }
-
-        // client required
-        let client = self.term.client();
-        let resource = match target::discover(&client, &valid.target).await.map_err(Error::Discover)? {
-            Ok(resource) => resource,
-            Err(target::Unusable { reason, words }) => {
-                self.report(&policy, &Outcome::SpecInvalid { reason, words }).await?;
-                return Ok(Some(UNKNOWN));
-            }
-        };
-        let api = Api::namespaced_with(client, &namespace, &resource);
-        let objects = match target::list(&api, &valid).await {
-            Ok(objects) => objects,
+    async fn observe(&self, pass: &Pass<Self>, valid: &Valid) -> Result<Observed, End<Done, ObserveError>> {
+        let discovered = target::discover(&pass.client(), &valid.target).await.map_err(ObserveError::Discover)?;
+        let resource = discovered.map_err(|trouble| End::reported(Outcome::Invalid(trouble), Some(UNKNOWN)))?;
+        match target::list(&targets(pass, &resource), valid).await {
+            Ok(objects) => Ok(Observed { resource, objects, now: pass.now() }),
             Err(error) => {
-                let outcome = Outcome::refused("list", &resource.plural, &namespace, &error);
-                self.report(&policy, &outcome).await?;
-                return Err(Error::List(error));
+                let trouble = refused("list", &resource.plural, pass.namespace(), &error);
+                Err(End::failed(Outcome::Blocked(trouble), ObserveError::List(error)))
             }
-        };
-
-        // no client required
-        let plan = plan::plan(self.clock.now(), &valid, objects);
-
-        // client required
-        let done = target::delete_all(&api, &valid, &plan.delete, &self.term).await;
-        self.tell(&policy, &resource.plural, &done.deleted).await;
-        let again = if done.left() { plan.again.min(plan::RUNS) } else { plan.again };
-        let refused = done.error.as_ref().map(|error| Outcome::words_of("delete", &resource.plural, &namespace, error));
-        self.report(&policy, &Outcome::Done { plan, deleted: done.deleted.len(), refused }).await?;
-        done.error.map_or(Ok(Some(again)), |error| Err(Error::Delete(error)))
-    }
-
-    async fn report(&self, policy: &ExpiryPolicy, outcome: &Outcome) -> Result<(), Error> {
-        let now = self.clock.now();
-        let next = |current: Option<&ExpiryPolicyStatus>| report::status(current, policy, outcome, now);
-        let api = Api::<ExpiryPolicy>::namespaced(self.term.client(), &policy.namespace().unwrap_or_default());
-        let failed = |source| Error::WriteStatus { deleted: outcome.deleted(), source };
-        self.statuses.write(&api, policy, next).await.map_err(failed)
-    }
-
-    async fn tell(&self, policy: &ExpiryPolicy, plural: &str, deleted: &[String]) {
-        if deleted.is_empty() {
-            return;
         }
-        let note = format!("deleted {} expired {plural}: {}", deleted.len(), deleted.join(", "));
-        tracing::info!(namespace = policy.namespace(), name = policy.name_any(), "{note}");
-        self.events.normal(&policy.object_ref(&()), "Expired", &note).await;
     }
+
+    fn plan(&self, valid: &Valid, Observed { resource, objects, now }: Observed) -> Run {
+        Run { resource, plan: plan::plan(now, valid, objects) }
+    }
+
+    async fn apply(
+        &self,
+        pass: &Pass<Self>,
+        valid: &Valid,
+        Run { resource, plan }: Run,
+    ) -> Result<(Done, Again), End<Done, ApplyError>> {
+        let deletions = target::delete_all(&targets(pass, &resource), valid, &plan.delete, pass.term()).await;
+        announce(pass, &resource.plural, &deletions.deleted).await;
+        let again = if deletions.left() { plan.again.min(plan::RUNS) } else { plan.again };
+        let mut done = Done { plan, deleted: deletions.deleted.len(), refused: None };
+        let Some(error) = deletions.error else { return Ok((done, Some(again))) };
+        done.refused = Some(refused("delete", &resource.plural, pass.namespace(), &error));
+        Err(End::failed(Outcome::Done(done), ApplyError::Delete(error)))
+    }
+
+    fn report(policy: &ExpiryPolicy, done: &Done, status: &mut ExpiryPolicyStatus, conditions: &mut Conditions<'_>) {
+        report::report(policy, done, status, conditions);
+    }
+
+    /// The count of deletions goes on.
+    fn carry_over(current: &ExpiryPolicyStatus) -> ExpiryPolicyStatus {
+        ExpiryPolicyStatus { deleted_total: current.deleted_total, ..ExpiryPolicyStatus::default() }
+    }
+}
+
+fn targets(pass: &Pass<Expiry>, resource: &ApiResource) -> Api<DynamicObject> {
+    Api::namespaced_with(pass.client(), pass.namespace(), resource)
+}
+
+async fn announce(pass: &Pass<Expiry>, plural: &str, deleted: &[String]) {
+    if deleted.is_empty() {
+        return;
+    }
+    let note = format!("deleted {} expired {plural}: {}", deleted.len(), deleted.join(", "));
+    tracing::info!(namespace = pass.object().namespace(), name = pass.object().name_any(), "{note}");
+    pass.normal("Expired", &note).await;
 }

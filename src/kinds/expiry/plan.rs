@@ -33,7 +33,7 @@ const REFUSED: [(&str, &str); 9] = [
 
 /// A spec that means something.
 #[derive(Clone, Debug)]
-pub(in crate::kinds) struct Valid {
+pub struct Valid {
     pub(in crate::kinds) target: GroupVersionKind,
     pub(super) selector: Selector,
     /// How long objects live; `None`: their annotation says.

@@ -6,7 +6,7 @@ use kube::{
     Api, Client, Error,
     api::{ListParams, PropagationPolicy},
     core::{ApiResource, DynamicObject, GroupVersionKind, ObjectMeta},
-    discovery::{self, Scope, verbs},
+    discovery::{Scope, verbs},
 };
 
 use super::{
@@ -14,8 +14,11 @@ use super::{
     types::DeletePropagation,
 };
 use crate::{
-    reconcile::apply::{Deletion, delete},
-    replica::{problem::is_unserved, term::Term},
+    reconcile::{
+        apply::{Deletion, delete},
+        stages::{self, Trouble},
+    },
+    replica::term::Term,
 };
 
 /// Objects a page.
@@ -23,23 +26,13 @@ const PAGE: u32 = 500;
 /// Deletions at a time for one policy.
 const DELETIONS: usize = 4;
 
-/// Why a kind cannot be the target of a policy.
-#[derive(Debug)]
-pub(super) struct Unusable {
-    pub(super) reason: &'static str,
-    pub(super) words: String,
-}
-
-/// Finds the resource of a kind. Asked in each pass: a kind may come, go, or get another plural.
-pub(super) async fn discover(client: &Client, kind: &GroupVersionKind) -> Result<Result<ApiResource, Unusable>, Error> {
+/// Finds the resource of a kind, or says why it cannot be the target of a policy.
+pub(super) async fn discover(client: &Client, kind: &GroupVersionKind) -> Result<Result<ApiResource, Trouble>, Error> {
     let name = format!("{} {}", kind.api_version(), kind.kind);
-    let unusable = |reason, words| Ok(Err(Unusable { reason, words }));
-    let (resource, capabilities) = match discovery::pinned_kind(client, kind).await {
+    let unusable = |reason, message| Ok(Err(Trouble::new(reason, message)));
+    let (resource, capabilities) = match stages::discover(client, kind).await? {
         Ok(found) => found,
-        Err(error) if is_unserved(&error) => {
-            return unusable("TargetUnknown", format!("the API server does not serve {name}"));
-        }
-        Err(error) => return Err(error),
+        Err(trouble) => return Ok(Err(trouble)),
     };
     if capabilities.scope != Scope::Namespaced {
         return unusable("TargetNotNamespaced", format!("{name} is not namespaced"));
@@ -79,7 +72,7 @@ fn object(meta: ObjectMeta, valid: &Valid) -> Option<Object> {
 
 /// What became of the deletions.
 #[derive(Debug, Default)]
-pub(super) struct Done {
+pub(super) struct Deletions {
     /// Names of the objects deleted.
     pub(super) deleted: Vec<String>,
     /// Objects that changed since they were listed, or were left because the term drains or the API server refused another one.
@@ -88,21 +81,21 @@ pub(super) struct Done {
     pub(super) error: Option<Error>,
 }
 
-impl Done {
+impl Deletions {
     pub(super) fn left(&self) -> bool {
         self.left > 0
     }
 }
 
 /// Deletes the objects as they were listed: not one that has changed since (it may no longer be expired), nor another of the same name.
-/// So a pass that is repeated, by whomever, deletes nothing twice.
-pub(super) async fn delete_all(api: &Api<DynamicObject>, valid: &Valid, objects: &[Object], term: &Term) -> Done {
+/// So a pass that is repeated, here or by the next leader, deletes nothing twice.
+pub(super) async fn delete_all(api: &Api<DynamicObject>, valid: &Valid, objects: &[Object], term: &Term) -> Deletions {
     let propagation = match valid.propagation {
         DeletePropagation::Background => PropagationPolicy::Background,
         DeletePropagation::Foreground => PropagationPolicy::Foreground,
     };
     let draining = term.draining().shared();
-    let mut done = Done::default();
+    let mut done = Deletions::default();
     // In small groups, so that a refusal is not met by every object of the run.
     for group in objects.chunks(DELETIONS) {
         if done.error.is_some() || draining.clone().now_or_never().is_some() {

@@ -8,11 +8,14 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::{
-    ExpiryPolicy, ExpiryPolicySpec, ExpiryPolicyStatus,
+    Expiry, ExpiryPolicy, ExpiryPolicySpec, ExpiryPolicyStatus,
     plan::{Object, Plan, Valid, plan, validate},
-    report::{Outcome, status},
+    report::{Done, refused},
 };
-use crate::reconcile::status::changed;
+use crate::reconcile::{
+    stages::{self, Outcome, Trouble},
+    status::changed,
+};
 
 /// When the objects of these tests were created.
 const CREATED: i64 = 1_000_000;
@@ -209,24 +212,28 @@ fn policy() -> ExpiryPolicy {
     policy
 }
 
-fn done(plan: Plan, deleted: usize) -> Outcome {
-    Outcome::Done { plan, deleted, refused: None }
+fn done(plan: Plan, deleted: usize) -> Outcome<Done> {
+    Outcome::Done(Done { plan, deleted, refused: None })
+}
+
+fn status(current: Option<&ExpiryPolicyStatus>, outcome: &Outcome<Done>, now: Timestamp) -> ExpiryPolicyStatus {
+    stages::status::<Expiry>(current, &policy(), outcome, now)
 }
 
 #[test]
 fn the_count_of_deletions_goes_on_from_the_status_and_the_rest_is_what_remains() {
     let current = ExpiryPolicyStatus { deleted_total: 40, ..ExpiryPolicyStatus::default() };
     let plan = Plan { matched: 5, expired: 3, ..Plan::default() };
-    let next = status(Some(&current), &policy(), &done(plan, 2), at(1));
+    let next = status(Some(&current), &done(plan, 2), at(1));
     assert_eq!((next.matched, next.expired, next.deleted_total), (3, 1, 42));
-    let invalid = Outcome::SpecInvalid { reason: "SpecInvalid", words: "why".to_owned() };
-    assert_eq!(status(Some(&next), &policy(), &invalid, at(2)).deleted_total, 42);
+    let invalid = Outcome::Invalid(Trouble::invalid("why"));
+    assert_eq!(status(Some(&next), &invalid, at(2)).deleted_total, 42);
 }
 
 #[test]
 fn the_pass_after_a_deletion_has_nothing_new_to_say() {
-    let first = status(None, &policy(), &done(Plan { matched: 5, expired: 2, ..Plan::default() }, 2), at(1));
-    let again = status(Some(&first), &policy(), &done(Plan { matched: 3, ..Plan::default() }, 0), at(99));
+    let first = status(None, &done(Plan { matched: 5, expired: 2, ..Plan::default() }, 2), at(1));
+    let again = status(Some(&first), &done(Plan { matched: 3, ..Plan::default() }, 0), at(99));
     assert!(!changed(Some(&first), &again));
 }
 
@@ -237,7 +244,7 @@ fn a_refusal_names_the_verb_the_resource_and_the_namespace() {
     )
     .unwrap();
     let error = kube::Error::Api(Box::new(forbidden));
-    let next = status(None, &policy(), &Outcome::refused("list", "pods", "ns", &error), at(1));
+    let next = status(None, &Outcome::Blocked(refused("list", "pods", "ns", &error)), at(1));
     let ready = next.conditions.last().unwrap();
     assert_eq!((&*ready.reason, &*ready.message), ("Forbidden", "may not list pods in namespace ns: no"));
 }

@@ -8,10 +8,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    kinds::schema,
-    reconcile::status::{Shard, Stamped},
-};
+use crate::{kinds::schema, reconcile::status::Shard, reported};
 
 /// Deletes objects of one kind in its own namespace when they have outlived their time.
 ///
@@ -165,12 +162,4 @@ pub struct ExpiryPolicyStatus {
     pub shard: Option<Shard>,
 }
 
-impl Stamped for ExpiryPolicyStatus {
-    fn conditions(&self) -> &[Condition] {
-        &self.conditions
-    }
-
-    fn shard_mut(&mut self) -> &mut Option<Shard> {
-        &mut self.shard
-    }
-}
+reported!(ExpiryPolicyStatus);

@@ -1,6 +1,7 @@
 //! `Propagation`: one ConfigMap or Secret, kept alike in many namespaces.
 //!
-//! [`types`] is the resource, [`plan`] decides, [`observe`] reads, [`mod@write`] writes, [`report`] makes the status; the reconcile below is their table of contents.
+//! [`types`] is the resource, [`plan`] decides, [`observe`] reads, [`mod@write`] writes, [`report`] makes the status; the
+//! stages below are their table of contents.
 //!
 //! Memory: of namespaces their metadata is kept, of ConfigMaps and Secrets nothing. Their watches are metadata only and just say which
 //! Propagation to look at (a copy bears the name of its source, so the name tells); what a pass needs it reads from the API server.
@@ -15,196 +16,193 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
-
-use futures::{FutureExt, future::BoxFuture};
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
-use kube::{Api, Resource, ResourceExt, core::PartialObjectMeta, runtime::reflector::Store};
+use kube::{Api, Client, ResourceExt, core::PartialObjectMeta, runtime::reflector::Store};
 
 pub use types::{
     Failed, FailedReason, OnConflict, OnSourceMissing, Propagation, PropagationSpec, PropagationStatus, Source,
     SourceKind, Targets,
 };
 
-use self::{plan::Wanted, write::Done};
+use self::{
+    observe::{Owner, SourceObject, SourceState},
+    plan::{Child, NamespaceState, Valid, Wanted},
+    report::Done,
+    write::Copies,
+};
 use crate::{
     kinds::{
         access,
         reach::{OUT_OF_REACH, Reach},
     },
     reconcile::{
-        clock::{Clock, WallClock},
+        conditions::Conditions,
         controller::{Again, Controller},
-        events::Events,
-        status::Statuses,
+        stages::{End, Outcome, Pass, Staged, Stages, Trouble},
     },
-    replica::term::{Access, BoxError, Reconciler, Standby, Term},
+    replica::term::Access,
 };
 
 /// Reconciles Propagations.
-#[derive(Clone)]
-pub struct PropagationReconciler {
-    clock: Arc<dyn Clock>,
+pub type PropagationReconciler = Staged<Propagate>;
+
+/// The stages of a Propagation.
+#[derive(Clone, Default)]
+pub struct Propagate {
     reach: Reach,
 }
 
-impl PropagationReconciler {
-    /// Takes the times of transitions from `clock`.
-    pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, reach: Reach::default() }
-    }
-
-    /// Sets how far Propagations reach.
-    #[must_use]
-    pub fn within(self, reach: Reach) -> Self {
-        Self { reach, ..self }
+impl Propagate {
+    /// For Propagations that reach so far.
+    pub fn within(reach: Reach) -> Self {
+        Self { reach }
     }
 }
 
-impl Default for PropagationReconciler {
-    fn default() -> Self {
-        Self::new(Arc::new(WallClock))
-    }
+/// The source, what bears our marks, and all namespaces.
+#[derive(Debug)]
+pub struct Observed {
+    source: SourceObject,
+    children: Vec<Child>,
+    namespaces: Vec<NamespaceState>,
 }
 
-impl PropagationReconciler {
-    fn work(&self, standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
-        let (clock, reach) = (Arc::clone(&self.clock), self.reach.clone());
-        let client = standby.client();
-        let controller = Controller::new(Api::<Propagation>::all(client.clone()), ());
-        let seen = controller.seen();
-        let (namespaces, namespace_changes) = watches::namespaces(seen.clone());
-        let config_maps = watches::by_name::<ConfigMap>(SourceKind::ConfigMap, seen.clone());
-        let secrets = watches::by_name::<Secret>(SourceKind::Secret, seen.clone());
-        let controller = controller
-            .watch(Api::all(client.clone()), namespace_changes)
-            .watch(Api::all(client.clone()), config_maps)
-            .watch(Api::all(client), secrets);
-        let begin = |term: Term| {
-            let events = Arc::new(Events::new(&term));
-            let statuses = Arc::new(Statuses::new(term.clone(), Arc::clone(&events), seen));
-            let pass = Pass { events, statuses, clock, reach, namespaces, term };
-            move |propagation| pass.clone().reconcile(propagation)
-        };
-        controller.run(standby, begin).map(Ok).boxed()
-    }
+/// Where copies belong, what they shall be like, and what is to be done about that.
+#[derive(Debug)]
+pub struct Decided {
+    source: SourceState,
+    targets: plan::Targets,
+    wanted: Wanted,
+    plan: plan::Plan,
 }
 
-impl Reconciler for PropagationReconciler {
-    fn run(&self, term: Term) -> BoxFuture<'static, Result<(), BoxError>> {
-        self.work(Standby::of(&term))
-    }
+/// Why a pass could not read what it needs.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveError {
+    /// The source could not be read.
+    #[error("failed to read the source")]
+    ReadSource(#[source] kube::Error),
+    /// The copies could not be listed.
+    #[error("failed to list the copies")]
+    ListCopies(#[source] kube::Error),
+}
 
-    fn stand_by(&self, standby: Standby) -> Option<BoxFuture<'static, Result<(), BoxError>>> {
-        Some(self.work(standby))
+/// Why a pass could not do what it planned.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Trying again may mend these.
+    #[error("{count} copies could not be written or deleted: {cause}")]
+    Incomplete {
+        /// How many there are.
+        count: usize,
+        /// What the API server said of the first.
+        cause: String,
+    },
+}
+
+impl Stages for Propagate {
+    type Object = Propagation;
+    type Status = PropagationStatus;
+    type Watched = Store<PartialObjectMeta<Namespace>>;
+    type Valid = Valid;
+    type Observed = Observed;
+    type Plan = Decided;
+    type Done = Done;
+    type ObserveError = ObserveError;
+    type ApplyError = ApplyError;
+
+    fn api(client: Client, _: &str) -> Api<Propagation> {
+        Api::all(client)
     }
 
     fn needs(&self) -> Vec<Access> {
         let copies = ["get", "list", "watch", "create", "patch", "delete"];
         [
-            access("leasehold.dev", "propagations", &["get"]),
-            access("leasehold.dev", "propagations/status", &["update"]),
             access("", "namespaces", &["list", "watch"]),
             access("", "configmaps", &copies),
             access("", "secrets", &copies),
         ]
         .concat()
     }
-}
 
-/// Why a pass is to be tried again.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error("failed to read the source")]
-    ReadSource(#[source] kube::Error),
-    #[error("failed to list the copies")]
-    ListCopies(#[source] kube::Error),
-    #[error("failed to write the status")]
-    WriteStatus(#[source] kube::Error),
-    #[error("{count} copies could not be written or deleted: {cause}")]
-    Incomplete { count: usize, cause: String },
-}
+    fn watch(&self, controller: Controller<Propagation>, client: Client) -> (Controller<Propagation>, Self::Watched) {
+        let seen = controller.seen();
+        let (namespaces, namespace_changes) = watches::namespaces(seen.clone());
+        let config_maps = watches::by_name::<ConfigMap>(SourceKind::ConfigMap, seen.clone());
+        let secrets = watches::by_name::<Secret>(SourceKind::Secret, seen);
+        let controller = controller
+            .watch(Api::all(client.clone()), namespace_changes)
+            .watch(Api::all(client.clone()), config_maps)
+            .watch(Api::all(client), secrets);
+        (controller, namespaces)
+    }
 
-/// What every pass over a Propagation needs.
-#[derive(Clone)]
-struct Pass {
-    term: Term,
-    events: Arc<Events>,
-    statuses: Arc<Statuses<Propagation>>,
-    clock: Arc<dyn Clock>,
-    reach: Reach,
-    namespaces: Store<PartialObjectMeta<Namespace>>,
-}
+    /// Without all namespaces every copy would look out of place. The end of their first list makes all Propagations due.
+    fn is_filled(namespaces: &Self::Watched) -> bool {
+        namespaces.wait_until_ready().now_or_never().is_some()
+    }
 
-impl Pass {
-    async fn reconcile(self, propagation: Arc<Propagation>) -> Result<Again, Error> {
-        if propagation.meta().deletion_timestamp.is_some() {
-            // The copies bear an owner reference: they go with the Propagation.
-            return Ok(None);
-        }
-        if self.namespaces.wait_until_ready().now_or_never().is_none() {
-            // Without all namespaces every copy would look out of place. The end of their first list makes all Propagations due.
-            return Ok(None);
-        }
+    fn validate(&self, propagation: &Propagation) -> Result<Valid, Trouble> {
+        let valid = plan::validate(&propagation.spec).map_err(Trouble::invalid)?;
+        valid.within(&self.reach).map_err(|wrong| Trouble::new(OUT_OF_REACH, wrong))?;
+        Ok(valid)
+    }
 
-        // no client required
-        let valid = match plan::validate(&propagation.spec) {
-            Ok(valid) => valid,
-            Err(wrong) => {
-                self.report(&propagation, &report::Outcome::SpecInvalid("SpecInvalid", wrong)).await?;
-                return Ok(None);
-            }
-        };
-        if let Err(wrong) = valid.within(&self.reach) {
-            self.report(&propagation, &report::Outcome::SpecInvalid(OUT_OF_REACH, wrong)).await?;
-            return Ok(None);
-        }
-        let targets = plan::targets(&valid, &self.reach, watches::states(&self.namespaces));
+    async fn observe(&self, pass: &Pass<Self>, valid: &Valid) -> Result<Observed, End<Done, ObserveError>> {
+        let (client, owner) = (pass.client(), Owner::of(pass.object(), pass.term()));
+        let namespaces = watches::states(pass.watched());
+        let source = observe::source(&client, &valid.source).await.map_err(ObserveError::ReadSource)?;
+        let children = observe::children(&client, &owner, valid.source.kind).await;
+        Ok(Observed { source, children: children.map_err(ObserveError::ListCopies)?, namespaces })
+    }
 
-        // client required
-        let owner = observe::Owner::of(&propagation, &self.term);
-        let client = self.term.client();
-        let source = observe::source(&client, &valid.source).await.map_err(Error::ReadSource)?;
-        let children = observe::children(&client, &owner, valid.source.kind).await.map_err(Error::ListCopies)?;
+    fn plan(&self, valid: &Valid, Observed { source, children, namespaces }: Observed) -> Decided {
+        let targets = plan::targets(valid, &self.reach, namespaces);
+        let (source, wanted) = source.resolve(valid);
+        let plan = plan::plan(valid, &wanted, &targets, &children);
+        Decided { source, targets, wanted, plan }
+    }
 
-        // no client required
-        let (source_state, wanted) = source.resolve(&valid);
-        let plan = plan::plan(&valid, &wanted, &targets, &children);
-
-        // client required
-        let Some(done) = write::execute(&client, &owner, &valid, &wanted, plan, &self.term).await else {
+    async fn apply(
+        &self,
+        pass: &Pass<Self>,
+        valid: &Valid,
+        Decided { source, targets, wanted, plan }: Decided,
+    ) -> Result<(Done, Again), End<Done, ApplyError>> {
+        let owner = Owner::of(pass.object(), pass.term());
+        let Some(copies) = write::execute(&pass.client(), &owner, valid, &wanted, plan, pass.term()).await else {
             // The term drains. What was left out is the next leader's to find.
-            return Ok(None);
+            return Err(End::unreported(None));
         };
-        self.tell(&propagation, &done).await;
-        let (count, cause) = (done.unfinished(), done.cause.clone().unwrap_or_default());
-        let keeps = !matches!(wanted, Wanted::Content(_));
-        self.report(&propagation, &report::Outcome::Done { source: source_state, keeps, targets, done }).await?;
-        if count == 0 { Ok(None) } else { Err(Error::Incomplete { count, cause }) }
+        announce(pass, &copies).await;
+        let (count, cause) = (copies.unfinished(), copies.cause.clone().unwrap_or_default());
+        let done = Done { source, keeps: !matches!(wanted, Wanted::Content(_)), targets, copies };
+        match count {
+            0 => Ok((done, None)),
+            _ => Err(End::failed(Outcome::Done(done), ApplyError::Incomplete { count, cause })),
+        }
     }
 
-    async fn report(&self, propagation: &Propagation, outcome: &report::Outcome) -> Result<(), Error> {
-        let now = self.clock.now();
-        let next = |current: Option<&PropagationStatus>| report::status(current, propagation, outcome, now);
-        let api = Api::<Propagation>::all(self.term.client());
-        self.statuses.write(&api, propagation, next).await.map_err(Error::WriteStatus)
+    fn report(propagation: &Propagation, done: &Done, status: &mut PropagationStatus, conditions: &mut Conditions<'_>) {
+        report::report(propagation, done, status, conditions);
     }
 
-    async fn tell(&self, propagation: &Propagation, done: &Done) {
-        let about = propagation.object_ref(&());
-        if done.written > 0 {
-            self.events.normal(&about, "Applied", &format!("{} copies written", done.written)).await;
-        }
-        if done.pruned > 0 {
-            self.events.normal(&about, "Pruned", &format!("{} copies deleted", done.pruned)).await;
-        }
-        if done.written + done.pruned > 0 {
-            tracing::info!(
-                name = propagation.name_any(),
-                written = done.written,
-                pruned = done.pruned,
-                "copies changed"
-            );
-        }
+    /// The copies are like that version until others are written.
+    fn carry_over(current: &PropagationStatus) -> PropagationStatus {
+        PropagationStatus { source_version: current.source_version.clone(), ..PropagationStatus::default() }
+    }
+}
+
+async fn announce(pass: &Pass<Propagate>, copies: &Copies) {
+    let Copies { written, pruned, .. } = copies;
+    if *written > 0 {
+        pass.normal("Applied", &format!("{written} copies written")).await;
+    }
+    if *pruned > 0 {
+        pass.normal("Pruned", &format!("{pruned} copies deleted")).await;
+    }
+    if written + pruned > 0 {
+        tracing::info!(name = pass.object().name_any(), written, pruned, "copies changed");
     }
 }

@@ -21,7 +21,7 @@ use crate::{
 
 /// A spec that means something.
 #[derive(Clone, Debug)]
-pub(in crate::kinds) struct Valid {
+pub struct Valid {
     pub(in crate::kinds) source: Source,
     selector: Option<Selector>,
     named: BTreeSet<String>,
@@ -211,7 +211,7 @@ pub(super) struct Child {
     pub(super) place: Place,
     pub(super) uid: String,
     pub(super) ownership: Ownership,
-    /// Our field manager has applied it. Labels alone may have been copied by somebody.
+    /// Our field manager has applied it. Labels alone may have been copied by a user.
     pub(super) applied_by_us: bool,
     pub(super) deleting: bool,
     /// Bears all labels and the owner reference that a copy has.

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::jiff::Timestamp;
-
 use super::{
     Failed, FailedReason, OnSourceMissing, Propagation, PropagationStatus, observe::SourceState, plan::Targets,
-    write::Done,
+    write::Copies,
 };
-use crate::reconcile::conditions::{APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth};
+use crate::reconcile::conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions};
 
 /// Whether there is something to copy.
 const SOURCE_FOUND: &str = "SourceFound";
@@ -17,89 +15,63 @@ const SHOWN: usize = 20;
 /// Namespaces that a message names.
 const NAMED: usize = 3;
 
-/// What a pass came to.
+/// A plan that was carried out.
 #[derive(Debug)]
-pub(super) enum Outcome {
-    /// The spec means nothing, or what must not be: the reason, and words.
-    SpecInvalid(&'static str, String),
-    /// The plan was carried out.
-    Done {
-        source: SourceState,
-        /// Nothing was to be written, so the copies are like the source of some time ago.
-        keeps: bool,
-        targets: Targets,
-        done: Done,
-    },
+pub struct Done {
+    pub(super) source: SourceState,
+    /// Nothing was to be written, so the copies are like the source of some time ago.
+    pub(super) keeps: bool,
+    pub(super) targets: Targets,
+    pub(super) copies: Copies,
 }
 
-/// The status after a pass, given the one before.
-pub(super) fn status(
-    current: Option<&PropagationStatus>,
+/// The status after a plan was carried out.
+pub(super) fn report(
     propagation: &Propagation,
-    outcome: &Outcome,
-    now: Timestamp,
-) -> PropagationStatus {
-    let generation = propagation.metadata.generation;
-    let previous = current.map(|status| &*status.conditions).unwrap_or_default();
-    let mut conditions = Conditions::new(previous, generation, now);
-    let mut status = PropagationStatus {
-        observed_generation: generation,
-        source_version: current.and_then(|status| status.source_version.clone()),
-        shard: current.and_then(|status| status.shard.clone()),
-        ..PropagationStatus::default()
-    };
-    match outcome {
-        Outcome::SpecInvalid(reason, wrong) => {
-            conditions.set(SPEC_VALID, Truth::False, reason, wrong);
-            conditions.set(APPLIED, Truth::Unknown, reason, "");
+    done: &Done,
+    status: &mut PropagationStatus,
+    conditions: &mut Conditions<'_>,
+) {
+    let Done { source, keeps, targets, copies } = done;
+    let failed = failed(targets, copies);
+    status.targets = count(targets.present.len() + targets.absent.len());
+    status.synced = count(copies.synced);
+    match source {
+        SourceState::Version(version) => {
+            conditions.set(SOURCE_FOUND, ConditionStatus::True, AS_EXPECTED, "");
+            status.source_version = Some(version.clone());
         }
-        Outcome::Done { source, keeps, targets, done } => {
-            conditions.set(SPEC_VALID, Truth::True, AS_EXPECTED, "");
-            let failed = failed(targets, done);
-            status.targets = count(targets.present.len() + targets.absent.len());
-            status.synced = count(done.synced);
-            match source {
-                SourceState::Version(version) => {
-                    conditions.set(SOURCE_FOUND, Truth::True, AS_EXPECTED, "");
-                    status.source_version = Some(version.clone());
-                }
-                SourceState::Missing => {
-                    let source = &propagation.spec.source;
-                    let words = format!("{:?} {}/{} does not exist", source.kind, source.namespace, source.name);
-                    conditions.set(SOURCE_FOUND, Truth::False, "SourceMissing", words);
-                    if propagation.spec.on_source_missing == OnSourceMissing::Delete {
-                        status.source_version = None;
-                    }
-                }
-                SourceState::KeysMissing(keys) => {
-                    let words = format!("the source has no key {}", keys.join(", "));
-                    conditions.set(SOURCE_FOUND, Truth::False, "KeyMissing", words);
-                }
+        SourceState::Missing => {
+            let source = &propagation.spec.source;
+            let message = format!("{:?} {}/{} does not exist", source.kind, source.namespace, source.name);
+            conditions.set(SOURCE_FOUND, ConditionStatus::False, "SourceMissing", message);
+            if propagation.spec.on_source_missing == OnSourceMissing::Delete {
+                status.source_version = None;
             }
-            if *keeps {
-                conditions.set(APPLIED, Truth::Unknown, "NothingToApply", "");
-            } else if failed.is_empty() && done.not_pruned == 0 {
-                conditions.set(APPLIED, Truth::True, AS_EXPECTED, "");
-            } else if failed.is_empty() {
-                let words = format!("{} copies that no longer belong could not be deleted", done.not_pruned);
-                conditions.set(APPLIED, Truth::False, "PruneFailed", words);
-            } else {
-                conditions.set(APPLIED, Truth::False, reason(&failed), words(&failed, status.targets, &done.policies));
-            }
-            status.failed = failed
-                .into_iter()
-                .take(SHOWN)
-                .map(|(namespace, reason)| Failed { namespace: namespace.to_owned(), reason })
-                .collect();
+        }
+        SourceState::KeysMissing(keys) => {
+            let message = format!("the source has no key {}", keys.join(", "));
+            conditions.set(SOURCE_FOUND, ConditionStatus::False, "KeyMissing", message);
         }
     }
-    status.conditions = conditions.with_ready();
-    status
+    if *keeps {
+        conditions.set(APPLIED, ConditionStatus::Unknown, "NothingToApply", "");
+    } else if failed.is_empty() && copies.not_pruned == 0 {
+        conditions.set(APPLIED, ConditionStatus::True, AS_EXPECTED, "");
+    } else if failed.is_empty() {
+        let message = format!("{} copies that no longer belong could not be deleted", copies.not_pruned);
+        conditions.set(APPLIED, ConditionStatus::False, "PruneFailed", message);
+    } else {
+        let message = message(&failed, status.targets, &copies.policies);
+        conditions.set(APPLIED, ConditionStatus::False, reason(&failed), message);
+    }
+    let shown = failed.into_iter().take(SHOWN);
+    status.failed = shown.map(|(namespace, reason)| Failed { namespace: namespace.to_owned(), reason }).collect();
 }
 
-fn failed<'a>(targets: &'a Targets, done: &'a Done) -> BTreeMap<&'a str, FailedReason> {
+fn failed<'a>(targets: &'a Targets, copies: &'a Copies) -> BTreeMap<&'a str, FailedReason> {
     let absent = targets.absent.iter().map(|namespace| (namespace.as_str(), FailedReason::NamespaceNotFound));
-    absent.chain(done.failed.iter().map(|(namespace, reason)| (namespace.as_str(), *reason))).collect()
+    absent.chain(copies.failed.iter().map(|(namespace, reason)| (namespace.as_str(), *reason))).collect()
 }
 
 fn reason(failed: &BTreeMap<&str, FailedReason>) -> &'static str {
@@ -117,12 +89,12 @@ fn reason(failed: &BTreeMap<&str, FailedReason>) -> &'static str {
     }
 }
 
-fn words(failed: &BTreeMap<&str, FailedReason>, targets: i32, policies: &BTreeMap<String, String>) -> String {
+fn message(failed: &BTreeMap<&str, FailedReason>, targets: i32, policies: &BTreeMap<String, String>) -> String {
     let named: Vec<String> =
         failed.iter().take(NAMED).map(|(namespace, reason)| format!("{namespace} ({reason:?})")).collect();
     let more = failed.len() - named.len();
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let policy = policies.values().next().map(|words| format!("; {words}")).unwrap_or_default();
+    let policy = policies.values().next().map(|policy| format!("; {policy}")).unwrap_or_default();
     format!("{} of {targets} targets have no up-to-date copy: {}{more}{policy}", failed.len(), named.join(", "))
 }
 

@@ -5,19 +5,24 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::{
-    FailedReason, Propagation, PropagationSpec, PropagationStatus, SourceKind,
+    FailedReason, Propagate, Propagation, PropagationSpec, PropagationStatus, SourceKind,
     observe::SourceState,
     plan::{
         Child, Content, Found, NamespaceState, Place, Plan, Settlement, Targets, Valid, Wanted, plan, settle, targets,
         validate,
     },
-    report::{Outcome, status},
+    report::Done,
     types::OnConflict,
-    write::{Done, policy},
+    write::{Copies, policy},
 };
 use crate::{
     kinds::reach::Reach,
-    reconcile::{apply::Ownership, conditions::not_ready, status::changed},
+    reconcile::{
+        apply::Ownership,
+        conditions::not_ready,
+        stages::{self, Outcome, Trouble},
+        status::changed,
+    },
 };
 
 fn spec(overrides: serde_json::Value) -> PropagationSpec {
@@ -118,7 +123,7 @@ fn targets_are_those_selected_and_named_without_those_excluded() {
     assert_eq!(targets(&everywhere, &Reach::default(), all).present, set(["one", "not-me", "other"]));
 }
 
-/// Part F2 of the review: what is out of reach is neither written nor cleaned up.
+/// What is out of reach is neither written nor cleaned up.
 #[test]
 fn a_selector_reaches_no_namespace_that_is_out_of_reach_and_what_is_there_stays() {
     let everywhere = valid(json!({"targets": {"namespaceSelector": {}}}));
@@ -170,7 +175,7 @@ fn a_copy_like_the_source_is_left_alone_and_one_that_differs_is_not() {
     let create = Plan { create: vec!["one".into()], ..Plan::default() };
     for (words, child, expected) in [
         ("alike", like.clone(), &synced),
-        ("a key of somebody else", live(&|live| _ = live.data.insert("theirs".into(), "x".into())), &synced),
+        ("a key of another manager", live(&|live| _ = live.data.insert("theirs".into(), "x".into())), &synced),
         ("a value changed", live(&|live| _ = live.data.insert("a".into(), "2".into())), &update),
         ("a key removed", live(&|live| _ = live.data.remove("a")), &update),
         ("a binary value changed", live(&|live| _ = live.binary_data.insert("b".into(), "".into())), &update),
@@ -298,14 +303,14 @@ fn propagation() -> Propagation {
     propagation
 }
 
-fn outcome(source: SourceState, targets: Targets, synced: usize, failed: &[(&str, FailedReason)]) -> Outcome {
+fn outcome(source: SourceState, targets: Targets, synced: usize, failed: &[(&str, FailedReason)]) -> Outcome<Done> {
     let failed = failed.iter().map(|(namespace, reason)| ((*namespace).to_owned(), *reason)).collect();
     let keeps = !matches!(source, SourceState::Version(_));
-    Outcome::Done { source, keeps, targets, done: Done { synced, failed, ..Done::default() } }
+    Outcome::Done(Done { source, keeps, targets, copies: Copies { synced, failed, ..Copies::default() } })
 }
 
-fn report(current: Option<&PropagationStatus>, outcome: &Outcome) -> PropagationStatus {
-    status(current, &propagation(), outcome, Timestamp::from_second(1).unwrap())
+fn report(current: Option<&PropagationStatus>, outcome: &Outcome<Done>) -> PropagationStatus {
+    stages::status::<Propagate>(current, &propagation(), outcome, Timestamp::from_second(1).unwrap())
 }
 
 #[test]
@@ -319,7 +324,7 @@ fn the_status_says_how_far_it_is() {
         (outcome(version(), absent.clone(), 1, &[("b", FailedReason::Invalid)]), 3, 1, 2, Some("TargetsFailed")),
         (outcome(SourceState::Missing, present(["a"]), 0, &[]), 1, 0, 0, Some("SourceMissing")),
         (outcome(SourceState::KeysMissing(vec!["k".into()]), present(["a"]), 0, &[]), 1, 0, 0, Some("KeyMissing")),
-        (Outcome::SpecInvalid("SpecInvalid", "why".into()), 0, 0, 0, Some("SpecInvalid")),
+        (Outcome::Invalid(Trouble::invalid("why")), 0, 0, 0, Some("SpecInvalid")),
     ] {
         let status = report(None, &outcome);
         assert_eq!((status.targets, status.synced, status.failed.len()), (targets, synced, failed), "{outcome:?}");
@@ -355,13 +360,13 @@ fn the_words_of_our_own_policies_are_told_and_no_others() {
     assert_eq!(refused("secrets is forbidden: may not; see docs/security.md of Leasehold"), None);
 
     let targets = present(["a", "kube-system"]);
-    let Outcome::Done { source, keeps, targets, mut done } =
+    let Outcome::Done(mut done) =
         outcome(SourceState::Version("v".into()), targets, 1, &[("kube-system", FailedReason::Forbidden)])
     else {
         panic!("a pass")
     };
-    done.policies = strings([("kube-system", "so")]);
-    let status = report(None, &Outcome::Done { source, keeps, targets, done });
+    done.copies.policies = strings([("kube-system", "so")]);
+    let status = report(None, &Outcome::Done(done));
     assert!(not_ready(&status.conditions).unwrap().message.ends_with("kube-system (Forbidden); so"));
 }
 

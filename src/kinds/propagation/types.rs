@@ -8,10 +8,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    kinds::schema,
-    reconcile::status::{Shard, Stamped},
-};
+use crate::{kinds::schema, reconcile::status::Shard, reported};
 
 /// Copies one ConfigMap or Secret into other namespaces and keeps the copies like it.
 ///
@@ -155,15 +152,7 @@ pub struct PropagationStatus {
     pub shard: Option<Shard>,
 }
 
-impl Stamped for PropagationStatus {
-    fn conditions(&self) -> &[Condition] {
-        &self.conditions
-    }
-
-    fn shard_mut(&mut self) -> &mut Option<Shard> {
-        &mut self.shard
-    }
-}
+reported!(PropagationStatus);
 
 /// A target without an up-to-date copy.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -24,9 +24,9 @@ use crate::{
 /// Writes at a time for one Propagation.
 const WRITES: usize = 8;
 
-/// What became of a plan.
+/// What became of the copies.
 #[derive(Debug, Default)]
-pub(super) struct Done {
+pub(super) struct Copies {
     /// Namespaces whose copy is like the source.
     pub(super) synced: usize,
     /// Why the others have none.
@@ -43,7 +43,7 @@ pub(super) struct Done {
     pub(super) cause: Option<String>,
 }
 
-impl Done {
+impl Copies {
     /// How much is left that trying again may mend. A conflict or a missing namespace is not: it is watched.
     pub(super) fn unfinished(&self) -> usize {
         let transient = |reason: &&FailedReason| match reason {
@@ -69,7 +69,7 @@ struct Refused {
 }
 
 /// What became of one step.
-enum Outcome {
+enum StepResult {
     Written,
     Failed(String, FailedReason, Option<Refused>),
     /// The namespace is going away.
@@ -86,7 +86,7 @@ pub(super) async fn execute(
     wanted: &Wanted,
     plan: Plan,
     term: &Term,
-) -> Option<Done> {
+) -> Option<Copies> {
     let Plan { synced, update, recreate, create, prune } = plan;
     let writer = Writer { client, owner, valid, wanted };
     let steps = prune
@@ -98,7 +98,7 @@ pub(super) async fn execute(
         .collect::<Vec<_>>();
     let draining = term.draining().shared();
 
-    let mut done = Done { synced: synced.len(), ..Done::default() };
+    let mut copies = Copies { synced: synced.len(), ..Copies::default() };
     let mut interrupted = false;
     let mut outcomes = stream::iter(steps)
         .map(|step| {
@@ -110,25 +110,25 @@ pub(super) async fn execute(
     while let Some(outcome) = outcomes.next().await {
         match outcome {
             None => interrupted = true,
-            Some(Outcome::Moot) => {}
-            Some(Outcome::Written) => {
-                done.written += 1;
-                done.synced += 1;
+            Some(StepResult::Moot) => {}
+            Some(StepResult::Written) => {
+                copies.written += 1;
+                copies.synced += 1;
             }
-            Some(Outcome::Pruned) => done.pruned += 1,
-            Some(Outcome::Failed(namespace, reason, refused)) => {
+            Some(StepResult::Pruned) => copies.pruned += 1,
+            Some(StepResult::Failed(namespace, reason, refused)) => {
                 let (code, policy) = refused.map_or((None, None), |Refused { code, policy }| (Some(code), policy));
-                done.policies.extend(policy.map(|words| (namespace.clone(), words)));
-                _ = done.failed.insert(namespace, reason);
-                done.cause = done.cause.take().or(code);
+                copies.policies.extend(policy.map(|message| (namespace.clone(), message)));
+                _ = copies.failed.insert(namespace, reason);
+                copies.cause = copies.cause.take().or(code);
             }
-            Some(Outcome::NotPruned(cause)) => {
-                done.not_pruned += 1;
-                done.cause = done.cause.take().or(Some(cause));
+            Some(StepResult::NotPruned(cause)) => {
+                copies.not_pruned += 1;
+                copies.cause = copies.cause.take().or(Some(cause));
             }
         }
     }
-    (!interrupted).then_some(done)
+    (!interrupted).then_some(copies)
 }
 
 struct Writer<'a> {
@@ -139,27 +139,27 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    async fn take(&self, step: Step) -> Outcome {
+    async fn take(&self, step: Step) -> StepResult {
         match step {
             Step::Prune(place, uid) => {
                 let api = self.api(place.kind, &place.namespace);
                 match delete(&api, &place.name, &uid, None, PropagationPolicy::Background).await {
-                    Ok(_) => Outcome::Pruned,
-                    Err(error) => Outcome::NotPruned(code(&error)),
+                    Ok(_) => StepResult::Pruned,
+                    Err(error) => StepResult::NotPruned(code(&error)),
                 }
             }
             Step::Update(namespace, uid) => {
                 let result = self.apply(&namespace, Some(uid)).await;
-                self.outcome(namespace, result)
+                self.result(namespace, result)
             }
             Step::Recreate(namespace, uid) => {
                 let result = self.recreate(&namespace, &uid).await;
-                self.outcome(namespace, result)
+                self.result(namespace, result)
             }
             Step::Create(namespace) => match self.create(&namespace).await {
-                Ok(None) => Outcome::Written,
-                Ok(Some(reason)) => Outcome::Failed(namespace, reason, None),
-                Err(error) => self.outcome(namespace, Err(error)),
+                Ok(None) => StepResult::Written,
+                Ok(Some(reason)) => StepResult::Failed(namespace, reason, None),
+                Err(error) => self.result(namespace, Err(error)),
             },
         }
     }
@@ -186,7 +186,7 @@ impl Writer<'_> {
         self.apply(namespace, None).await
     }
 
-    /// Applies the copy: over the object with that uid, whoever owns its fields, or where nothing is.
+    /// Applies the copy: over the object with that uid, taking fields that other managers own, or where nothing is.
     async fn apply(&self, namespace: &str, uid: Option<String>) -> Result<(), Error> {
         let Wanted::Content(wanted) = self.wanted else { return Ok(()) };
         let conflicts = if uid.is_some() { Conflicts::Force } else { Conflicts::Fail };
@@ -198,14 +198,14 @@ impl Writer<'_> {
         Api::namespaced_with(self.client.clone(), namespace, &resource(kind))
     }
 
-    fn outcome(&self, namespace: String, result: Result<(), Error>) -> Outcome {
-        let Err(error) = result else { return Outcome::Written };
+    fn result(&self, namespace: String, result: Result<(), Error>) -> StepResult {
+        let Err(error) = result else { return StepResult::Written };
         debug!(namespace, error = %code(&error), "copy not written");
         match refusal(&error) {
-            None => Outcome::Moot,
+            None => StepResult::Moot,
             Some(reason) => {
                 let refused = Refused { code: code(&error), policy: policy(&error) };
-                Outcome::Failed(namespace, reason, Some(refused))
+                StepResult::Failed(namespace, reason, Some(refused))
             }
         }
     }
@@ -230,9 +230,9 @@ fn refusal(error: &Error) -> Option<FailedReason> {
 /// What a policy of `deploy/policies` says; others may quote the values that they refuse.
 pub(super) fn policy(error: &Error) -> Option<String> {
     let Error::Api(status) = error else { return None };
-    let (_, words) = status.message.split_once(" denied request: ")?;
-    let words = words.strip_suffix("; see docs/security.md of Leasehold")?;
-    status.is_forbidden().then(|| words.to_owned())
+    let (_, message) = status.message.split_once(" denied request: ")?;
+    let message = message.strip_suffix("; see docs/security.md of Leasehold")?;
+    status.is_forbidden().then(|| message.to_owned())
 }
 
 fn code(error: &Error) -> String {

@@ -1,6 +1,7 @@
 //! `ScaleSchedule`: one workload, scaled by the clock.
 //!
-//! [`types`] is the resource, [`plan`] decides, [`target`] reads and writes the scale, [`report`] makes the status; the reconcile below is their table of contents.
+//! [`types`] is the resource, [`plan`] decides, [`target`] reads and writes the scale, [`report`] makes the status; the stages
+//! below are their table of contents.
 //!
 //! What was there before a window is kept in the status, and written there before the target is scaled for the first time: a write that
 //! rests on the version it was decided on, so that a pass over a stale object never takes the number of a window for what it was before.
@@ -15,18 +16,18 @@ mod v1beta1;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use futures::{FutureExt, future::BoxFuture};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::{Api, Client, Resource, ResourceExt, core::DynamicObject};
+use kube::{Api, Client, Resource, ResourceExt};
 
 pub use types::{Day, ScaleSchedule, ScaleScheduleSpec, ScaleScheduleStatus, TargetRef, Window};
 pub use v1beta1::{ScaleSchedule as ScaleScheduleV1Beta1, ScheduleConversion};
 
 use self::{
-    plan::{Plan, Valid},
-    report::{Outcome, refusal},
+    plan::{Observed, Plan, Valid, Windows},
+    report::{Done, refused},
+    target::Target,
 };
 use crate::{
     kinds::{
@@ -35,20 +36,17 @@ use crate::{
     },
     reconcile::{
         apply::field_manager,
-        clock::{Clock, WallClock},
+        conditions::Conditions,
         controller::{Again, Controller},
-        events::Events,
         finalizer,
-        input::ObjectName,
-        seen::Seen,
-        status::Statuses,
+        stages::{End, Error, Outcome, Pass, Staged, Stages, Trouble},
     },
-    replica::term::{Access, BoxError, Reconciler, Standby, Term},
+    replica::term::Access,
 };
 
 /// Holds a schedule until what it saved is restored.
 const FINALIZER: &str = "leasehold.dev/scaleschedule";
-/// How long a change by somebody else may stay during a window, and how soon a target that is not there is looked for again.
+/// How long another writer's change may stay during a window, and how soon a target that is not there is looked for again.
 const LOOK: Duration = Duration::from_secs(60);
 /// How soon a schedule is looked at again that changed while its finalizer was to be written: not every change makes it due.
 const CHANGED: Duration = Duration::from_secs(1);
@@ -56,259 +54,220 @@ const CHANGED: Duration = Duration::from_secs(1);
 const PATIENCE: SignedDuration = SignedDuration::from_mins(10);
 
 /// Reconciles ScaleSchedules.
-#[derive(Clone)]
-pub struct ScheduleReconciler {
-    clock: Arc<dyn Clock>,
+pub type ScheduleReconciler = Staged<Schedule>;
+
+/// The stages of a ScaleSchedule.
+#[derive(Clone, Default)]
+pub struct Schedule {
     reach: Reach,
 }
 
-impl ScheduleReconciler {
-    /// Reads the time from `clock`.
-    pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, reach: Reach::default() }
-    }
-
-    /// Sets how far schedules reach.
-    #[must_use]
-    pub fn within(self, reach: Reach) -> Self {
-        Self { reach, ..self }
-    }
-
-    fn work(&self, standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
-        let (clock, reach) = (Arc::clone(&self.clock), self.reach.clone());
-        let controller = Controller::new(Api::<ScaleSchedule>::all(standby.client()), ());
-        let seen = controller.seen();
-        let begin = |term: Term| {
-            let pass = Pass::new(term, seen, clock, reach);
-            move |schedule| pass.clone().reconcile(schedule)
-        };
-        controller.run(standby, begin).map(Ok).boxed()
+impl Schedule {
+    /// For schedules that reach so far.
+    pub fn within(reach: Reach) -> Self {
+        Self { reach }
     }
 }
 
-impl Default for ScheduleReconciler {
-    fn default() -> Self {
-        Self::new(Arc::new(WallClock))
-    }
-}
-
-impl Reconciler for ScheduleReconciler {
-    fn run(&self, term: Term) -> BoxFuture<'static, Result<(), BoxError>> {
-        self.work(Standby::of(&term))
-    }
-
-    fn stand_by(&self, standby: Standby) -> Option<BoxFuture<'static, Result<(), BoxError>>> {
-        Some(self.work(standby))
-    }
-
-    /// Of the schedules, and of what else may scale: what may be scaled is between whoever installs this and whoever writes
-    /// schedules, and one that asks for more says so in its status.
-    fn needs(&self) -> Vec<Access> {
-        [
-            access("leasehold.dev", "scaleschedules", &["get", "patch"]),
-            access("leasehold.dev", "scaleschedules/status", &["update"]),
-            access("autoscaling", "horizontalpodautoscalers", &["list"]),
-        ]
-        .concat()
-    }
-}
-
-/// Why a pass is to be tried again.
+/// Why a pass could not read what it needs.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub enum ObserveError {
+    /// The API server could not be asked for the resource of the target.
     #[error("failed to discover the target")]
     Discover(#[source] kube::Error),
+    /// The scale, or the autoscalers, could not be read.
     #[error("failed to read the scale of the target")]
     Read(#[source] kube::Error),
+}
+
+/// Why a pass could not do what it planned.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The target could not be scaled.
     #[error("failed to scale the target")]
     Scale(#[source] kube::Error),
+    /// The finalizer could not be added or removed.
     #[error("failed to write the finalizer")]
     WriteFinalizer(#[source] kube::Error),
+    /// The number to restore could not be stored, so nothing was scaled.
     #[error("failed to write the status")]
     WriteStatus(#[source] kube::Error),
 }
 
-/// What every pass over a ScaleSchedule needs.
-#[derive(Clone)]
-struct Pass {
-    term: Term,
-    events: Arc<Events>,
-    statuses: Arc<Statuses<ScaleSchedule>>,
-    clock: Arc<dyn Clock>,
-    reach: Reach,
-}
+impl Stages for Schedule {
+    type Object = ScaleSchedule;
+    type Status = ScaleScheduleStatus;
+    type Watched = ();
+    type Valid = Valid;
+    type Observed = Observed;
+    type Plan = Plan;
+    type Done = Done;
+    type ObserveError = ObserveError;
+    type ApplyError = ApplyError;
 
-impl Pass {
-    fn new(term: Term, seen: Seen<ScaleSchedule>, clock: Arc<dyn Clock>, reach: Reach) -> Self {
-        let events = Arc::new(Events::new(&term));
-        let statuses = Arc::new(Statuses::new(term.clone(), Arc::clone(&events), seen));
-        Self { term, events, statuses, clock, reach }
+    fn api(client: Client, namespace: &str) -> Api<ScaleSchedule> {
+        Api::namespaced(client, namespace)
     }
 
-    async fn reconcile(self, schedule: Arc<ScaleSchedule>) -> Result<Again, Error> {
-        if schedule.meta().deletion_timestamp.is_some() {
-            return self.finish(&schedule).await;
-        }
+    /// Of targets nothing: the platform grants what may be scaled, and a schedule that asks for more says so in its status.
+    fn needs(&self) -> Vec<Access> {
+        [
+            access("leasehold.dev", "scaleschedules", &["patch"]),
+            access("autoscaling", "horizontalpodautoscalers", &["list"]),
+        ]
+        .concat()
+    }
 
-        // no client required
-        let now = self.clock.now();
-        let valid = match plan::validate(&schedule.spec) {
-            Ok(valid) => valid,
-            Err(wrong) => {
-                self.report(&schedule, &Outcome::SpecInvalid(("SpecInvalid", wrong))).await?;
-                return Ok(None);
-            }
-        };
-        if let Err(why) = self.reach.namespace(&schedule.namespace().unwrap_or_default()) {
-            let wrong = (OUT_OF_REACH, format!("metadata.namespace: {why}"));
-            self.report(&schedule, &Outcome::SpecInvalid(wrong)).await?;
-            return Ok(None);
-        }
-        let mut plan = plan::plan(now, &valid);
-        if valid.suspend {
-            plan = Plan { active: None, next: None };
-        }
-        let saved = schedule.status.as_ref().and_then(|status| status.saved_replicas);
-        if plan.active.is_none() && saved.is_none() {
-            let next = plan.next;
-            self.report(&schedule, &Outcome::Rests(plan)).await?;
-            return Ok(until(now, next));
-        }
+    fn watch(&self, controller: Controller<ScaleSchedule>, _: Client) -> (Controller<ScaleSchedule>, ()) {
+        (controller, ())
+    }
 
-        // client required
-        let (client, namespace) = (self.term.client(), schedule.namespace().unwrap_or_default());
-        let api = match self.target(&client, &namespace, &valid).await? {
-            Ok(api) => api,
-            Err(outcome) => {
-                self.report(&schedule, &outcome).await?;
-                return Ok(Some(LOOK));
-            }
-        };
-        let (what, soon) = (format!("{} {}/{}", valid.target.kind, namespace, valid.name), soon(now, plan.next));
-        let autoscaler = target::autoscaler(&client, &namespace, &valid.target, &valid.name).await;
-        if let Some(autoscaler) = autoscaler.map_err(Error::Read)? {
-            let words = format!("HorizontalPodAutoscaler {autoscaler} scales {what}: delete one of the two");
-            self.report(&schedule, &Outcome::Hindered(plan, ("Conflict", words))).await?;
-            return Ok(soon);
+    fn validate(&self, schedule: &ScaleSchedule) -> Result<Valid, Trouble> {
+        let valid = plan::validate(&schedule.spec).map_err(Trouble::invalid)?;
+        let out_of_reach = |why| Trouble::new(OUT_OF_REACH, format!("metadata.namespace: {why}"));
+        self.reach.namespace(&schedule.namespace().unwrap_or_default()).map_err(out_of_reach)?;
+        Ok(valid)
+    }
+
+    async fn observe(&self, pass: &Pass<Self>, valid: &Valid) -> Result<Observed, End<Done, ObserveError>> {
+        let now = pass.now();
+        let (windows, saved) = (plan::windows(now, valid), saved(pass.object()));
+        if windows.active.is_none() && saved.is_none() {
+            return Ok(Observed::Rests { now, windows });
         }
-        let found = match target::replicas(&api, &valid.name).await {
-            Ok(Some(found)) => found,
+        let found = target::find(&pass.client(), pass.namespace(), valid).await.map_err(ObserveError::Discover)?;
+        let target = found.map_err(|trouble| End::reported(Outcome::Invalid(trouble), Some(LOOK)))?;
+        let (what, soon) = (target.what.clone(), soon(now, windows.next));
+        let autoscaler = target::autoscaler(&pass.client(), pass.namespace(), valid).await;
+        if let Some(autoscaler) = autoscaler.map_err(ObserveError::Read)? {
+            let message = format!("HorizontalPodAutoscaler {autoscaler} scales {what}: delete one of the two");
+            return Err(End::reported(hindered(windows, Trouble::new("Conflict", message)), soon));
+        }
+        match target::replicas(&target).await {
+            Ok(Some(found)) => {
+                Ok(Observed::Scales { now, windows, saved, is_held: is_held(pass.object()), found, target })
+            }
             Ok(None) => {
-                let missing = ("TargetMissing", format!("{what} does not exist"));
-                self.report(&schedule, &Outcome::Hindered(plan, missing)).await?;
-                return Ok(soon);
+                let missing = Trouble::new("TargetMissing", format!("{what} does not exist"));
+                Err(End::reported(hindered(windows, missing), soon))
             }
             Err(error) => {
-                self.report(&schedule, &Outcome::Hindered(plan, refusal("read the scale of", &what, &error))).await?;
-                return Err(Error::Read(error));
+                let trouble = refused("read the scale of", &what, &error);
+                Err(End::failed(hindered(windows, trouble), ObserveError::Read(error)))
             }
-        };
-        let wanted = match (&plan.active, saved) {
-            (Some(active), _) => {
-                if !schedule.finalizers().iter().any(|it| it == FINALIZER) {
-                    // Its event makes the schedule due again, and then the finalizer is there.
-                    let held = finalizer::add(&self.api(&schedule), &*schedule, FINALIZER).await;
-                    return held.map_err(Error::WriteFinalizer).map(retry);
+        }
+    }
+
+    fn plan(&self, _: &Valid, observed: Observed) -> Plan {
+        plan::plan(observed)
+    }
+
+    async fn apply(&self, pass: &Pass<Self>, _: &Valid, plan: Plan) -> Result<(Done, Again), End<Done, ApplyError>> {
+        match plan {
+            Plan::Rest { now, windows } => {
+                let again = until(now, windows.next);
+                Ok((Done::Rests(windows), again))
+            }
+            // The event of this write makes the schedule due again, and then the finalizer is there.
+            Plan::AddFinalizer => {
+                let added = finalizer::add(&pass.api(), pass.object(), FINALIZER).await;
+                Err(End::unreported(retry(added.map_err(ApplyError::WriteFinalizer)?)))
+            }
+            Plan::Hold { now, windows, target, found, replicas } => {
+                // What is there now is stored before it is changed, unless a number is stored already.
+                let holds = Outcome::Done(Done::Holds { windows: windows.clone(), found });
+                pass.report(&holds).await.map_err(ApplyError::WriteStatus)?;
+                let soon = soon(now, windows.next);
+                scale(pass, &target, (found, replicas)).await.map_err(|error| unscaled(windows, &target, error))?;
+                Err(End::unreported(soon))
+            }
+            Plan::Restore { now, windows, target, found, replicas } => {
+                if let Err(error) = scale(pass, &target, (found, replicas)).await {
+                    return Err(unscaled(windows, &target, error));
                 }
-                // What is there now is written down before it is changed, unless it was before.
-                self.report(&schedule, &Outcome::Holds { plan: plan.clone(), found }).await?;
-                active.replicas
+                let again = until(now, windows.next);
+                Ok((Done::Rests(windows), again))
             }
-            (None, Some(saved)) => saved,
-            (None, None) => found,
-        };
-        if found != wanted
-            && let Err(error) = self.scale(&schedule, &api, &valid.name, &what, (found, wanted)).await
-        {
-            self.report(&schedule, &Outcome::Hindered(plan, refusal("scale", &what, &error))).await?;
-            return Err(Error::Scale(error));
         }
-        if plan.active.is_some() {
-            return Ok(soon);
-        }
-        let next = plan.next;
-        self.report(&schedule, &Outcome::Rests(plan)).await?;
-        Ok(until(now, next))
+    }
+
+    fn report(
+        schedule: &ScaleSchedule,
+        done: &Done,
+        status: &mut ScaleScheduleStatus,
+        conditions: &mut Conditions<'_>,
+    ) {
+        report::report(schedule, done, status, conditions);
+    }
+
+    /// What was saved stays until it is restored.
+    fn carry_over(current: &ScaleScheduleStatus) -> ScaleScheduleStatus {
+        ScaleScheduleStatus { saved_replicas: current.saved_replicas, ..ScaleScheduleStatus::default() }
     }
 
     /// Restores what was saved, then lets the schedule go; at the latest after [`PATIENCE`].
-    async fn finish(&self, schedule: &ScaleSchedule) -> Result<Again, Error> {
-        if !schedule.finalizers().iter().any(|it| it == FINALIZER) {
+    async fn finalize(&self, pass: &Pass<Self>) -> Result<Again, Error<ObserveError, ApplyError>> {
+        let schedule = pass.object();
+        if !is_held(schedule) {
             return Ok(None);
         }
-        let saved = schedule.status.as_ref().and_then(|status| status.saved_replicas);
-        if let (Some(saved), Ok(valid)) = (saved, plan::validate(&schedule.spec))
-            && let Err(error) = self.restore(schedule, &valid, saved).await
+        if let (Some(saved), Ok(valid)) = (saved(schedule), plan::validate(&schedule.spec))
+            && let Err(error) = restore(pass, &valid, saved).await
         {
             let deleted = schedule.meta().deletion_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
-            if self.clock.now().duration_since(deleted) < PATIENCE {
+            if pass.now().duration_since(deleted) < PATIENCE {
                 return Err(error);
             }
-            let words = format!("{} keeps the replicas of the last window: {error}", valid.name);
-            self.events.warning(&schedule.object_ref(&()), "FinalizeBlocked", &words).await;
+            let note = format!("{} keeps the replicas of the last window: {error}", valid.name);
+            pass.warning("FinalizeBlocked", &note).await;
         }
-        let removed = finalizer::remove(&self.api(schedule), schedule, FINALIZER).await;
-        removed.map_err(Error::WriteFinalizer).map(retry)
-    }
-
-    /// A target that is gone, or is scaled by somebody else, has nothing to be restored.
-    async fn restore(&self, schedule: &ScaleSchedule, valid: &Valid, saved: i32) -> Result<(), Error> {
-        let (client, namespace) = (self.term.client(), schedule.namespace().unwrap_or_default());
-        let Ok(api) = self.target(&client, &namespace, valid).await? else { return Ok(()) };
-        let autoscaler = target::autoscaler(&client, &namespace, &valid.target, &valid.name).await;
-        if autoscaler.map_err(Error::Read)?.is_some() {
-            return Ok(());
-        }
-        match target::replicas(&api, &valid.name).await.map_err(Error::Read)? {
-            Some(found) if found != saved => {
-                let what = format!("{} {}/{}", valid.target.kind, namespace, valid.name);
-                self.scale(schedule, &api, &valid.name, &what, (found, saved)).await.map_err(Error::Scale)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    async fn target(
-        &self,
-        client: &Client,
-        namespace: &str,
-        valid: &Valid,
-    ) -> Result<Result<Api<DynamicObject>, Outcome>, Error> {
-        let found = target::discover(client, &valid.target).await.map_err(Error::Discover)?;
-        Ok(match found {
-            Ok(resource) => Ok(Api::namespaced_with(client.clone(), namespace, &resource)),
-            Err(target::Unusable { reason, words }) => Err(Outcome::SpecInvalid((reason, words))),
-        })
-    }
-
-    async fn scale(
-        &self,
-        schedule: &ScaleSchedule,
-        api: &Api<DynamicObject>,
-        name: &ObjectName,
-        what: &str,
-        (found, wanted): (i32, i32),
-    ) -> Result<(), kube::Error> {
-        if target::scale(api, name, wanted, &field_manager(&self.term.kind().kind)).await? {
-            tracing::info!(schedule = schedule.name_any(), target = what, from = found, to = wanted, "scaled");
-            let note = format!("{what} scaled from {found} to {wanted}");
-            self.events.normal(&schedule.object_ref(&()), "Scaled", &note).await;
-        }
-        Ok(())
-    }
-
-    fn api(&self, schedule: &ScaleSchedule) -> Api<ScaleSchedule> {
-        Api::namespaced(self.term.client(), &schedule.namespace().unwrap_or_default())
-    }
-
-    async fn report(&self, schedule: &ScaleSchedule, outcome: &Outcome) -> Result<(), Error> {
-        let now = self.clock.now();
-        let next = |current: Option<&ScaleScheduleStatus>| report::status(current, schedule, outcome, now);
-        self.statuses.write(&self.api(schedule), schedule, next).await.map_err(Error::WriteStatus)
+        let removed = finalizer::remove(&pass.api(), schedule, FINALIZER).await;
+        removed.map(retry).map_err(|error| Error::Apply(ApplyError::WriteFinalizer(error)))
     }
 }
 
-/// At the next transition, and not much before a change by somebody else is noticed.
+/// A target that is gone, or that an autoscaler scales, has nothing to be restored.
+async fn restore(pass: &Pass<Schedule>, valid: &Valid, saved: i32) -> Result<(), Error<ObserveError, ApplyError>> {
+    let unread = |error| Error::Observe(ObserveError::Read(error));
+    let found = target::find(&pass.client(), pass.namespace(), valid).await;
+    let Ok(target) = found.map_err(|error| Error::Observe(ObserveError::Discover(error)))? else { return Ok(()) };
+    if target::autoscaler(&pass.client(), pass.namespace(), valid).await.map_err(unread)?.is_some() {
+        return Ok(());
+    }
+    let Some(found) = target::replicas(&target).await.map_err(unread)? else { return Ok(()) };
+    scale(pass, &target, (found, saved)).await.map_err(|error| Error::Apply(ApplyError::Scale(error)))
+}
+
+async fn scale(pass: &Pass<Schedule>, target: &Target, (found, wanted): (i32, i32)) -> Result<(), kube::Error> {
+    if found == wanted {
+        return Ok(());
+    }
+    if target::scale(target, wanted, &field_manager(&pass.term().kind().kind)).await? {
+        let Target { what, .. } = target;
+        tracing::info!(schedule = pass.object().name_any(), target = what, from = found, to = wanted, "scaled");
+        pass.normal("Scaled", &format!("{what} scaled from {found} to {wanted}")).await;
+    }
+    Ok(())
+}
+
+fn hindered(windows: Windows, trouble: Trouble) -> Outcome<Done> {
+    Outcome::Done(Done::Hindered(windows, trouble))
+}
+
+fn unscaled(windows: Windows, target: &Target, error: kube::Error) -> End<Done, ApplyError> {
+    let trouble = refused("scale", &target.what, &error);
+    End::failed(hindered(windows, trouble), ApplyError::Scale(error))
+}
+
+fn saved(schedule: &ScaleSchedule) -> Option<i32> {
+    schedule.status.as_ref().and_then(|status| status.saved_replicas)
+}
+
+fn is_held(schedule: &ScaleSchedule) -> bool {
+    schedule.finalizers().iter().any(|it| it == FINALIZER)
+}
+
+/// At the next transition, and not much before a change by another writer is noticed.
 fn soon(now: Timestamp, next: Option<Timestamp>) -> Again {
     Some(until(now, next).map_or(LOOK, |wait| wait.min(LOOK)))
 }

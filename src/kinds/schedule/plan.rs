@@ -1,4 +1,4 @@
-//! Decides which window is active, and until when. No IO, no clock: `now` is an argument.
+//! Decides which window is active, and what that means for the target. No IO, no clock: `now` is an argument.
 //!
 //! Windows are times of a local week. They are compared with each other there, where no day is longer than another;
 //! for a certain week they become instants, by the rules of the time zone.
@@ -10,7 +10,10 @@ use k8s_openapi::jiff::{
 };
 use kube::core::GroupVersionKind;
 
-use super::types::{Day, ScaleScheduleSpec, Window};
+use super::{
+    target::Target,
+    types::{Day, ScaleScheduleSpec, Window},
+};
 use crate::reconcile::input::{self, ObjectName};
 
 const MINUTES_A_DAY: u32 = 24 * 60;
@@ -18,10 +21,10 @@ const MINUTES_A_WEEK: u32 = 7 * MINUTES_A_DAY;
 
 /// A spec that means something.
 #[derive(Clone, Debug)]
-pub(in crate::kinds) struct Valid {
+pub struct Valid {
     pub(in crate::kinds) target: GroupVersionKind,
     pub(in crate::kinds) name: ObjectName,
-    pub(super) suspend: bool,
+    suspend: bool,
     zone: TimeZone,
     slots: Vec<Slot>,
 }
@@ -60,7 +63,7 @@ impl Slot {
 
 /// What the clock says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Plan {
+pub struct Windows {
     pub(super) active: Option<Active>,
     /// When that changes.
     pub(super) next: Option<Timestamp>,
@@ -139,8 +142,48 @@ fn weekday(day: Day) -> Weekday {
     }
 }
 
-/// What the clock says now.
-pub(super) fn plan(now: Timestamp, valid: &Valid) -> Plan {
+/// What is known of the clock and of the target.
+#[derive(Debug)]
+pub enum Observed {
+    /// No window is active, and nothing is to be restored: the target is not looked at.
+    Rests { now: Timestamp, windows: Windows },
+    /// The target has so many replicas.
+    Scales { now: Timestamp, windows: Windows, target: Target, found: i32, saved: Option<i32>, is_held: bool },
+}
+
+/// What to do.
+#[derive(Debug)]
+pub enum Plan {
+    /// Leave the target to its owner.
+    Rest { now: Timestamp, windows: Windows },
+    /// Make sure that the schedule does not go before what it changes is restored.
+    AddFinalizer,
+    /// Store what was found, and scale to what the active window says.
+    Hold { now: Timestamp, windows: Windows, target: Target, found: i32, replicas: i32 },
+    /// Scale to what was there before the window.
+    Restore { now: Timestamp, windows: Windows, target: Target, found: i32, replicas: i32 },
+}
+
+/// Decides what to do with the target.
+pub(super) fn plan(observed: Observed) -> Plan {
+    let (now, windows, target, found, saved, is_held) = match observed {
+        Observed::Rests { now, windows } => return Plan::Rest { now, windows },
+        Observed::Scales { now, windows, target, found, saved, is_held } => {
+            (now, windows, target, found, saved, is_held)
+        }
+    };
+    match &windows.active {
+        Some(_) if !is_held => Plan::AddFinalizer,
+        Some(active) => Plan::Hold { now, replicas: active.replicas, windows, target, found },
+        None => Plan::Restore { now, windows, target, found, replicas: saved.unwrap_or(found) },
+    }
+}
+
+/// What the clock says now; nothing while the schedule is suspended.
+pub(super) fn windows(now: Timestamp, valid: &Valid) -> Windows {
+    if valid.suspend {
+        return Windows { active: None, next: None };
+    }
     let today = now.to_zoned(valid.zone.clone()).date();
     // One that began yesterday may last; and in eight days every window has begun and ended.
     let days = (-2..=8).filter_map(|ahead: i32| today.checked_add(ahead.days()).ok());
@@ -163,7 +206,7 @@ pub(super) fn plan(now: Timestamp, valid: &Valid) -> Plan {
         spans.iter().flat_map(|(begin, end, _)| [*begin, *end]).filter(|edge| *edge > now).collect();
     edges.sort();
     let next = edges.into_iter().find(|edge| label(at(*edge)) != label(active));
-    Plan { active: active.map(|slot| Active { label: slot.label.clone(), replicas: slot.replicas }), next }
+    Windows { active: active.map(|slot| Active { label: slot.label.clone(), replicas: slot.replicas }), next }
 }
 
 /// When a clock there shows that time: one that it skips is when it goes on, one that it shows twice is the first.

@@ -4,42 +4,45 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use kube::{
     Api, Client, Error,
     api::{ListParams, Patch, PatchParams},
-    core::{ApiResource, DynamicObject, GroupVersion, GroupVersionKind},
-    discovery,
+    core::{DynamicObject, GroupVersion},
 };
 use serde_json::json;
 
-use crate::{reconcile::input::ObjectName, replica::problem::is_unserved};
+use super::plan::Valid;
+use crate::reconcile::{
+    input::ObjectName,
+    stages::{self, Trouble},
+};
 
-/// Why a kind cannot be the target of a schedule.
+/// The target of a schedule.
 #[derive(Debug)]
-pub(super) struct Unusable {
-    pub(super) reason: &'static str,
-    pub(super) words: String,
+pub struct Target {
+    api: Api<DynamicObject>,
+    name: ObjectName,
+    /// What it is, in messages.
+    pub(super) what: String,
 }
 
-/// Finds the resource of a kind. Asked in each pass: a kind may come, go, or get another plural.
-pub(super) async fn discover(client: &Client, kind: &GroupVersionKind) -> Result<Result<ApiResource, Unusable>, Error> {
-    let name = format!("{} {}", kind.api_version(), kind.kind);
-    let unknown = || Unusable { reason: "TargetUnknown", words: format!("the API server does not serve {name}") };
-    let (resource, capabilities) = match discovery::pinned_kind(client, kind).await {
+/// Finds the target, or says why its kind cannot be scaled.
+pub(super) async fn find(client: &Client, namespace: &str, valid: &Valid) -> Result<Result<Target, Trouble>, Error> {
+    let kind = &valid.target;
+    let (resource, capabilities) = match stages::discover(client, kind).await? {
         Ok(found) => found,
-        Err(error) if is_unserved(&error) => {
-            return Ok(Err(unknown()));
-        }
-        Err(error) => return Err(error),
+        Err(trouble) => return Ok(Err(trouble)),
     };
     let scales =
         capabilities.subresources.iter().any(|(subresource, _)| subresource.plural.rsplit('/').next() == Some("scale"));
     if !scales {
-        return Ok(Err(Unusable { reason: "TargetFixed", words: format!("{name} has no scale") }));
+        let message = format!("{} {} has no scale", kind.api_version(), kind.kind);
+        return Ok(Err(Trouble::new("TargetFixed", message)));
     }
-    Ok(Ok(resource))
+    let api = Api::namespaced_with(client.clone(), namespace, &resource);
+    Ok(Ok(Target { api, name: valid.name.clone(), what: format!("{} {namespace}/{}", kind.kind, valid.name) }))
 }
 
 /// How many replicas the target has been asked for; `None` if it is not there.
-pub(super) async fn replicas(api: &Api<DynamicObject>, name: &ObjectName) -> Result<Option<i32>, Error> {
-    match api.get_scale(name).await {
+pub(super) async fn replicas(target: &Target) -> Result<Option<i32>, Error> {
+    match target.api.get_scale(&target.name).await {
         Ok(scale) => Ok(Some(scale.spec.and_then(|spec| spec.replicas).unwrap_or_default())),
         Err(Error::Api(status)) if status.is_not_found() => Ok(None),
         Err(error) => Err(error),
@@ -47,14 +50,10 @@ pub(super) async fn replicas(api: &Api<DynamicObject>, name: &ObjectName) -> Res
 }
 
 /// Asks the target for so many replicas. Whether it is there.
-pub(super) async fn scale(
-    api: &Api<DynamicObject>,
-    name: &ObjectName,
-    replicas: i32,
-    manager: &str,
-) -> Result<bool, Error> {
+pub(super) async fn scale(target: &Target, replicas: i32, manager: &str) -> Result<bool, Error> {
     let params = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
-    match api.patch_scale(name, &params, &Patch::Merge(json!({"spec": {"replicas": replicas}}))).await {
+    let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+    match target.api.patch_scale(&target.name, &params, &patch).await {
         Ok(_) => Ok(true),
         Err(Error::Api(status)) if status.is_not_found() => Ok(false),
         Err(error) => Err(error),
@@ -62,12 +61,8 @@ pub(super) async fn scale(
 }
 
 /// An autoscaler of the same target, by name.
-pub(super) async fn autoscaler(
-    client: &Client,
-    namespace: &str,
-    kind: &GroupVersionKind,
-    name: &str,
-) -> Result<Option<String>, Error> {
+pub(super) async fn autoscaler(client: &Client, namespace: &str, valid: &Valid) -> Result<Option<String>, Error> {
+    let (kind, name) = (&valid.target, &*valid.name);
     let all = Api::<HorizontalPodAutoscaler>::namespaced(client.clone(), namespace);
     let all = all.list(&ListParams::default()).await?;
     let is_its = |autoscaler: &HorizontalPodAutoscaler| {

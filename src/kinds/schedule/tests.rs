@@ -11,11 +11,13 @@ use k8s_openapi::jiff::{
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{
-    plan::{Plan, plan, validate},
-    *,
+use super::{plan::validate, *};
+use crate::reconcile::{
+    clock::Clock,
+    fake::{Answer, Asked, Fake, refusal},
+    seen::Seen,
+    stages::Common,
 };
-use crate::reconcile::fake::{Answer, Asked, Fake, refusal};
 
 fn spec(zone: &str, windows: Value) -> ScaleScheduleSpec {
     let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"});
@@ -31,7 +33,7 @@ fn at(text: &str) -> Timestamp {
 }
 
 fn planned(zone: &str, windows: Value, now: &str) -> (Option<String>, Option<String>) {
-    let Plan { active, next } = plan(at(now), &validate(&spec(zone, windows)).unwrap());
+    let Windows { active, next } = plan::windows(at(now), &validate(&spec(zone, windows)).unwrap());
     (active.map(|active| active.label), next.map(|next| next.to_string()))
 }
 
@@ -195,7 +197,7 @@ proptest! {
         let zone = TimeZone::get(zone).unwrap();
         let step: Span = 1.minute();
         let mut now = season.to_zoned(zone.clone()).unwrap().timestamp().checked_add(minute.minutes()).unwrap();
-        let planned = plan(now, &valid);
+        let planned = plan::windows(now, &valid);
         let seen = on_the_wall(&zone, now, &slots);
         prop_assert_eq!(planned.active.as_ref().map(|active| usize::try_from(active.replicas).unwrap()), seen, "at {}", now);
         // Up to two days ahead; the next may be later.
@@ -278,15 +280,19 @@ fn schedule(status: Value, deleted: Option<&str>) -> Value {
 const IN_WINDOW: &str = "2026-11-23T12:00:00Z";
 const AFTERWARDS: &str = "2026-11-23T19:00:00Z";
 
+type Passed = Result<Again, Error<ObserveError, ApplyError>>;
+
 /// One pass over that schedule at that time: what came of it, and what was written, in order.
-async fn pass(object: Value, now: &str, world: World) -> (Result<Again, Error>, Vec<(String, Value)>, Option<i32>) {
+async fn pass(object: Value, now: &str, world: World) -> (Passed, Vec<(String, Value)>, Option<i32>) {
     let world = Arc::new(Mutex::new(world));
     let fake = {
         let world = Arc::clone(&world);
         Fake::new(1, move |asked| answer(&world, asked))
     };
-    let pass = Pass::new(fake.term.clone(), Seen::new(()), Arc::new(Fixed(at(now))), Reach::default());
-    let outcome = pass.reconcile(Arc::new(serde_json::from_value(object).unwrap())).await;
+    let stages = Arc::new(Schedule::default());
+    let common = Common::new(stages, Arc::new(Fixed(at(now))), (), Seen::new(()), fake.term.clone());
+    let pass = Pass::new(&common, Arc::new(serde_json::from_value(object).unwrap()));
+    let outcome = pass.reconcile().await;
     let writes = fake.asked().into_iter().filter(|asked| asked.method != Method::GET && !asked.uri.contains("/events"));
     let writes = writes
         .map(|asked| (asked.uri.split('?').next().unwrap().rsplit('/').next().unwrap().to_owned(), asked.body))

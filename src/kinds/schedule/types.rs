@@ -8,10 +8,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    kinds::schema,
-    reconcile::status::{Shard, Stamped},
-};
+use crate::{kinds::schema, reconcile::status::Shard, reported};
 
 /// Scales one workload by the clock: in a window to the number of the window, and afterwards to what it was.
 ///
@@ -139,12 +136,4 @@ pub struct ScaleScheduleStatus {
     pub shard: Option<Shard>,
 }
 
-impl Stamped for ScaleScheduleStatus {
-    fn conditions(&self) -> &[Condition] {
-        &self.conditions
-    }
-
-    fn shard_mut(&mut self) -> &mut Option<Shard> {
-        &mut self.shard
-    }
-}
+reported!(ScaleScheduleStatus);

@@ -163,7 +163,7 @@ proptest! {
     }
 
     #[test]
-    fn every_shard_that_somebody_can_run_has_a_target_that_can(world in worlds()) {
+    fn every_shard_that_any_replica_can_run_has_a_target_that_can(world in worlds()) {
         for moves in [Moves::None, Moves::Planned] {
             let answer = world.decide(moves);
             for shard in 0..world.weights.len() {
@@ -334,7 +334,7 @@ proptest! {
     }
 
     #[test]
-    fn everybody_stands_in_line_once(world in worlds()) {
+    fn every_replica_stands_in_line_once(world in worlds()) {
         let (leases, names) = (world.leases(), world.names());
         let shards: Vec<_> = (0..leases.len()).map(|shard| Shard {
             lease: &leases[shard], weight: world.weights[shard], holder: world.holders[shard], tie: Tie::Held, failing: None, avoid: Vec::new(), taken: false,

@@ -195,7 +195,7 @@ fn a_successor_that_goes_away_is_replaced_by_the_next_one() {
     change(&mut roster, at(1), "x", 2, |it| it.activity = Activity::Draining);
     assert_eq!(given_away(&mut roster, at(1)), [("a".to_owned(), "y".to_owned())]);
     roster.member_gone(at(0), "y");
-    assert_eq!(given_away(&mut roster, at(1)), [], "nobody is left: it is released without a name");
+    assert_eq!(given_away(&mut roster, at(1)), [], "no other replica is left: it is released without a name");
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn after_a_rolling_restart_only_is_a_mode_and_never_is_one() {
 }
 
 #[test]
-fn whoever_falls_silent_is_no_target_and_whoever_lets_a_shard_expire_is_none_either() {
+fn a_replica_that_falls_silent_or_lets_a_shard_expire_is_no_target() {
     let mut roster = roster(&["x", "y"], ["x", "y", "y", "me"]);
     for second in [5, 10] {
         change(&mut roster, at(second), "x", second, |_| {});
@@ -318,7 +318,11 @@ fn a_shard_asked_for_by_hand_goes_there_at_once_and_stays() {
     let back = ["c", "d"].into_iter().filter(|lease| shards[*lease].target.as_deref() == Some("me"));
     assert_eq!(back.count(), 1, "another one comes in exchange");
     roster.member_gone(at(0), "x");
-    assert_eq!(roster.advise(at(30)).shards["a"].target.as_deref(), Some("me"), "and nobody waits for the gone");
+    assert_eq!(
+        roster.advise(at(30)).shards["a"].target.as_deref(),
+        Some("me"),
+        "and no replica waits for one that is gone"
+    );
 }
 
 #[test]
@@ -409,7 +413,7 @@ fn the_newest_generation_is_the_one_of_the_latest_revision_also_in_a_rollback() 
 }
 
 #[test]
-fn what_nobody_needs_is_collected_by_one_and_after_a_safe_time() {
+fn unneeded_leases_are_collected_by_one_replica_and_after_a_safe_time() {
     let mut roster = roster(&["x"], ["me", "me", "x", "x"]);
     let names =
         |garbage: Vec<(String, Version, Garbage)>| garbage.into_iter().map(|(name, ..)| name).collect::<Vec<_>>();
@@ -449,7 +453,7 @@ fn a_kind_that_another_replica_is_configured_for_is_not_collected() {
 }
 
 #[test]
-fn without_the_watch_nothing_is_moved_and_nobody_named() {
+fn without_the_watch_nothing_is_moved_and_no_successor_named() {
     let mut roster = roster(&["x"], ["me", "me", "me", "me"]);
     roster.blind();
     let shards = roster.advise(at(9)).shards;
@@ -519,7 +523,7 @@ fn a_renewal_is_no_news_and_a_change_is() {
 }
 
 #[test]
-fn whoever_asks_for_a_shard_to_be_elsewhere_is_told_the_least_loaded() {
+fn a_shard_that_shall_be_elsewhere_goes_to_the_least_loaded_replica() {
     let members = [member("x"), member("y"), member("z")];
     let holdings = [("a", "x"), ("b", "y"), ("c", "z"), ("d", "z")].map(|(it, by)| (it.to_owned(), held_by(by)));
     assert_eq!(elsewhere("a", "x", &members, &holdings).as_deref(), Some("y"));

@@ -2,7 +2,7 @@
 //!
 //! Values are not compared: the API server fills in defaults, and writes a quantity in its own way. Two things tell instead.
 //! A digest of what we applied is written on the child, so that a later term knows what an earlier one did.
-//! And server-side apply keeps the fields that are ours: whoever changes one of them takes it from us.
+//! And server-side apply keeps the fields that are ours: another manager that changes one of them takes it from us.
 //! So a child is as we applied it if it bears the digest, and if we own just the fields that we would apply.
 //! One that we created and never applied is owned with the defaults that the API server filled in: there the fields that we
 //! would apply must be among ours.
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_we_applied_and_nobody_touched_is_as_applied() {
+    fn what_we_applied_and_no_other_manager_touched_is_as_applied() {
         assert!(as_applied(&live("x"), &object()));
     }
 

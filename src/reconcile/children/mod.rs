@@ -5,7 +5,7 @@
 //!
 //! A child belongs to its parent by a controller owner reference where the garbage collector follows one: in the parent's
 //! namespace, or everywhere if the parent has none. Elsewhere the labels say it, and a finalizer keeps the parent until its
-//! children are deleted. What bears our labels without our having applied it is a copy that somebody made, and not ours.
+//! children are deleted. What bears our labels without our having applied it is a copy that a user made, and not ours.
 //!
 //! Nothing is remembered that is not in objects, so a later term goes on where an earlier one ended, and writes nothing
 //! where nothing has changed. But for who undoes what was written lately, which [`fights`] remembers, and the status tells.
@@ -73,7 +73,7 @@ use crate::{
 const UNUSABLE: Duration = Duration::from_secs(10);
 /// How soon an object is looked at again whose children's watch fails: nothing tells when it does not any more.
 const STALE: Duration = Duration::from_secs(60);
-/// How soon a child that belongs to somebody else is looked at again: it bears no label by which we would see it go.
+/// How soon a child that belongs to another owner is looked at again: it bears no label by which we would see it go.
 const CONFLICT: Duration = Duration::from_secs(30);
 /// How soon the children of a deleted object are looked at again while they go.
 const GOING: Duration = Duration::from_secs(2);
@@ -127,7 +127,7 @@ impl Children {
                 let objects = listener.objects();
                 controller = controller.showing(format!("related {id}"), report(&objects));
                 related.insert(id, objects);
-                controller = controller.follow(everybody(listener, seen.clone()));
+                controller = controller.follow(all_parents(listener, seen.clone()));
             }
             let begin = |term: Term| {
                 let events = Arc::new(Events::new(&term));
@@ -233,7 +233,7 @@ fn owners(listener: Listener, parents: Seen<Parent>) -> impl Stream<Item = (Due,
 
 /// Makes everything due: what is related may be of use to any of them. The first change does so at once; what changes
 /// again and again, such as a lock that is renewed, is taken together with what has changed meanwhile.
-fn everybody(listener: Listener, parents: Seen<Parent>) -> impl Stream<Item = (Due, bool)> + Send + 'static {
+fn all_parents(listener: Listener, parents: Seen<Parent>) -> impl Stream<Item = (Due, bool)> + Send + 'static {
     stream::unfold((listener, parents, ready(()).boxed()), |(mut listener, parents, pause)| async move {
         let mut listed = listener.next().await? == News::Listed;
         pause.await;

@@ -20,10 +20,10 @@ pub(super) struct Claim<'a> {
 }
 
 /// Ours is what says that it belongs to the parent, by its labels or its owner reference, and what we have written.
-/// A copy that somebody made of a child says the first as well.
+/// A copy of a child, made by a user, says the first as well.
 ///
 /// A child of an earlier object of the kind, of the same namespace and name, is ours too: that object is gone, or it could not
-/// have a successor. So children are found again after a backup was restored, and when somebody took the owner's uid off one.
+/// have a successor. So children are found again after a backup was restored, and when a user took the owner's uid off one.
 pub(super) fn is_ours(meta: &ObjectMeta, claim: &Claim<'_>) -> bool {
     let is_owner = |owner: &k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference| {
         owner.uid == claim.uid && owner.controller == Some(true)
@@ -44,7 +44,7 @@ fn is_inherited(meta: &ObjectMeta, claim: &Claim<'_>) -> bool {
     is(&meta.annotations, OWNER, &claim.title) && is(&meta.labels, SHARD, claim.shard)
 }
 
-/// Whether a child shall go: it is ours, nobody says it any more, and it is not going already.
+/// Whether a child shall go: it is ours, it is no longer desired, and it is not being deleted already.
 pub(super) fn is_superfluous(key: &Key, meta: &ObjectMeta, wanted: &BTreeSet<&Key>, claim: &Claim<'_>) -> bool {
     !wanted.contains(key) && meta.deletion_timestamp.is_none() && is_ours(meta, claim)
 }

@@ -12,8 +12,8 @@ use serde_json::{Map, Value};
 
 use crate::reconcile::status::{Shard, Stamped};
 
-/// The object that children belong to. A replica keeps all of its kinds, and looks at few at a time: so what nobody asks
-/// for between two passes is kept as text, which takes a fraction of the memory of a tree.
+/// The object that children belong to. A replica keeps all of its kinds, and looks at few at a time: so what is not read
+/// between two passes is kept as text, which takes a fraction of the memory of a tree.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(from = "Tree", into = "Tree")]
 pub(super) struct Parent {
@@ -89,7 +89,7 @@ struct StatusTree {
     own: Map<String, Value>,
 }
 
-/// A status that somebody else has written in another shape is as good as none: it is written anew.
+/// A status that another writer has given another shape is as good as none: it is written anew.
 fn lenient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Status>, D::Error> {
     let value = Option::<Value>::deserialize(deserializer)?;
     Ok(value.and_then(|value| serde_json::from_value(value).ok()))

@@ -156,7 +156,7 @@ fn remove(value: &mut Value, path: &[String]) {
     }
 }
 
-/// The fields of `sent` that are not in `stored`. Lists of another length are somebody's own doing.
+/// The fields of `sent` that are not in `stored`. Another writer may have changed the length of a list.
 fn missing(sent: &Value, stored: &Value, at: &mut Path, lost: &mut BTreeSet<Path>) {
     match (sent, stored) {
         (Value::Object(sent), Value::Object(stored)) => {

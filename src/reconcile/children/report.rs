@@ -7,7 +7,7 @@ use super::{
     fights::CONTESTED,
     parent::{Status, own},
 };
-use crate::reconcile::conditions::{APPLIED, AS_EXPECTED, Conditions, SPEC_VALID, Truth};
+use crate::reconcile::conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions, SPEC_VALID};
 
 /// The children do what they are there for.
 pub(super) const CHILDREN_READY: &str = "ChildrenReady";
@@ -54,35 +54,45 @@ pub(super) fn status(current: Option<&Status>, generation: Option<i64>, outcome:
     let mut fields = current.map(|status| status.own.clone()).unwrap_or_default();
     match outcome {
         Outcome::Invalid(Trouble { reason, words }) => {
-            conditions.set(SPEC_VALID, Truth::False, reason, words);
-            conditions.set(APPLIED, Truth::Unknown, reason, "");
+            conditions.set(SPEC_VALID, ConditionStatus::False, reason, words);
+            conditions.set(APPLIED, ConditionStatus::Unknown, reason, "");
         }
         Outcome::Blocked(Trouble { reason, words }) => {
-            conditions.set(APPLIED, Truth::False, reason, words);
+            conditions.set(APPLIED, ConditionStatus::False, reason, words);
         }
         Outcome::Done { trouble, waiting, unready, failed, own: said, stale } => {
             if failed.is_empty() {
-                conditions.set(SPEC_VALID, Truth::True, AS_EXPECTED, "");
+                conditions.set(SPEC_VALID, ConditionStatus::True, AS_EXPECTED, "");
             } else {
-                conditions.set(SPEC_VALID, Truth::False, EXPRESSION_FAILED, few(failed.iter().map(String::as_str)));
+                conditions.set(
+                    SPEC_VALID,
+                    ConditionStatus::False,
+                    EXPRESSION_FAILED,
+                    few(failed.iter().map(String::as_str)),
+                );
             }
             match (trouble.first(), waiting.is_empty()) {
                 (Some(first), _) => {
                     let words = few(trouble.iter().map(|trouble| trouble.words.as_str()));
-                    conditions.set(APPLIED, Truth::False, first.reason, words);
+                    conditions.set(APPLIED, ConditionStatus::False, first.reason, words);
                 }
                 (None, false) => {
                     let words = few(waiting.iter().map(String::as_str));
-                    conditions.set(APPLIED, Truth::Unknown, "WaitingFor", words);
+                    conditions.set(APPLIED, ConditionStatus::Unknown, "WaitingFor", words);
                 }
-                (None, true) => conditions.set(APPLIED, Truth::True, AS_EXPECTED, ""),
+                (None, true) => conditions.set(APPLIED, ConditionStatus::True, AS_EXPECTED, ""),
             }
             if let Some(why) = stale {
-                conditions.set(CHILDREN_READY, Truth::Unknown, "WatchFailed", why);
+                conditions.set(CHILDREN_READY, ConditionStatus::Unknown, "WatchFailed", why);
             } else if unready.is_empty() && waiting.is_empty() && trouble.is_empty() {
-                conditions.set(CHILDREN_READY, Truth::True, AS_EXPECTED, "");
+                conditions.set(CHILDREN_READY, ConditionStatus::True, AS_EXPECTED, "");
             } else {
-                conditions.set(CHILDREN_READY, Truth::Unknown, "Progressing", few(unready.iter().map(String::as_str)));
+                conditions.set(
+                    CHILDREN_READY,
+                    ConditionStatus::Unknown,
+                    "Progressing",
+                    few(unready.iter().map(String::as_str)),
+                );
             }
             fields = own(said);
         }

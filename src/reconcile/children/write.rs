@@ -148,7 +148,7 @@ impl<'a> Family<'a> {
         };
         let written = match how {
             How::Create => match self.create(&api, object).await {
-                // Somebody has it, and server-side apply would merge into that.
+                // Another object has that name, and server-side apply would merge into it.
                 Err(Error::Api(refused)) if refused.code == 409 && refused.reason == "AlreadyExists" => {
                     return match api.get_opt(&key.name).await {
                         Ok(Some(found)) => Wrote::Found(Arc::new(serde_json::to_value(found).unwrap_or_default())),

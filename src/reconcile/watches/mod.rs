@@ -2,7 +2,7 @@
 //!
 //! [`source`] asks the API server, [`state`] keeps what it says and for whom it is news; here is who listens.
 //!
-//! Nothing is spawned: whoever waits for news drives the watch, and the others are woken. So a watch lives exactly as long as
+//! Nothing is spawned: the subscriber that is polled drives the watch, and the others are woken. So a watch lives exactly as long as
 //! those who listen. Its client is none of a term's, and only reads.
 
 mod source;
@@ -113,7 +113,7 @@ struct Shared {
     next: AtomicU64,
 }
 
-/// Wakes everybody who listens.
+/// Wakes all subscribers.
 #[derive(Default)]
 struct Wakers(Mutex<HashMap<u64, Waker>>);
 
@@ -146,7 +146,7 @@ impl Listener {
         Self { shared, number, shard }
     }
 
-    /// What looks at the objects, for whoever does not listen.
+    /// The objects, to look at without subscribing.
     pub fn objects(&self) -> Objects {
         Objects { shared: Arc::downgrade(&self.shared), shard: self.shard.clone() }
     }
@@ -192,7 +192,7 @@ impl Drop for Listener {
     }
 }
 
-/// The objects of a watch, for as long as somebody listens to it.
+/// The objects of a watch, for as long as it has a subscriber.
 #[derive(Clone)]
 pub struct Objects {
     shared: Weak<Shared>,

@@ -1,9 +1,9 @@
 //! What a watch has shown, and who has not heard of it yet. No IO.
 //!
-//! For the objects of shards, the API server picks out those of the shards that somebody listens for. A further shard is listed
+//! For the objects of shards, the API server picks out those of the shards that have a subscriber. A further shard is listed
 //! and watched by a source of its own at first; when none has come for a while, one source for all takes the place of the others.
 //!
-//! Objects are kept as text, which takes a fraction of the memory of a tree, and are read when somebody looks at one.
+//! Objects are kept as text, which takes a fraction of the memory of a tree, and are parsed when a pass looks at one.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -166,7 +166,7 @@ pub(super) struct Ear {
 
 impl Ear {
     fn tell(&mut self, news: News) {
-        // Whoever has not looked since needs no word twice.
+        // A subscriber that has not looked since needs the same event only once.
         if self.news.back() != Some(&news) {
             self.news.push_back(news);
         }
@@ -263,7 +263,7 @@ impl Source {
 }
 
 impl State {
-    /// Nobody listens yet, and nothing is watched.
+    /// Without subscribers, and with nothing watched.
     pub(super) fn new(opening: Opening) -> Self {
         Self {
             opening,
@@ -337,7 +337,7 @@ impl State {
         }
     }
 
-    /// Forgets what nobody listens for any more. Not at once: whoever hangs up may be in haste.
+    /// Forgets what has no subscriber any more. Not when the subscriber is dropped: that must not take long.
     fn tidy(&mut self) {
         if std::mem::take(&mut self.untidy) {
             let sources = &self.sources;
@@ -400,7 +400,7 @@ impl State {
                     source.listed = false;
                 }
                 self.served = None;
-                // Whoever waits to see everything has seen it.
+                // A subscriber that waits for the list has all of it now.
                 self.unserved = true;
                 self.tell_listed();
             }
@@ -467,7 +467,7 @@ impl State {
         let is_child = self.sources.iter().any(|source| source.reach.is_of_shards());
         match self.sources.iter().find_map(|source| source.reach.shard_of(&object)) {
             Some(shard) => self.keep(name, Held::of(object, shard, is_child)),
-            // It was somebody's whom we listen for, and is not any more.
+            // It was of a shard that we watch, and is not any more.
             None => self.remove(&name).map(|before| [before, Belonging::default()]),
         }
     }
@@ -504,7 +504,7 @@ impl State {
 
     fn tell_changed(&mut self, belongings: impl IntoIterator<Item = Belonging>) {
         let mut all: BTreeSet<Belonging> = belongings.into_iter().collect();
-        // That it is nobody's, or was not there, is news only if there is no other.
+        // That it has no owner, or was not there, is an event only if there is no other.
         if all.len() > 1 {
             all.retain(|(shard, owner)| shard.is_some() || owner.is_some());
         }

@@ -92,7 +92,7 @@ fn heard(listener: &mut Listener) -> Vec<News> {
 }
 
 #[test]
-fn everybody_hears_of_every_change_and_whose_it_is() {
+fn every_subscriber_hears_of_every_change_and_whose_it_is() {
     let (sender, shared) = watch();
     let (mut one, mut other) = (Listener::new(Arc::clone(&shared), None), Listener::new(Arc::clone(&shared), None));
     send(&sender, list([object("a", 1, Some("w"))]));
@@ -240,7 +240,7 @@ fn what_is_troubled_is_what_is_not_seen_yet() {
 }
 
 #[test]
-fn a_shard_that_nobody_listens_for_any_more_is_forgotten_and_listed_anew_when_it_comes_back() {
+fn a_shard_without_subscribers_is_forgotten_and_listed_anew_when_it_comes_back() {
     let (sender, shared) = watch();
     let listen = |shard| Listener::new(Arc::clone(&shared), Some(shard));
     let (mut ours, mut others) = (listen("widget"), listen("gadget"));
@@ -309,7 +309,7 @@ fn what_we_wrote_is_seen_at_once_and_its_event_is_no_news() {
 }
 
 #[tokio::test]
-async fn whoever_drives_the_watch_may_go_and_the_others_go_on() {
+async fn the_subscriber_that_drives_the_watch_may_go_and_the_others_go_on() {
     let (sender, shared) = watch();
     let (mut driver, mut other) = (Listener::new(Arc::clone(&shared), None), Listener::new(shared, None));
     let waiting = tokio::task::spawn(async move { other.next().await });

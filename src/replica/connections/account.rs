@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_the_accounts_and_nobody_elses() {
+    fn a_request_is_made_as_the_account_whatever_the_kubeconfig_impersonates() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("impersonate-user", "jane"),

@@ -9,6 +9,7 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
+pub use crate::protocol::hash::fnv1a;
 use crate::replica::term::Term;
 
 /// Names the Lease of the shard that wrote an object.
@@ -25,13 +26,6 @@ pub const APPLIED: &str = "leasehold.dev/applied";
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Our value of [`MANAGED_BY`].
 pub const LEASEHOLD: &str = "leasehold";
-
-/// A number that changes when the bytes do. FNV-1a, because it must stay the same from one release to the next:
-/// another number would make a new leader write everything.
-pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
-    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, step)
-}
 
 /// The field manager of a kind: `leasehold/<kind in lower case>`. The same on every replica, so that a new leader
 /// owns the fields that the last one applied.
@@ -60,7 +54,7 @@ pub enum Ownership {
     Ours,
     /// A child of another object of ours, with this uid.
     Sibling(String),
-    /// Somebody else's.
+    /// No object of ours owns it.
     Foreign,
 }
 
@@ -85,7 +79,7 @@ pub fn applied_keys(meta: &ObjectMeta, manager: &str, path: &str) -> Vec<String>
 }
 
 /// Whether `manager` has applied anything of the object.
-/// Labels travel with a copy that somebody makes of our child; managed fields do not.
+/// A copy of our child, made by a user or another tool, has its labels but not its managed fields.
 pub fn applied_by(meta: &ObjectMeta, manager: &str) -> bool {
     applied(meta, manager).is_some()
 }

@@ -1,7 +1,7 @@
 //! The objects of a kind as a replica last saw them: by its watch, and by what its own writes have left of them.
 //!
-//! Without the second, whoever comes back to an object before the watch has told of the last write would write over an old
-//! version, and be refused.
+//! Without the second, a pass that comes before the event of the last write would rest on an old version, and its write
+//! would be refused.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,8 +10,8 @@ use std::{
 
 use kube::{Resource, runtime::watcher::Event};
 
-use super::{finalizer, name::Name};
-use crate::protocol::lease::version_number;
+use super::name::Name;
+use crate::{protocol::lease::version_number, reconcile::finalizer};
 
 /// What is known of the objects of a kind. Clones are handles on the same.
 pub struct Seen<K: Resource> {

@@ -24,12 +24,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    controller::{Again, Controller, Lane},
-    fake::{Answer, Asked, Fake},
-    name::Name,
+use super::controller::{Again, Controller, Lane};
+use crate::{
+    reconcile::{
+        fake::{Answer, Asked, Fake},
+        name::Name,
+    },
+    replica::term::{Standby, Term},
 };
-use crate::replica::term::{Standby, Term};
 
 const MANY: usize = 10_000;
 const FLOOD: usize = 10_000;
@@ -455,14 +457,14 @@ async fn a_standby_that_is_dropped_leaves_nothing() {
     assert!(promotion.filled.is_cancelled());
     let asked = fake.asked().len();
     assert_eq!(Arc::strong_count(&held), 1);
-    assert!(promotion.term.is_closed(), "whoever promotes hears of it");
+    assert!(promotion.term.is_closed(), "the supervisor is told");
     cluster.apply("0", 2, 2);
     seconds(1000).await;
     assert_eq!(fake.asked().len(), asked);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_standby_that_nobody_can_promote_any_more_waits_to_be_dropped() {
+async fn a_standby_that_cannot_be_promoted_any_more_waits_to_be_dropped() {
     let cluster = Cluster::of(names(10));
     let fake = cluster.fake(4);
     let (standby, promotion) = fake.standby();

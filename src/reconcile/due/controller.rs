@@ -90,7 +90,7 @@ where
         Self { seen, sources: stream::select_all([watch]), unlisted: 1, watches: vec![(what, report)] }
     }
 
-    /// The objects as last seen, for whoever looks at them or writes them.
+    /// The objects as last seen: to look at them, and to note what was written.
     pub fn seen(&self) -> Seen<K> {
         self.seen.clone()
     }
@@ -110,7 +110,7 @@ where
     }
 
     /// Shows how a watch fares that is [followed](Self::follow).
-    pub(super) fn showing(mut self, watch: String, report: WatchReport) -> Self {
+    pub(in crate::reconcile) fn showing(mut self, watch: String, report: WatchReport) -> Self {
         self.watches.push((watch, report));
         self
     }
@@ -234,7 +234,7 @@ fn now() -> Instant {
 }
 
 /// The watch of a kind, which ends never: its errors are logged, and it tries again by itself.
-pub(super) fn watch<W>(what: String, api: Api<W>) -> impl Stream<Item = Event<W>> + Send + 'static
+pub(in crate::reconcile) fn watch<W>(what: String, api: Api<W>) -> impl Stream<Item = Event<W>> + Send + 'static
 where
     W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {

@@ -38,6 +38,40 @@ pub trait Stamped: Clone + PartialEq {
     fn shard_mut(&mut self) -> &mut Option<Shard>;
 }
 
+/// A status with the fields that every kind reports. [`reported!`](crate::reported) implements it.
+pub trait Reported: Stamped + Default {
+    /// Says of which generation of the spec it is, and what the conditions are.
+    fn set(&mut self, observed_generation: Option<i64>, conditions: Vec<Condition>);
+}
+
+/// Implements [`Reported`] and [`Stamped`] for a status with the fields `observed_generation: Option<i64>`,
+/// `conditions: Vec<Condition>` and `shard: Option<Shard>`.
+#[macro_export]
+macro_rules! reported {
+    ($status:ty) => {
+        impl $crate::reconcile::status::Stamped for $status {
+            fn conditions(&self) -> &[::k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition] {
+                &self.conditions
+            }
+
+            fn shard_mut(&mut self) -> &mut Option<$crate::reconcile::status::Shard> {
+                &mut self.shard
+            }
+        }
+
+        impl $crate::reconcile::status::Reported for $status {
+            fn set(
+                &mut self,
+                observed_generation: Option<i64>,
+                conditions: Vec<::k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
+            ) {
+                self.observed_generation = observed_generation;
+                self.conditions = conditions;
+            }
+        }
+    };
+}
+
 /// Whether `next` says anything that `current` does not. The stamp alone is no news: otherwise each take-over would write every status.
 pub fn changed<S: Stamped>(current: Option<&S>, next: &S) -> bool {
     current.is_none_or(|current| {
@@ -48,7 +82,7 @@ pub fn changed<S: Stamped>(current: Option<&S>, next: &S) -> bool {
     })
 }
 
-/// The most often that a status is computed anew because somebody else wrote the object in between.
+/// The most often that a status is computed anew because another writer changed the object in between.
 const ATTEMPTS: u32 = 4;
 
 /// Writes the statuses of the objects of a kind during one term.
@@ -83,7 +117,7 @@ where
 
     /// As [`write`](Self::write), if `next` makes anything of the current one. The status that the API
     /// server has stored, if one was written.
-    pub(super) async fn write_and_see(
+    pub(in crate::reconcile) async fn write_and_see(
         &self,
         api: &Api<K>,
         object: &K,
@@ -96,7 +130,7 @@ where
         let stored = written.status().cloned();
         let bad = stored.as_ref().and_then(|status| conditions::not_ready(status.conditions())).cloned();
         self.seen.note(written);
-        // What is only on its way is no news for whoever looks for trouble.
+        // `Unknown` is no trouble yet, so it makes no event.
         if let Some(bad) = bad.filter(|bad| bad.status == "False") {
             self.events.warning(&about, &bad.reason, &bad.message).await;
         }
@@ -122,7 +156,7 @@ where
 }
 
 /// As [`write()`], with what `next` makes of the whole object; `None`: there is nothing to write.
-pub(super) async fn write_if<K>(
+pub(in crate::reconcile) async fn write_if<K>(
     term: &Term,
     api: &Api<K>,
     object: &K,

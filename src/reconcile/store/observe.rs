@@ -10,10 +10,13 @@ use futures::{FutureExt, Stream, StreamExt, future::BoxFuture};
 use kube::{Api, Resource, runtime::watcher::Event};
 use serde::de::DeserializeOwned;
 
-use super::{controller::watch, seen::Seen};
-use crate::replica::{
-    observe::Observation,
-    term::{Access, BoxError, Reconciler, Standby, Term},
+use super::seen::Seen;
+use crate::{
+    reconcile::controller::watch,
+    replica::{
+        observe::Observation,
+        term::{Access, BoxError, Reconciler, Standby, Term},
+    },
 };
 
 /// What has become of the objects of a kind.

@@ -6,8 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::{backoff::Backoff, name::Name};
-use crate::protocol::moment::Moment;
+use crate::{
+    protocol::moment::Moment,
+    reconcile::{backoff::Backoff, name::Name},
+};
 
 /// What a [`StatusWriter`](super::status_writer::StatusWriter) may spend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! Statuses that any task of any replica may hand in, and that the leader writes.
 //!
 //! A [`StatusWriter`] keeps the newest state of each object. While this replica leads, it writes them through the term's
-//! client; while it does not, it keeps those that the object does not bear yet, and writes them when it leads. What is
-//! newer is said by the state itself ([`Versioned`]), so that replicas agree on it, and each write rests on the version of
+//! client; while it does not, it keeps those that the object does not bear yet, and writes them when it leads. Each state
+//! says how new it is ([`Versioned`]), so that replicas agree on it, and each write rests on the version of
 //! the object that was compared: no older state ever replaces a newer one, whichever replica writes.
 //!
 //! A state is known to the replica that it was handed in on, and to no other. So hand in what each replica knows on each
@@ -28,14 +28,12 @@ use tracing::{debug, warn};
 
 pub use super::states::{HandedIn, Limits, Revision};
 use super::{
-    name::Name,
-    observe::Observed,
-    seen::Seen,
     states::{Known, Next, Outcome, State, States},
     status::{Stamped, write_if},
 };
 use crate::{
     protocol::moment::Moment,
+    reconcile::{name::Name, observe::Observed, seen::Seen},
     replica::{
         clock::Clock,
         fence::Fenced,
@@ -92,7 +90,7 @@ impl<K> StatusWriter<K>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + HasStatus,
 {
-    /// For a kind whose objects live in namespaces. `seen` is that of an [`Observer`](super::observe::Observer).
+    /// For a kind whose objects live in namespaces. `seen` is that of an [`Observer`](crate::reconcile::observe::Observer).
     pub fn new(seen: Seen<K>, limits: Limits) -> Self {
         Self::with(seen, limits, |client, name| Api::namespaced(client, name.namespace().unwrap_or_default()))
     }
@@ -166,7 +164,7 @@ where
         taken
     }
 
-    /// Takes in what an [`Observer`](super::observe::Observer) has seen, so that what is no news any more is not kept.
+    /// Takes in what an [`Observer`](crate::reconcile::observe::Observer) has seen, so that what is no news any more is not kept.
     pub fn saw(&self, change: &Observed<K>) {
         let mut states = self.states();
         match change {

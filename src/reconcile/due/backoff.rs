@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use super::name::Name;
+use crate::reconcile::name::Name;
 
 /// The wait after the first failure.
 const FIRST: Duration = Duration::from_secs(1);

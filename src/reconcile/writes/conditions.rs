@@ -20,7 +20,7 @@ const LONGEST: usize = 2048;
 
 /// The `status` of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Truth {
+pub enum ConditionStatus {
     /// It holds.
     True,
     /// It does not hold.
@@ -29,7 +29,7 @@ pub enum Truth {
     Unknown,
 }
 
-impl Truth {
+impl ConditionStatus {
     fn as_str(self) -> &'static str {
         match self {
             Self::True => "True",
@@ -55,7 +55,7 @@ impl<'a> Conditions<'a> {
     }
 
     /// Sets a condition. `reason` is a fixed word in CamelCase, `message` is for people; one that is too long is cut.
-    pub fn set(&mut self, type_: &str, truth: Truth, reason: &str, message: impl Into<String>) {
+    pub fn set(&mut self, type_: &str, status: ConditionStatus, reason: &str, message: impl Into<String>) {
         let mut message: String = message.into();
         if message.len() > LONGEST {
             message.truncate(message.floor_char_boundary(LONGEST));
@@ -64,12 +64,12 @@ impl<'a> Conditions<'a> {
         let since = self
             .previous
             .iter()
-            .find(|before| before.type_ == type_ && before.status == truth.as_str())
+            .find(|before| before.type_ == type_ && before.status == status.as_str())
             .map_or(Time(self.now), |before| before.last_transition_time.clone());
         self.next.retain(|condition| condition.type_ != type_);
         self.next.push(Condition {
             type_: type_.to_owned(),
-            status: truth.as_str().to_owned(),
+            status: status.as_str().to_owned(),
             reason: reason.to_owned(),
             message,
             observed_generation: self.generation,
@@ -80,13 +80,13 @@ impl<'a> Conditions<'a> {
     /// Adds `Ready` and returns all: `False` if any is, else `Unknown` if any is, else `True`,
     /// with the reason and the message of the first that stands in its way.
     pub fn with_ready(mut self) -> Vec<Condition> {
-        let blocking = [Truth::False, Truth::Unknown].into_iter().find_map(|truth| {
-            let first = self.next.iter().find(|condition| condition.status == truth.as_str())?;
-            Some((truth, first.reason.clone(), first.message.clone()))
+        let blocking = [ConditionStatus::False, ConditionStatus::Unknown].into_iter().find_map(|status| {
+            let first = self.next.iter().find(|condition| condition.status == status.as_str())?;
+            Some((status, first.reason.clone(), first.message.clone()))
         });
         match blocking {
-            Some((truth, reason, message)) => self.set(READY, truth, &reason, message),
-            None => self.set(READY, Truth::True, AS_EXPECTED, ""),
+            Some((status, reason, message)) => self.set(READY, status, &reason, message),
+            None => self.set(READY, ConditionStatus::True, AS_EXPECTED, ""),
         }
         self.next
     }
@@ -94,7 +94,7 @@ impl<'a> Conditions<'a> {
 
 /// The reason of `Ready`, if it is not `True`.
 pub fn not_ready(conditions: &[Condition]) -> Option<&Condition> {
-    conditions.iter().find(|condition| condition.type_ == READY && condition.status != Truth::True.as_str())
+    conditions.iter().find(|condition| condition.type_ == READY && condition.status != ConditionStatus::True.as_str())
 }
 
 #[cfg(test)]
@@ -105,10 +105,10 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn ready(previous: &[Condition], now: i64, truths: &[(&str, Truth)]) -> Vec<Condition> {
+    fn ready(previous: &[Condition], now: i64, statuses: &[(&str, ConditionStatus)]) -> Vec<Condition> {
         let mut conditions = Conditions::new(previous, Some(3), at(now));
-        for (type_, truth) in truths {
-            conditions.set(type_, *truth, &format!("{type_}Reason"), format!("{type_} message"));
+        for (type_, status) in statuses {
+            conditions.set(type_, *status, &format!("{type_}Reason"), format!("{type_} message"));
         }
         conditions.with_ready()
     }
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn a_long_message_is_cut_at_a_character() {
         let mut conditions = Conditions::new(&[], None, at(1));
-        conditions.set(APPLIED, Truth::False, "Invalid", format!("x{}", "é".repeat(40_000)));
+        conditions.set(APPLIED, ConditionStatus::False, "Invalid", format!("x{}", "é".repeat(40_000)));
         for condition in conditions.with_ready() {
             assert!(condition.message.len() < LONGEST + 4 && condition.message.ends_with("é…"), "{}", condition.type_);
         }
@@ -124,44 +124,44 @@ mod tests {
 
     #[test]
     fn ready_sums_up() {
-        use Truth::{False, True, Unknown};
-        for (truths, status, reason) in [
+        use ConditionStatus::{False, True, Unknown};
+        for (statuses, status, reason) in [
             (vec![("A", True), ("B", True)], "True", AS_EXPECTED),
             (vec![("A", True), ("B", Unknown)], "Unknown", "BReason"),
             (vec![("A", Unknown), ("B", False)], "False", "BReason"),
             (vec![("A", False), ("B", False)], "False", "AReason"),
         ] {
-            let all = ready(&[], 1, &truths);
+            let all = ready(&[], 1, &statuses);
             let last = all.last().unwrap();
-            assert_eq!((&*last.type_, &*last.status, &*last.reason), (READY, status, reason), "{truths:?}");
-            assert_eq!(all.len(), truths.len() + 1);
+            assert_eq!((&*last.type_, &*last.status, &*last.reason), (READY, status, reason), "{statuses:?}");
+            assert_eq!(all.len(), statuses.len() + 1);
             assert_eq!(not_ready(&all).is_some(), status != "True");
         }
     }
 
     #[test]
     fn the_transition_time_moves_only_with_the_status() {
-        let first = ready(&[], 10, &[("A", Truth::True)]);
+        let first = ready(&[], 10, &[("A", ConditionStatus::True)]);
         let mut again = Conditions::new(&first, Some(4), at(20));
-        again.set("A", Truth::True, "Other", "other words");
+        again.set("A", ConditionStatus::True, "Other", "other words");
         let again = again.with_ready();
         assert_eq!(again[0].last_transition_time, Time(at(10)));
         assert_eq!((&*again[0].reason, again[0].observed_generation), ("Other", Some(4)));
-        let turned = ready(&again, 30, &[("A", Truth::False)]);
+        let turned = ready(&again, 30, &[("A", ConditionStatus::False)]);
         assert_eq!(turned[0].last_transition_time, Time(at(30)));
         assert_eq!(turned[1].last_transition_time, Time(at(30)));
     }
 
     #[test]
     fn the_same_pass_again_gives_the_same_conditions() {
-        let first = ready(&[], 10, &[("A", Truth::True), ("B", Truth::Unknown)]);
-        assert_eq!(ready(&first, 99, &[("A", Truth::True), ("B", Truth::Unknown)]), first);
+        let first = ready(&[], 10, &[("A", ConditionStatus::True), ("B", ConditionStatus::Unknown)]);
+        assert_eq!(ready(&first, 99, &[("A", ConditionStatus::True), ("B", ConditionStatus::Unknown)]), first);
     }
 
     #[test]
     fn a_type_that_is_no_longer_set_is_dropped_and_one_set_twice_appears_once() {
-        let first = ready(&[], 10, &[("A", Truth::True), ("B", Truth::True)]);
-        let next = ready(&first, 20, &[("A", Truth::True), ("A", Truth::False)]);
+        let first = ready(&[], 10, &[("A", ConditionStatus::True), ("B", ConditionStatus::True)]);
+        let next = ready(&first, 20, &[("A", ConditionStatus::True), ("A", ConditionStatus::False)]);
         let types: Vec<_> = next.iter().map(|c| &*c.type_).collect();
         assert_eq!(types, ["A", READY]);
     }

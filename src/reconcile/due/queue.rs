@@ -10,7 +10,7 @@ use crate::protocol::moment::Moment;
 /// How urgent it is to look at an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
-    /// Somebody changed it, or what it depends on.
+    /// It changed, or what it depends on.
     Changed,
     /// It changed shortly before the term, or asked to be looked at by now.
     Soon,
@@ -20,7 +20,7 @@ pub enum Lane {
 
 const LANES: [Lane; 3] = [Lane::Changed, Lane::Soon, Lane::Sweep];
 
-/// One start of so many is of whoever has waited longest, so that changes without end do not keep the sweep from its own.
+/// One start of so many is of the object that has waited longest, so that changes without end do not keep the sweep from its own.
 const FAIR: u32 = 8;
 
 /// The order of what waits: by lane, and in a lane who came first.
@@ -153,7 +153,7 @@ impl<R: Clone + Eq + Hash> Recent<R> {
         }
     }
 
-    /// All of them, the last one first: it is the likeliest that nobody has looked at yet.
+    /// All of them, the last one first: the last leader is the least likely to have reconciled it.
     pub(super) fn newest_first(self) -> impl Iterator<Item = R> {
         self.order.into_values().rev()
     }

@@ -1,4 +1,4 @@
-//! Events: what happened to an object, for whoever runs `kubectl describe`. Nothing ever depends on one.
+//! Events: what happened to an object, as `kubectl describe` shows it. Nothing ever depends on one.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ impl Events {
         self.publish(EventType::Warning, about, reason, note).await;
     }
 
-    #[expect(clippy::disallowed_methods, reason = "how often a thing is said decides nothing")]
+    #[expect(clippy::disallowed_methods, reason = "how often an event is published decides nothing")]
     async fn publish(&self, type_: EventType, about: &ObjectReference, reason: &str, note: &str) {
         let uid = about.uid.as_deref().unwrap_or_default();
         if !self.said.may_say(uid, reason, Instant::now()) {
