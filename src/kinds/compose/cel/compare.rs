@@ -470,7 +470,7 @@ impl Maker {
     fn object(&mut self) -> Json {
         let texts = ["a", "b", "ab", "", "ÿ", "x,y", "äöü", "A b", "1", "𝒳"];
         let whole = [0, 1, -1, 2, 3, 17, i64::MAX, i64::MIN, 1 << 53];
-        let mut list = |maker: &mut Self, most: usize| -> Vec<i64> {
+        let list = |maker: &mut Self, most: usize| -> Vec<i64> {
             (0..maker.rng.usize(..=most)).map(|_| maker.one(&whole)).collect()
         };
         let words: Vec<&str> = (0..self.rng.usize(..4)).map(|_| self.one(&texts)).collect();
@@ -537,11 +537,20 @@ pub(super) fn typed(value: &Value) -> Json {
 }
 
 /// What an expression is for us.
-#[derive(Debug)]
 enum Ours {
     Value(Json),
     Error(String),
     Refused(String),
+}
+
+impl Ours {
+    fn told(&self) -> String {
+        match self {
+            Self::Value(value) => format!("{{\"value\":{value}}}"),
+            Self::Error(why) => format!("no value: {why}"),
+            Self::Refused(why) => format!("refused: {why}"),
+        }
+    }
 }
 
 fn ours(text: &str, object: &Json) -> Ours {
@@ -612,8 +621,8 @@ fn compare(seeds: std::ops::Range<u64>) -> String {
     let mut report = String::new();
     for (seed, tree, object) in different.iter().take(40) {
         let (small, theirs) = smallest(&mut cel_go, tree.clone(), object);
-        let mine = ours(&small.text(), object);
-        _ = writeln!(report, "seed {seed}: {}\n  cel-go {theirs}\n  ours   {mine:?}\n  parent {object}", small.text());
+        let mine = ours(&small.text(), object).told();
+        _ = writeln!(report, "seed {seed}: {}\n  cel-go {theirs}\n  ours   {mine}\n  parent {object}", small.text());
     }
     let count = seeds.end - seeds.start;
     let failed = different.len();

@@ -529,6 +529,130 @@ mod tests {
         }
     }
 
+    /// A value that is shared in itself is larger than any number, written out.
+    #[test]
+    fn what_is_larger_than_can_be_counted_costs_more_than_there_is() {
+        let doubled = format!("[1]{}", ".map(a, [a, a])".repeat(70));
+        for uses in [
+            "x",
+            "x in [x]",
+            "x == x",
+            "[x].indexOf(x)",
+            "[x].lastIndexOf(x)",
+            "[x].includes(x)",
+            "[x, x].max()",
+            "[x].isSorted()",
+            "[x].distinct()",
+            "sets.contains([x], [x])",
+            "json.marshal(x)",
+            "'%s'.format([x])",
+            "{'a': x} == {'a': x}",
+        ] {
+            let Err(Unknown::Failed(why)) = value(&format!("cel.bind(x, {doubled}, {uses})"), &json!({})) else {
+                panic!("{uses}");
+            };
+            assert!(why.starts_with("the expressions of this object "), "{uses}: {why}");
+        }
+    }
+
+    /// Long keys, numbers of many digits and doubles that are written with hundreds: to go through them again is work again.
+    #[test]
+    fn what_is_compared_often_is_paid_for_each_time() {
+        let doubles = vec![json!(1e308); 150_000];
+        let parent = json!({"list": (0..5000).collect::<Vec<_>>(), "long": "x".repeat(1 << 20),
+            "digits": "7".repeat(1 << 18), "doubles": doubles});
+        for text in [
+            "cel.bind(k, parent.long + 'a', cel.bind(m, {parent.long + 'b': 1}, parent.list.map(i, k in m)))",
+            "cel.bind(k, parent.long + 'a', cel.bind(m, {parent.long + 'b': 1}, parent.list.map(i, m[?k].hasValue())))",
+            "cel.bind(m, {parent.long + 'a': 1}, cel.bind(n, {parent.long + 'b': 1}, parent.list.map(i, m.merge(n))))",
+            "cel.bind(q, quantity(parent.digits), parent.list.map(i, q.compareTo(q)))",
+            "cel.bind(q, quantity(parent.digits), parent.list.map(i, q.asApproximateFloat()))",
+            "'%s'.format([parent.doubles]).size()",
+            "parent.long.matches('[xy]*x[xy]{1000}z')",
+            "parent.list.exists(i, parent.long.matches('[xy]*x[xy]{60}z'))",
+        ] {
+            let Err(Unknown::Failed(why)) = value(text, &parent) else { panic!("{text}") };
+            assert!(why.starts_with("the expressions of this object "), "{text}: {why}");
+        }
+    }
+
+    #[test]
+    fn the_least_numbers_have_no_value_and_break_nothing() {
+        for text in [
+            "quantity('1e-2147483648')",
+            "quantity('1e2147483647')",
+            "timestamp(0).getHours('-9223372036854775808:00')",
+            "timestamp(0).getHours('00:-9223372036854775808')",
+            "'a'.matches(lists.range(5000).map(i, 'aaaa').join())",
+            "'a'.matches(lists.range(400).map(i, '(').join())",
+            "-(-9223372036854775808)",
+            "-9223372036854775808 / -1",
+            "-9223372036854775808 % -1",
+            "math.abs(-9223372036854775808)",
+            "timestamp('9999-12-31T23:59:59Z') + duration('1s')",
+            "timestamp(0) - duration('-9223372036854775808ns')",
+            "[1].slice(-1, 9223372036854775807)",
+            "lists.insertAtIndex([1], 9223372036854775807, 1)",
+            "'a'.substring(9223372036854775807)",
+        ] {
+            assert!(matches!(value(text, &json!({})), Err(Unknown::Failed(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_value_is_deeper_than_can_be_gone_through() {
+        for text in [
+            format!("[1]{}", ".map(a, [[[[[[a]]]]]])".repeat(20)),
+            format!("[1]{}", ".map(a, {'k': {'k': {'k': {'k': a}}}})".repeat(30)),
+            format!("optional.of(1){}", ".optMap(a, optional.of(optional.of(a)))".repeat(60)),
+            format!("[1]{}", ".map(a, [optional.of(a), optional.of([a])].first())".repeat(60)),
+        ] {
+            let Err(Unknown::Failed(why)) = value(&text, &json!({})) else { panic!("{text}") };
+            assert!(why.contains("in one another"), "{text}: {why}");
+        }
+    }
+
+    /// The deepest that may be written, and what is deeper: both within half of the stack that a task has.
+    #[test]
+    fn no_text_is_too_deep_for_the_stack() {
+        let nested =
+            |before: &str, after: &str, times: usize| format!("{}1{}", before.repeat(times), after.repeat(times));
+        let mut texts = Vec::new();
+        for times in [20, 40, 47, 60, 300] {
+            for (before, after) in [
+                ("(", ")"),
+                ("[", "]"),
+                ("{'k': ", "}"),
+                ("-(1 + 2 * ", ")"),
+                ("!(true || ", " == 1)"),
+                ("true ? 1 : ", ""),
+                ("1 + 2 * [1].map(a, ", ")[0]"),
+                ("[1].map(a, true, ", ")"),
+                ("[[1].all(a, ", " != 2)].size() + "),
+                ("cel.bind(a, ", ", a)"),
+                ("optional.of(1).optMap(a, ", ")"),
+                ("optional.none().orValue(", ")"),
+                ("'%s'.format([", "])"),
+            ] {
+                texts.push(nested(before, after, times));
+            }
+        }
+        for times in [10, 190, 250, 2000] {
+            for part in [".map(a, a)", ".a", "[0]", " + 1", " == 1", ".or(a)", ".?a", " && 1"] {
+                texts.extend([format!("parent{}", part.repeat(times)), format!("x{}", part.repeat(times))]);
+            }
+            texts.extend(["!", "-", "["].map(|sign| sign.repeat(times)));
+        }
+        let outcomes = std::thread::Builder::new()
+            .stack_size(1 << 20)
+            .spawn(move || {
+                let one = |text: &String| Expression::compile(text).map(|compiled| seeing(&json!({})).value(&compiled));
+                texts.iter().filter(|text| text.len() <= LONGEST).filter(|text| one(text).is_ok()).count()
+            })
+            .unwrap();
+        assert!(outcomes.join().unwrap() > 50);
+    }
+
     #[test]
     fn a_brief_evaluation_ends_soon_and_says_so() {
         let parent = json!({"list": (0..40_000).collect::<Vec<_>>()});

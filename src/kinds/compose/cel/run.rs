@@ -11,12 +11,10 @@ use std::{
     sync::Arc,
 };
 
-use regex::Regex;
-
 use super::{
     Name,
     budget::{Budget, Spent},
-    functions::{Asked, time},
+    functions::{Asked, patterns::Pattern, time},
     parse::Operator,
     tree::{Call, Does, Macro, Node, Step},
     value::{Key, Value},
@@ -24,6 +22,8 @@ use super::{
 
 /// What every node costs.
 const NODE: u64 = 32;
+/// The deepest value: it is gone through by recursion.
+const DEEPEST: usize = 100;
 /// Characters of a name in a message.
 const NAMED: usize = 100;
 
@@ -56,7 +56,7 @@ pub(super) fn types(values: &[Value]) -> String {
 }
 
 /// Regular expressions by their text, so that each is compiled once for an object.
-pub(super) type Patterns = RefCell<HashMap<Arc<str>, Regex>>;
+pub(super) type Patterns = RefCell<HashMap<Arc<str>, Pattern>>;
 
 /// One evaluation.
 pub(super) struct Run<'a> {
@@ -115,7 +115,7 @@ impl Run<'_> {
                 Value::Optional(None) => Ok(Value::Optional(None)),
                 Value::Optional(Some(value)) => {
                     let made = self.with(Ok(Value::clone(&value)), &parts[1])?;
-                    Ok(if *is_flat { made } else { Value::some(made) })
+                    if *is_flat { Ok(made) } else { shallow(Value::some(made)) }
                 }
                 other => Err(Halt::Failed(format!("optMap has no value for {}", other.type_name()))),
             },
@@ -150,7 +150,7 @@ impl Run<'_> {
             _ => own,
         };
         self.budget.make(own)?;
-        Ok(value)
+        shallow(value)
     }
 
     fn list(&mut self, items: &[(bool, Node)]) -> Outcome {
@@ -213,6 +213,8 @@ impl Run<'_> {
     fn index(&mut self, step: &Step) -> Outcome {
         let of = self.value(&step.of)?;
         let key = self.value(&step.key)?;
+        // Keys are compared.
+        self.budget.spend(key.size())?;
         match &of {
             // A step into an optional value is optional as well.
             Value::Optional(None) => Ok(Value::Optional(None)),
@@ -277,12 +279,21 @@ impl Run<'_> {
     fn is_in(&self, item: &Value, of: &Value) -> Outcome {
         match of {
             Value::List(list) => {
-                self.budget.spend(list.items.iter().map(|it| 16 + it.size().min(item.size())).sum())?;
+                self.compare_each(&list.items, item)?;
                 Ok(Value::Bool(list.items.iter().any(|it| item.equal(it) == Some(true))))
             }
-            Value::Map(map) => Ok(Value::Bool(Key::sought(item).is_some_and(|key| map.fields.contains_key(&key)))),
+            Value::Map(map) => {
+                self.budget.spend(item.size())?;
+                Ok(Value::Bool(Key::sought(item).is_some_and(|key| map.fields.contains_key(&key))))
+            }
             other => Err(Halt::Failed(format!("`in` asks for an item of {}", other.type_name()))),
         }
+    }
+
+    /// Pays for a comparison of a value with each.
+    pub(super) fn compare_each(&self, items: &[Value], with: &Value) -> Result<(), Halt> {
+        let work = |item: &Value| item.size().min(with.size()).saturating_add(16);
+        Ok(self.budget.spend(items.iter().map(work).fold(0, u64::saturating_add))?)
     }
 
     fn arithmetic(&self, operator: Operator, left: &Value, right: &Value) -> Outcome {
@@ -370,7 +381,7 @@ impl Run<'_> {
         for argument in &call.arguments {
             arguments.push(self.value(argument)?);
         }
-        (call.native)(&Asked { run: self, function: &call.function, of: &arguments })
+        shallow((call.native)(&Asked { run: self, function: &call.function, of: &arguments })?)
     }
 
     fn each(&mut self, it: &Macro) -> Outcome {
@@ -454,7 +465,7 @@ impl Run<'_> {
         }
         match (it.does, undecided) {
             (_, Some(halt)) => Err(halt),
-            (Does::List, _) => Ok(Value::list(list)),
+            (Does::List, _) => shallow(Value::list(list)),
             (Does::SortBy, _) => self.sorted(sorted),
             (Does::Map | Does::Entries, _) => self.made(Value::map(fields), 32),
             (Does::ExistsOne, _) => Ok(Value::Bool(count == 1)),
@@ -482,6 +493,14 @@ impl Run<'_> {
         items.sort_by(|(a, _), (b, _)| a.compare(b).unwrap_or(Ordering::Equal));
         self.made(Value::list(items.into_iter().map(|(_, item)| item).collect()), 32)
     }
+}
+
+/// The value, unless it is too deep to be gone through by recursion.
+fn shallow(value: Value) -> Outcome {
+    if value.depth() > DEEPEST {
+        return Err(Halt::Failed(format!("a value of more than {DEEPEST} lists and mappings in one another")));
+    }
+    Ok(value)
 }
 
 /// A field or an item. `None` if it is not there and may be so.

@@ -41,6 +41,7 @@ pub(super) enum Value {
 pub(super) struct List {
     pub(super) items: Vec<Value>,
     size: u64,
+    depth: usize,
     is_plain: bool,
 }
 
@@ -48,6 +49,7 @@ pub(super) struct List {
 pub(super) struct Map {
     pub(super) fields: BTreeMap<Key, Value>,
     size: u64,
+    depth: usize,
     is_plain: bool,
 }
 
@@ -72,15 +74,17 @@ impl Value {
 
     pub(super) fn list(items: Vec<Self>) -> Self {
         let size = items.iter().map(Self::size).fold(OVERHEAD, u64::saturating_add);
+        let depth = 1 + items.iter().map(Self::depth).max().unwrap_or(0);
         let is_plain = items.iter().all(Self::is_plain);
-        Self::List(Arc::new(List { items, size, is_plain }))
+        Self::List(Arc::new(List { items, size, depth, is_plain }))
     }
 
     pub(super) fn map(fields: BTreeMap<Key, Self>) -> Self {
         let entry = |(key, value): (&Key, &Self)| ENTRY.saturating_add(key.size()).saturating_add(value.size());
         let size = fields.iter().map(entry).fold(OVERHEAD, u64::saturating_add);
+        let depth = 1 + fields.values().map(Self::depth).max().unwrap_or(0);
         let is_plain = fields.values().all(Self::is_plain);
-        Self::Map(Arc::new(Map { fields, size, is_plain }))
+        Self::Map(Arc::new(Map { fields, size, depth, is_plain }))
     }
 
     pub(super) fn some(value: Self) -> Self {
@@ -99,6 +103,16 @@ impl Value {
             Self::Url(url) => OVERHEAD + url.size(),
             Self::Semver(version) => OVERHEAD + version.size(),
             _ => OVERHEAD,
+        }
+    }
+
+    /// How many lists, mappings and optional values are in one another.
+    pub(super) fn depth(&self) -> usize {
+        match self {
+            Self::List(list) => list.depth,
+            Self::Map(map) => map.depth,
+            Self::Optional(Some(value)) => 1 + value.depth(),
+            _ => 0,
         }
     }
 
@@ -326,7 +340,7 @@ const INT: (f64, f64) = (-9_223_372_036_854_775_808.0, 9_223_372_036_854_775_808
 const UINT: (f64, f64) = (0.0, 18_446_744_073_709_551_616.0);
 
 impl Key {
-    fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         match self {
             Self::String(text) => text.len() as u64,
             _ => 0,

@@ -3,7 +3,10 @@
 use std::{cmp::Ordering, collections::BTreeSet};
 
 use super::{
-    super::{run::Halt, value::Value},
+    super::{
+        run::Halt,
+        value::{Key, Value},
+    },
     Asked, Entry,
     Form::{Function, Method},
     Outcome, whole,
@@ -77,9 +80,7 @@ fn sum(asked: &Asked<'_>) -> Outcome {
 /// The first that no other one beats. What does not compare with it beats nothing, as Kubernetes has it.
 fn best(asked: &Asked<'_>, beaten: Ordering) -> Outcome {
     let items = list(asked)?;
-    asked.spend(
-        items.iter().map(|item| 16 + usize::try_from(item.size()).unwrap_or(usize::MAX)).fold(0, usize::saturating_add),
-    )?;
+    pay_for_all(asked, items)?;
     let Some((first, rest)) = items.split_first().filter(|(first, _)| is_comparable(first)) else { return asked.no() };
     let mut best = first;
     for item in rest {
@@ -95,30 +96,29 @@ fn best(asked: &Asked<'_>, beaten: Ordering) -> Outcome {
 
 fn is_sorted(asked: &Asked<'_>) -> Outcome {
     let items = list(asked)?;
-    asked.spend(
-        items.iter().map(|item| 16 + usize::try_from(item.size()).unwrap_or(usize::MAX)).fold(0, usize::saturating_add),
-    )?;
+    pay_for_all(asked, items)?;
     if !items.iter().all(is_comparable) {
         return asked.no();
     }
     Ok(Value::Bool(!items.windows(2).any(|pair| pair[0].compare(&pair[1]) == Some(Ordering::Greater))))
 }
 
-/// Pays for a comparison with each.
-fn pay_for_each(asked: &Asked<'_>, items: &[Value], with: &Value) -> Result<(), Halt> {
-    Ok(asked.run.budget.spend(items.iter().map(|item| 16 + item.size().min(with.size())).sum())?)
+/// Pays for going through all of them.
+fn pay_for_all(asked: &Asked<'_>, items: &[Value]) -> Result<(), Halt> {
+    let work = |item: &Value| item.size().saturating_add(16);
+    Ok(asked.run.budget.spend(items.iter().map(work).fold(0, u64::saturating_add))?)
 }
 
 pub(super) fn index_of(asked: &Asked<'_>) -> Outcome {
     let (items, [_, item]) = (list(asked)?, asked.of) else { return asked.no() };
-    pay_for_each(asked, items, item)?;
+    asked.run.compare_each(items, item)?;
     let found = items.iter().position(|it| it.equal(item) == Some(true));
     Ok(found.map_or(Value::Int(-1), whole))
 }
 
 pub(super) fn last_index_of(asked: &Asked<'_>) -> Outcome {
     let (items, [_, item]) = (list(asked)?, asked.of) else { return asked.no() };
-    pay_for_each(asked, items, item)?;
+    asked.run.compare_each(items, item)?;
     let found = items.iter().rposition(|it| it.equal(item) == Some(true));
     Ok(found.map_or(Value::Int(-1), whole))
 }
@@ -130,7 +130,7 @@ fn includes(asked: &Asked<'_>) -> Outcome {
         Value::List(list) => &list.items[..],
         one => std::slice::from_ref(one),
     };
-    pay_for_each(asked, items, item)?;
+    asked.run.compare_each(items, item)?;
     Ok(Value::Bool(items.iter().any(|it| it.equal(item) == Some(true))))
 }
 
@@ -291,6 +291,9 @@ fn merge(asked: &Asked<'_>) -> Outcome {
     let [Value::Map(a), Value::Map(b)] = asked.of else { return asked.no() };
     let count = a.fields.len().saturating_add(b.fields.len());
     asked.may_make(count.saturating_mul(64))?;
+    // Keys are compared.
+    let keys = a.fields.keys().chain(b.fields.keys()).map(Key::size).fold(0, u64::saturating_add);
+    asked.run.budget.spend(keys)?;
     let mut fields = a.fields.clone();
     fields.extend(b.fields.iter().map(|(key, value)| (key.clone(), value.clone())));
     Ok(Value::map(fields))

@@ -50,7 +50,7 @@ impl Asked<'_> {
 
     /// So many bytes may be made.
     fn may_make(&self, bytes: usize) -> Result<(), Halt> {
-        Ok(self.run.budget.make(32 + bytes as u64)?)
+        Ok(self.run.budget.make((bytes as u64).saturating_add(32))?)
     }
 
     /// A text, paid for.
@@ -112,6 +112,7 @@ const SHARED: &[Entry] = &[
 ];
 
 fn order(asked: &Asked<'_>) -> Result<std::cmp::Ordering, Halt> {
+    asked.run.budget.spend(asked.of.iter().map(Value::size).fold(0, u64::saturating_add))?;
     match asked.of {
         [Value::Quantity(a), Value::Quantity(b)] => Ok(a.compare(b)),
         [Value::Semver(a), Value::Semver(b)] => Ok(a.compare(b)),

@@ -17,49 +17,101 @@ use super::{
 pub(super) const ENTRIES: &[Entry] = &[
     ("matches", super::Form::Both, 2, 2, |asked| {
         let (text, pattern) = searching(asked)?;
-        Ok(Value::Bool(pattern.is_match(text)))
+        Ok(Value::Bool(pattern.regex.is_match(text)))
     }),
     ("find", Method, 2, 2, |asked| {
         let (text, pattern) = searching(asked)?;
-        asked.text(pattern.find(text).map_or("", |found| found.as_str()))
+        asked.text(pattern.regex.find(text).map_or("", |found| found.as_str()))
     }),
     ("findAll", Method, 2, 3, find_all),
 ];
 
-/// The largest compiled regular expression, in bytes.
+/// The largest compiled regular expression, in bytes, and what the smallest are taken for.
 const LARGEST: usize = 1 << 18;
+const SMALLEST: usize = 1 << 9;
+/// What a compiled one takes besides, in bytes, and what the smallest may remember of their searches.
+const OVERHEAD: usize = 1 << 15;
+/// The longest text of one, in bytes: it is read before it is known how large it becomes.
+const LONGEST: usize = 1 << 14;
 /// The most repetitions that RE2 counts.
 const MOST: u32 = 1000;
 
-/// The text, and the pattern. To search takes as long as they are, multiplied in the worst case.
-fn searching<'a>(asked: &'a Asked<'_>) -> Result<(&'a str, Regex), Halt> {
+/// A compiled regular expression, and about how large it is: a short text makes a large one, as `.{1000}` does.
+#[derive(Clone, Debug)]
+pub(in super::super) struct Pattern {
+    regex: Regex,
+    size: usize,
+}
+
+impl Pattern {
+    /// The work of a search, which is in as many states as there are at each byte in the worst case.
+    fn work(&self, bytes: usize) -> usize {
+        bytes.saturating_mul(4 + self.size / 32)
+    }
+}
+
+/// The text, and the pattern.
+fn searching<'a>(asked: &'a Asked<'_>) -> Result<(&'a str, Pattern), Halt> {
     let [Value::String(text), Value::String(pattern), ..] = asked.of else { return asked.no() };
     let compiled = compiled(asked, pattern)?;
-    asked.run.budget.spend((text.len() as u64).saturating_mul(4 + pattern.len() as u64 / 4))?;
+    asked.spend(compiled.work(text.len()))?;
     Ok((text, compiled))
 }
 
 /// Compiled once for an object, and within bounds.
-fn compiled(asked: &Asked<'_>, text: &Arc<str>) -> Result<Regex, Halt> {
+fn compiled(asked: &Asked<'_>, text: &Arc<str>) -> Result<Pattern, Halt> {
+    asked.spend(text.len())?;
     if let Some(pattern) = asked.run.patterns.borrow().get(text) {
         return Ok(pattern.clone());
     }
-    // It takes as long as what it makes of it is large, and that is bounded.
-    asked.run.budget.spend(LARGEST as u64 * 2)?;
-    let pattern = built(text).map_err(|why| Halt::Failed(format!("{}: {why}", asked.function)))?;
-    asked.run.patterns.borrow_mut().insert(Arc::clone(text), pattern.clone());
-    Ok(pattern)
+    asked.may_make(OVERHEAD)?;
+    let mut largest = SMALLEST;
+    loop {
+        // It takes as long as what it makes of it is large, and is kept with what searches remember.
+        asked.may_make(4 * largest)?;
+        match built(text, largest) {
+            Ok(regex) => {
+                let pattern = Pattern { regex, size: largest };
+                asked.run.patterns.borrow_mut().insert(Arc::clone(text), pattern.clone());
+                return Ok(pattern);
+            }
+            Err(Wrong::TooLarge) if largest < LARGEST => largest *= 2,
+            Err(wrong) => return Err(Halt::Failed(format!("{}: {}", asked.function, wrong.told()))),
+        }
+    }
 }
 
 /// What is wrong with a pattern that stands in the text of an expression.
 pub(in super::super) fn check(pattern: &str) -> Result<(), String> {
-    built(pattern).map(drop)
+    built(pattern, LARGEST).map(drop).map_err(|wrong| wrong.told())
 }
 
-fn built(pattern: &str) -> Result<Regex, String> {
-    let rewritten = rewritten(pattern).map_err(|why| format!("the regular expression {why}"))?;
-    let built = regex::RegexBuilder::new(&rewritten).size_limit(LARGEST).dfa_size_limit(LARGEST).build();
-    built.map_err(|_| "the regular expression is none, or is too large".to_owned())
+/// Why a pattern is not compiled.
+enum Wrong {
+    TooLarge,
+    Told(String),
+}
+
+impl Wrong {
+    fn told(self) -> String {
+        match self {
+            Self::TooLarge => "the regular expression is too large".to_owned(),
+            Self::Told(why) => format!("the regular expression {why}"),
+        }
+    }
+}
+
+/// Compiles a pattern, if it becomes no larger than that.
+fn built(pattern: &str, largest: usize) -> Result<Regex, Wrong> {
+    if pattern.len() > LONGEST {
+        return Err(Wrong::TooLarge);
+    }
+    let rewritten = rewritten(pattern).map_err(Wrong::Told)?;
+    let built = regex::RegexBuilder::new(&rewritten).size_limit(largest).dfa_size_limit(largest.max(OVERHEAD)).build();
+    built.map_err(|wrong| match wrong {
+        regex::Error::CompiledTooBig(_) => Wrong::TooLarge,
+        _ => Wrong::Told("is none".to_owned()),
+    })
 }
 
 fn find_all(asked: &Asked<'_>) -> Outcome {
@@ -70,9 +122,9 @@ fn find_all(asked: &Asked<'_>) -> Outcome {
     };
     let (text, pattern) = searching(asked)?;
     let mut found = Vec::new();
-    for part in pattern.find_iter(text).take(most) {
+    for part in pattern.regex.find_iter(text).take(most) {
         // Each search may look at the rest of the text.
-        asked.spend(text.len() - part.start())?;
+        asked.spend(pattern.work(text.len() - part.start()) / 16)?;
         asked.may_make(part.len())?;
         found.push(Value::text(part.as_str()));
     }

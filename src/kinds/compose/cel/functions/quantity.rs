@@ -1,6 +1,6 @@
 //! Quantities as Kubernetes has them: exact decimals. Pure.
 
-use std::cmp::Ordering;
+use std::{borrow::Cow, cmp::Ordering};
 
 use super::{
     super::value::Value,
@@ -25,7 +25,7 @@ pub(super) const ENTRIES: &[Entry] = &[
 ];
 
 /// The largest exponent of ten. Kubernetes takes any; what is beyond is no amount of anything.
-const LARGEST: i32 = 400;
+const LARGEST: u32 = 400;
 
 /// A quantity.
 #[derive(Clone, Debug)]
@@ -48,7 +48,10 @@ fn read(asked: &Asked<'_>) -> Result<Option<Quantity>, super::Halt> {
 
 fn of(asked: &Asked<'_>, by: fn(&Quantity) -> Option<Value>) -> Outcome {
     match asked.of {
-        [Value::Quantity(quantity)] => asked.or_refused(by(quantity)),
+        [Value::Quantity(quantity)] => {
+            asked.run.budget.spend(quantity.size())?;
+            asked.or_refused(by(quantity))
+        }
         _ => asked.no(),
     }
 }
@@ -60,7 +63,7 @@ fn sum(asked: &Asked<'_>, is_less: bool) -> Outcome {
         _ => return asked.no(),
     };
     // Both are written out to the same digit.
-    asked.may_make(usize::try_from(a.size() + b.size()).unwrap_or(usize::MAX) + 2 * LARGEST.unsigned_abs() as usize)?;
+    asked.may_make(usize::try_from(a.size() + b.size()).unwrap_or(usize::MAX) + 2 * LARGEST as usize)?;
     Ok(Value::Quantity(if is_less { a.minus(b) } else { a.plus(b) }.into()))
 }
 
@@ -128,9 +131,18 @@ impl Quantity {
     }
 
     fn parts(&self) -> (bool, Vec<u8>, i32) {
+        let is_negative = match self {
+            Self::Small { value, .. } => *value < 0,
+            Self::Large { is_negative, .. } => *is_negative,
+        };
+        let (digits, scale) = self.digits();
+        (is_negative, digits.into_owned(), scale)
+    }
+
+    fn digits(&self) -> (Cow<'_, [u8]>, i32) {
         match self {
-            Self::Small { value, scale } => (*value < 0, number_digits(value.unsigned_abs()), *scale),
-            Self::Large { is_negative, digits, scale } => (*is_negative, digits.clone(), *scale),
+            Self::Small { value, scale } => (number_digits(value.unsigned_abs()).into(), *scale),
+            Self::Large { digits, scale, .. } => (digits.into(), *scale),
         }
     }
 
@@ -217,11 +229,20 @@ impl Quantity {
         if sign != other_sign || sign == 0 {
             return sign.cmp(&other_sign);
         }
-        let (_, a, x) = self.parts();
-        let (_, b, y) = other.parts();
-        let scale = x.min(y);
-        let order = compare(&widened(a, x, scale), &widened(b, y, scale));
+        let order = self.compare_magnitudes(other);
         if sign < 0 { order.reverse() } else { order }
+    }
+
+    /// By the place of the highest digit, and then digit by digit: neither is written out to the last digit of the other.
+    fn compare_magnitudes(&self, other: &Self) -> Ordering {
+        let ((a, x), (b, y)) = (self.digits(), other.digits());
+        let highest = |digits: &[u8], scale: i32| i128::from(digits.len() as u64) + i128::from(scale);
+        let both = a.len().min(b.len());
+        let is_more = |rest: &[u8]| rest.iter().any(|digit| *digit > 0);
+        highest(&a, x)
+            .cmp(&highest(&b, y))
+            .then_with(|| a[..both].cmp(&b[..both]))
+            .then_with(|| is_more(&a[both..]).cmp(&is_more(&b[both..])))
     }
 
     /// What it amounts to, written out.
@@ -264,7 +285,7 @@ fn interpret(suffix: &str) -> Option<(i32, i32)> {
             let digits = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
             let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
             let exponent = is_number.then(|| exponent.parse::<i32>().ok()).flatten()?;
-            (10, Some(exponent).filter(|exponent| exponent.abs() <= LARGEST)?)
+            (10, Some(exponent).filter(|exponent| exponent.unsigned_abs() <= LARGEST)?)
         }
     })
 }

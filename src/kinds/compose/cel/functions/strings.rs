@@ -220,12 +220,12 @@ fn format(asked: &Asked<'_>) -> Outcome {
         let text = match clause {
             's' => {
                 let mut text = String::new();
-                write(item, &mut text).then_some(text)
+                write(asked, item, &mut text)?.then_some(text)
             }
             'd' => match item {
                 Value::Int(_) | Value::Uint(_) | Value::Double(_) => {
                     let mut text = String::new();
-                    write(item, &mut text).then_some(text)
+                    write(asked, item, &mut text)?.then_some(text)
                 }
                 _ => None,
             },
@@ -302,18 +302,23 @@ fn scientific(number: f64, precision: usize) -> String {
 }
 
 /// Writes a value as `%s` does. Whether it can be.
-fn write(value: &Value, text: &mut String) -> bool {
+fn write(asked: &Asked<'_>, value: &Value, text: &mut String) -> Result<bool, Halt> {
     match value {
         Value::String(part) => text.push_str(part),
         Value::Bytes(bytes) => match std::str::from_utf8(bytes) {
             Ok(part) => text.push_str(part),
-            Err(_) => return false,
+            Err(_) => return Ok(false),
         },
         Value::Null => text.push_str("null"),
         Value::Bool(value) => text.push_str(&value.to_string()),
         Value::Int(number) => text.push_str(&number.to_string()),
         Value::Uint(number) => text.push_str(&number.to_string()),
-        Value::Double(number) => text.push_str(&named(*number).unwrap_or_else(|| number.to_string())),
+        Value::Double(number) => {
+            let number = named(*number).unwrap_or_else(|| number.to_string());
+            // It may have hundreds of digits, of which its size tells nothing.
+            asked.may_make(number.len())?;
+            text.push_str(&number);
+        }
         Value::Duration(nanos) => text.push_str(&time::write_duration(*nanos)),
         Value::Timestamp(time) => text.push_str(&time.in_utc().write()),
         Value::Type(name) => text.push_str(name),
@@ -321,8 +326,8 @@ fn write(value: &Value, text: &mut String) -> bool {
             text.push('[');
             for (number, item) in list.items.iter().enumerate() {
                 text.push_str(if number > 0 { ", " } else { "" });
-                if !write(item, text) {
-                    return false;
+                if !write(asked, item, text)? {
+                    return Ok(false);
                 }
             }
             text.push(']');
@@ -331,8 +336,8 @@ fn write(value: &Value, text: &mut String) -> bool {
             let mut entries = Vec::with_capacity(map.fields.len());
             for (key, value) in &map.fields {
                 let mut written = String::new();
-                if !write(value, &mut written) {
-                    return false;
+                if !write(asked, value, &mut written)? {
+                    return Ok(false);
                 }
                 entries.push((key_text(key), written));
             }
@@ -344,9 +349,9 @@ fn write(value: &Value, text: &mut String) -> bool {
             }
             text.push('}');
         }
-        _ => return false,
+        _ => return Ok(false),
     }
-    true
+    Ok(true)
 }
 
 fn key_text(key: &Key) -> String {

@@ -274,7 +274,7 @@ fn offset(name: &str, time: &Time) -> Option<i64> {
     let whole = |text: &str| {
         let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
         let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
-        is_number.then(|| text.parse::<i64>().ok()).flatten().filter(|number| number.abs() < 1 << 32)
+        is_number.then(|| text.parse::<i64>().ok()).flatten().filter(|number| number.unsigned_abs() < 1 << 32)
     };
     let (hour, minute) = (whole(hours)?, whole(minutes)?);
     let minute = if hours.starts_with('-') { -minute } else { minute };
