@@ -624,11 +624,11 @@ mod tests {
                 ("[", "]"),
                 ("{'k': ", "}"),
                 ("-(1 + 2 * ", ")"),
-                ("!(true || ", " == 1)"),
-                ("true ? 1 : ", ""),
+                ("!(false || ", " == 1)"),
+                ("false ? 1 : ", ""),
                 ("1 + 2 * [1].map(a, ", ")[0]"),
                 ("[1].map(a, true, ", ")"),
-                ("[[1].all(a, ", " != 2)].size() + "),
+                ("[[1].all(a, ", " != 2)].size()"),
                 ("cel.bind(a, ", ", a)"),
                 ("optional.of(1).optMap(a, ", ")"),
                 ("optional.none().orValue(", ")"),
@@ -650,7 +650,7 @@ mod tests {
                 texts.iter().filter(|text| text.len() <= LONGEST).filter(|text| one(text).is_ok()).count()
             })
             .unwrap();
-        assert!(outcomes.join().unwrap() > 50);
+        assert!(outcomes.join().unwrap() > 30, "few were evaluated");
     }
 
     #[test]
