@@ -592,6 +592,7 @@ mod tests {
             "timestamp('9999-12-31T23:59:59Z') + duration('1s')",
             "timestamp(0) - duration('-9223372036854775808ns')",
             "[1].slice(-1, 9223372036854775807)",
+            "'a'[?optional.none()]",
             "lists.insertAtIndex([1], 9223372036854775807, 1)",
             "'a'.substring(9223372036854775807)",
         ] {

@@ -510,6 +510,8 @@ fn found(of: &Value, key: &Value, step: &Step, may_miss: bool) -> Result<Option<
     };
     let no_step = || Halt::Failed(format!("{} has no field or item of {}", of.type_name(), key.type_name()));
     match of {
+        // No key is a double that is not whole.
+        Value::Map(_) if may_miss && matches!(key, Value::Double(_)) && Key::sought(key).is_none() => Ok(None),
         Value::Map(map) => match map.fields.get(&Key::sought(key).ok_or_else(no_step)?) {
             Some(value) => Ok(Some(value.clone())),
             None => match &step.key {
@@ -531,7 +533,7 @@ fn found(of: &Value, key: &Value, step: &Step, may_miss: bool) -> Result<Option<
                 None => missing("the list is shorter".to_owned()),
             }
         }
-        _ if may_miss => Ok(None),
+        _ if may_miss && (Key::of(key).is_some() || matches!(key, Value::Double(_))) => Ok(None),
         _ => Err(no_step()),
     }
 }

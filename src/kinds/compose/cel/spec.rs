@@ -309,6 +309,7 @@ fn fields_that_may_be_missing_are_optional() {
         "[optional.of(1), optional.none()].unwrapOpt() == [1] && optional.unwrap([optional.of(2)]) == [2]",
         "has(parent.?map.a)",
         "parent.map.?a.optMap(a, string(a)).orValue('none') == '1'",
+        "!{}[?1.5].hasValue() && {1: 2}[?1.0].value() == 2",
     ]);
     fail(&["optional.none().value()", "parent.gone.?a", "[?1]", "{?'a': 1}", "parent.list.?a"]);
     let wrong = evaluate("parent.?n").unwrap().to_json().unwrap_err();
