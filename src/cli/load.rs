@@ -17,13 +17,14 @@ use leasehold::{
         compose::{ComposedAdmission, Composition},
         guard::Guard,
         reach::Reach,
+        reaching::Reaching,
     },
     reconcile::{
         children::{self, Children, Compose, Type},
         watches::Watches,
     },
     replica::term::{Access, Reconciler},
-    webhooks::{Of, Webhook, ask::Asker},
+    webhooks::{Of, Webhook, ask::Asker, coverage::Checked},
 };
 
 /// The file of a folder that lists the kinds.
@@ -98,7 +99,7 @@ impl Loaded {
     /// `reach` is how far the objects of a kind reach.
     pub(super) fn reconcilers(
         &self,
-        reach: impl Fn(&Kind) -> Reach,
+        reach: impl Fn(&Kind) -> Reaching,
         mut watches: impl FnMut(&Kind) -> Watches,
     ) -> Vec<(String, Arc<dyn Reconciler>)> {
         let of = |name: &str| self.config.kinds.iter().find(|kind| kind.reconciler == name).map(&reach);
@@ -129,14 +130,24 @@ impl Loaded {
             if let Some(composition) = composition.filter(|composition| composition.admits()) {
                 hook = Some(Arc::new(ComposedAdmission::new(Arc::clone(composition), client(kind))));
             }
-            let acts = composition.map(|composition| Acts::Composed(Arc::clone(composition)));
-            let acts = acts.or_else(|| Acts::of_builtin(&kind.reconciler));
-            if let Some(acts) = acts.filter(|_| kind.escalation == Escalation::Check) {
+            if let Some(acts) = self.acts(kind) {
                 hook = Some(Arc::new(Guard::new(kind.name(), acts, reach(kind), asker.clone(), hook)));
             }
             Some((of, hook?))
         };
         self.config.kinds.iter().filter_map(hook).collect()
+    }
+
+    /// What the authors of a kind's objects are asked about, if they are.
+    fn acts(&self, kind: &Kind) -> Option<Acts> {
+        let composed = self.composition(kind).map(|composition| Acts::Composed(Arc::clone(composition)));
+        composed.or_else(|| Acts::of_builtin(&kind.reconciler)).filter(|_| kind.escalation == Escalation::Check)
+    }
+
+    /// The kinds whose authors are asked about.
+    pub(super) fn checked(&self) -> Vec<Checked> {
+        let kinds = self.config.kinds.iter().filter(|kind| self.acts(kind).is_some());
+        kinds.map(|kind| Checked::new(kind, Type::of_kind(kind).plural)).collect()
     }
 
     /// Types whose plural is what English has: kinds, what they make and what they read.

@@ -15,7 +15,10 @@ use futures::StreamExt as _;
 use leasehold::{
     Leasehold, Replica,
     config::Kind,
-    kinds::reach::Reach,
+    kinds::{
+        reach::{Authors, Reach},
+        reaching::Reaching,
+    },
     ops::{
         http::{self, Limits},
         metrics::Metrics,
@@ -27,7 +30,7 @@ use leasehold::{
         supervisor::Stopped,
     },
     shutdown_signals,
-    webhooks::Webhooks,
+    webhooks::{Webhooks, configuration::Coverages},
 };
 use tokio::{
     runtime::{Builder, Handle},
@@ -223,7 +226,8 @@ async fn replica(
     let mut settings = loaded.config.webhooks.clone();
     settings.address = options.http.ip();
     settings.enabled = options.webhooks.map_or(settings.enabled, |switch| switch == Switch::On);
-    let reach = |kind: &Kind| Reach::of(kind, &loaded.config, settings.enabled, &replica.pod_namespace);
+    let coverages = settings.enabled.then(Coverages::default);
+    let reach = |kind: &Kind| Reaching::of(kind, &loaded.config, coverages.as_ref(), &replica.pod_namespace);
     // What the kinds of one account see, they share.
     let mut watches = BTreeMap::new();
     let reconcilers = loaded.reconcilers(reach, |kind| {
@@ -235,15 +239,19 @@ async fn replica(
         };
         watches.entry(account.clone()).or_insert_with(open).clone()
     });
-    let hooks = loaded.webhooks(reach, |kind| {
+    // A webhook that is asked is what lifts the limits.
+    let asked = |kind: &Kind| Reach::of(kind, &loaded.config, Authors::Asked, &replica.pod_namespace);
+    let checked = loaded.checked();
+    let hooks = loaded.webhooks(asked, |kind| {
         let account = Account::of(kind, &replica.pod_namespace)?;
         let _entered = work.enter();
         Some(connections.client_as(Some(&account)))
     });
     let mut leasehold = Leasehold::new(loaded.config).observed_by(status.clone(), metrics.clone()).work_on(work);
     let mut serving = None;
-    if settings.enabled {
+    if let Some(coverages) = coverages {
         let webhooks = Webhooks::new(settings, &replica.pod_namespace).observed_by(status, metrics);
+        let webhooks = webhooks.covering(checked, coverages);
         let webhooks = hooks.into_iter().fold(webhooks, |all, (of, hook)| all.shared_answer(of, hook));
         leasehold = leasehold.webhooks(&webhooks);
         serving = Some(Serving::start(webhooks, connections.clone()).await?);

@@ -119,7 +119,7 @@ impl fmt::Display for GroupKind {
 /// Whether the author of an object must be allowed what the object has its kind do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Escalation {
-    /// Webhooks ask; where none are served, objects reach no further than [`WithoutWebhooks`] says.
+    /// Webhooks ask; where the API server does not ask them, objects reach no further than [`WithoutWebhooks`] says.
     #[default]
     Check,
     /// Authors of objects have what the kind's account has, on purpose.

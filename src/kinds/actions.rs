@@ -218,13 +218,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::Configuration;
+    use crate::{config::Configuration, kinds::reach::Authors};
 
     fn reach(webhooks: bool) -> Reach {
         let text = "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nkinds:\n\
                     - {apiVersion: e.com/v1, kind: W, reconciler: {builtin: x}}\n";
         let config: Configuration = crate::config::load("f.yaml", text, &["x"]).unwrap();
-        Reach::of(&config.kinds[0], &config, webhooks, "replicas")
+        Reach::of(&config.kinds[0], &config, if webhooks { Authors::Asked } else { Authors::Unserved }, "replicas")
     }
 
     fn resources() -> Resources {

@@ -6,6 +6,7 @@ pub mod expiry;
 pub mod guard;
 pub mod propagation;
 pub mod reach;
+pub mod reaching;
 pub mod schedule;
 mod schema;
 
@@ -22,7 +23,7 @@ use kube::{
 use self::{
     expiry::{Expiry, ExpiryPolicy},
     propagation::{Propagate, Propagation},
-    reach::Reach,
+    reaching::Reaching,
     schedule::{ScaleSchedule, ScaleScheduleV1Beta1, Schedule, ScheduleConversion},
 };
 use crate::{
@@ -53,11 +54,11 @@ impl Builtin {
 
 /// All built-in reconcilers, as far as objects reach where no webhooks are served.
 pub fn builtin() -> Vec<Builtin> {
-    builtin_within(|_| Reach::default())
+    builtin_within(|_| Reaching::default())
 }
 
 /// All built-in reconcilers, each with how far the objects of its kind reach; that is asked for by its name.
-pub fn builtin_within(reach: impl Fn(&'static str) -> Reach) -> Vec<Builtin> {
+pub fn builtin_within(reach: impl Fn(&'static str) -> Reaching) -> Vec<Builtin> {
     vec![
         Builtin::of("propagation", Propagate::within(reach("propagation"))),
         Builtin::of("expiry", Expiry::within(reach("expiry"))),
@@ -131,7 +132,7 @@ mod tests {
     use tokio::time::{sleep, timeout};
 
     use super::*;
-    use crate::reconcile::fake::Fake;
+    use crate::{reconcile::fake::Fake, webhooks::configuration::Coverages};
 
     #[test]
     fn committed_crds_are_those_of_the_types() {
@@ -202,6 +203,49 @@ mod tests {
         let defined: Vec<_> =
             crds(None).unwrap().into_iter().map(|crd| (crd.spec.group, crd.spec.names.kind)).collect();
         assert_eq!(kinds, defined);
+    }
+
+    /// A policy of Secrets, which is out of reach unless its author is asked about.
+    #[tokio::test(start_paused = true)]
+    async fn an_object_waits_until_it_is_known_whether_authors_are_asked_about_and_is_looked_at_when_that_changes() {
+        let text = "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nkinds:\n\
+                    - {apiVersion: leasehold.dev/v1alpha1, kind: ExpiryPolicy, reconciler: {builtin: expiry}}\n";
+        let config = crate::config::load("f.yaml", text, &["expiry"]).unwrap();
+        let coverages = Coverages::default();
+        let reaching = Reaching::of(&config.kinds[0], &config, Some(&coverages), "replicas");
+        let builtin = builtin_within(|_| reaching.clone()).into_iter().find(|it| it.name == "expiry").unwrap();
+        let fake = Fake::new(1, |asked| {
+            let metadata = json!({"name": "x", "namespace": "ns", "uid": "u", "generation": 1, "resourceVersion": "1"});
+            let spec = json!({"target": {"apiVersion": "v1", "kind": "Secret"}, "ttl": "1h"});
+            let items = json!([{"metadata": metadata, "spec": spec}]);
+            match asked.method {
+                Method::GET if asked.uri.contains("watch=true") => None,
+                Method::GET if asked.uri.contains("/expirypolicies") => {
+                    Some((200, json!({"metadata": {"resourceVersion": "1"}, "items": items})))
+                }
+                Method::GET => crate::reconcile::fake::refusal(500, "InternalError"),
+                _ => Some((200, asked.body.clone())),
+            }
+        });
+        let asked = |what: &str| fake.asked().iter().filter(|asked| asked.uri.contains(what)).count();
+        let of_kind = |judged| coverages.read([("ExpiryPolicy.leasehold.dev".to_owned(), judged)].into());
+        let test = async {
+            sleep(Duration::from_secs(10)).await;
+            assert_eq!((asked("/x/status"), asked("/api/v1")), (0, 0), "it waits: {:?}", fake.asked());
+            of_kind(Err("a gap".to_owned()));
+            sleep(Duration::from_secs(1)).await;
+            let told = fake.asked().into_iter().find(|asked| asked.uri.contains("/x/status")).expect("it is told");
+            let told = told.body["status"].to_string();
+            assert!(told.contains("OutOfReach") && told.contains("does not ask the webhooks"), "{told}");
+            assert_eq!(asked("/api/v1"), 0, "nothing is done");
+            of_kind(Ok(()));
+            sleep(Duration::from_secs(1)).await;
+            assert!(asked("/api/v1") > 0, "it is carried out: {:?}", fake.asked());
+        };
+        tokio::select! {
+            ended = builtin.reconciler.run(fake.term.clone()) => panic!("{ended:?}"),
+            () = test => {}
+        }
     }
 
     const ENOUGH: Duration = Duration::from_secs(100);

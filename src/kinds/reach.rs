@@ -1,8 +1,8 @@
 //! How far the objects of a kind may reach, whatever its account is allowed. Pure.
 //!
-//! Where webhooks are served, they ask what the author of an object may do, and this is about the replicas' own namespaces
-//! only. Where none are, the rights of authors are not checked: then objects act on the types that the configuration lists, overwrite
-//! nothing, and leave the namespaces of the system alone.
+//! Where the API server asks our webhooks, these ask what the author of an object may do, and this is about the replicas' own
+//! namespaces only. Where it does not, the rights of authors are not checked: then objects act on the types that the configuration
+//! lists, overwrite nothing, and leave the namespaces of the system alone.
 
 use std::collections::BTreeSet;
 
@@ -13,6 +13,18 @@ pub const OUT_OF_REACH: &str = "OutOfReach";
 
 /// Namespaces of the system begin with this.
 const SYSTEM: &str = "kube-";
+
+/// Whether the author of an object was asked about before the object was stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Authors {
+    /// The API server asks the webhooks about every object of the kind.
+    Asked,
+    /// Webhooks are served, and the API server may store an object without asking them.
+    Unasked,
+    /// No webhooks are served.
+    #[default]
+    Unserved,
+}
 
 /// How far the objects of one kind may reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +39,7 @@ pub struct Reach {
 struct Limits {
     types: Vec<GroupKind>,
     kind: String,
+    authors: Authors,
 }
 
 impl Default for Reach {
@@ -34,17 +47,21 @@ impl Default for Reach {
     fn default() -> Self {
         Self {
             own: BTreeSet::new(),
-            limits: Some(Limits { types: WithoutWebhooks::default().types, kind: "it".into() }),
+            limits: Some(Limits {
+                types: WithoutWebhooks::default().types,
+                kind: "it".into(),
+                authors: Authors::Unserved,
+            }),
         }
     }
 }
 
 impl Reach {
-    /// Of a kind's objects, where webhooks are served or not; `namespace` is that of the replicas.
-    pub fn of(kind: &Kind, config: &Configuration, webhooks: bool, namespace: &str) -> Self {
+    /// Of a kind's objects, whose authors are asked about or not; `namespace` is that of the replicas.
+    pub fn of(kind: &Kind, config: &Configuration, authors: Authors, namespace: &str) -> Self {
         let own = [Some(namespace.to_owned()), config.lease_namespace.clone()].into_iter().flatten().collect();
-        let limits = Limits { types: config.without_webhooks.types.clone(), kind: kind.name() };
-        let is_limited = !webhooks && kind.escalation == Escalation::Check;
+        let limits = Limits { types: config.without_webhooks.types.clone(), kind: kind.name(), authors };
+        let is_limited = authors != Authors::Asked && kind.escalation == Escalation::Check;
         Self { own, limits: is_limited.then_some(limits) }
     }
 
@@ -62,8 +79,10 @@ impl Reach {
         let known =
             if known.is_empty() { "which lists none".to_owned() } else { format!("which lists {}", known.join(", ")) };
         Err(format!(
-            "no webhooks are served here, and {named} is not in withoutWebhooks.types of the configuration, {known}: ask the \
-             platform to serve webhooks (docs/webhooks.md), or to list the type"
+            "{}, and {named} is not in withoutWebhooks.types of the configuration, {known}: ask the platform to {}, or to list \
+             the type",
+            limits.cause(),
+            limits.guard()
         ))
     }
 
@@ -79,7 +98,8 @@ impl Reach {
         }
         match &self.limits {
             Some(limits) if name.starts_with(SYSTEM) => Err(format!(
-                "no webhooks are served here, and {name} is a namespace of the system: choose another one, or ask the platform to {}",
+                "{}, and {name} is a namespace of the system: choose another one, or ask the platform to {}",
+                limits.cause(),
                 limits.remedy()
             )),
             _ => Ok(()),
@@ -92,16 +112,33 @@ impl Reach {
     /// As [`of_type`](Self::of_type).
     pub(super) fn overwriting(&self) -> Result<(), String> {
         self.limits.as_ref().map_or(Ok(()), |limits| {
-            Err(format!("no webhooks are served here: write Skip, or ask the platform to {}", limits.remedy()))
+            Err(format!("{}: write Skip, or ask the platform to {}", limits.cause(), limits.remedy()))
         })
     }
 }
 
 impl Limits {
+    /// Why authors are not asked about.
+    fn cause(&self) -> &'static str {
+        match self.authors {
+            Authors::Asked | Authors::Unserved => "no webhooks are served here",
+            Authors::Unasked => "the API server does not ask the webhooks about every object of this kind",
+        }
+    }
+
+    /// What has them asked about.
+    fn guard(&self) -> &'static str {
+        match self.authors {
+            Authors::Asked | Authors::Unserved => "serve webhooks (docs/webhooks.md)",
+            Authors::Unasked => "apply the configurations of the webhooks (docs/webhooks.md)",
+        }
+    }
+
     /// What the platform can do about it.
     fn remedy(&self) -> String {
         format!(
-            "serve webhooks (docs/webhooks.md), or to set `escalation: Trust` for {} if its authors may do all that its account may",
+            "{}, or to set `escalation: Trust` for {} if its authors may do all that its account may",
+            self.guard(),
             self.kind
         )
     }
@@ -121,7 +158,7 @@ mod tests {
 
     fn reach(text: &str, webhooks: bool) -> Reach {
         let config = config(text);
-        Reach::of(&config.kinds[0], &config, webhooks, "replicas")
+        Reach::of(&config.kinds[0], &config, if webhooks { Authors::Asked } else { Authors::Unserved }, "replicas")
     }
 
     #[test]
@@ -164,6 +201,22 @@ mod tests {
         }
         let wrong = reach("}", false).overwriting().unwrap_err();
         assert!(wrong.contains("write Skip") && wrong.contains("`escalation: Trust` for W.e.com"), "{wrong}");
+    }
+
+    #[test]
+    fn what_the_api_server_may_store_unasked_is_limited_as_without_webhooks_and_says_so() {
+        for (text, limited) in [("}", true), (", escalation: Trust}", false)] {
+            let config = config(text);
+            let reach = Reach::of(&config.kinds[0], &config, Authors::Unasked, "replicas");
+            assert_eq!(reach.of_type("", "Secret").is_err(), limited);
+            assert_eq!(reach.namespace("kube-system").is_err(), limited);
+            assert_eq!(reach.overwriting().is_err(), limited);
+            assert!(reach.namespace("replicas").is_err() && reach.of_type("", "Pod").is_ok());
+            let wrong = reach.overwriting().err().unwrap_or_default();
+            let says = "the API server does not ask the webhooks about every object of this kind: write Skip, or ask the platform \
+                        to apply the configurations of the webhooks (docs/webhooks.md), or to set `escalation: Trust`";
+            assert!(!limited || wrong.starts_with(says), "{wrong}");
+        }
     }
 
     #[test]

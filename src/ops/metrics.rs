@@ -117,6 +117,7 @@ struct Series {
     refused: Family<OfServer, Counter>,
     certificates: Family<OfReason, Counter>,
     certificate_until: Gauge,
+    guarded: Family<OfKind, Gauge>,
 }
 
 /// Webhooks: each one stands in the way of a write.
@@ -166,6 +167,7 @@ impl Series {
             refused: Family::default(),
             certificates: Family::default(),
             certificate_until: Gauge::default(),
+            guarded: Family::default(),
         };
         let r = registry;
         r.register(
@@ -268,6 +270,11 @@ impl Series {
             "Until when the certificate is good that this replica serves webhooks with; 0 without one",
             Unit::Seconds,
             series.certificate_until.clone(),
+        );
+        r.register(
+            "webhook_guarded",
+            "Whether the API server asks the webhooks about every object of the kind before it stores one (0 or 1); where none are served there is no series",
+            series.guarded.clone(),
         );
         series
     }
@@ -461,6 +468,11 @@ impl Metrics {
         self.inner.series.certificate_until.set(until);
     }
 
+    /// Whether the API server asks the webhooks about every object of a kind before it stores one.
+    pub fn set_webhook_guarded(&self, kind: &str, guarded: bool) {
+        self.inner.series.guarded.get_or_create(&of(kind)).set(guarded.into());
+    }
+
     /// All metrics in the OpenMetrics text format.
     ///
     /// # Errors
@@ -585,6 +597,7 @@ mod tests {
         metrics.lease_request("update", "conflict");
         metrics.connection_closed("endpoints", "peer");
         metrics.request_refused("webhooks", "bytes");
+        metrics.set_webhook_guarded("W", true);
         let page = metrics.encode().unwrap();
         for line in [
             "leasehold_leading{kind=\"W\"} 1",
@@ -609,6 +622,7 @@ mod tests {
             "leasehold_lease_requests_total{verb=\"update\",outcome=\"conflict\"} 1",
             "leasehold_connections_closed_total{server=\"endpoints\",limit=\"peer\"} 1",
             "leasehold_requests_refused_total{server=\"webhooks\",limit=\"bytes\"} 1",
+            "leasehold_webhook_guarded{kind=\"W\"} 1",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is missing from\n{page}");
         }

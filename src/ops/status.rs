@@ -1,6 +1,6 @@
 //! What this replica knows of each shard right now: written by the supervisor, read by `/shards`, `/livez`, `/readyz` and `/metrics`.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use dashmap::DashMap;
 use serde::Serialize;
@@ -100,6 +100,8 @@ pub struct Webhooks {
     pub certificate_until: Option<String>,
     /// What is wrong with the one that is stored.
     pub problem: Option<String>,
+    /// Kinds of which the API server may store an object unasked, and why.
+    pub unguarded: BTreeMap<String, String>,
 }
 
 /// A replica as this one sees it.

@@ -29,6 +29,7 @@ use tracing::{info, warn};
 
 use super::{
     certificate::{Good, make, provider},
+    coverage::names,
     loader::Serving,
     rotation::{self, Contents, Held, Step, TRUST, Why},
 };
@@ -289,8 +290,7 @@ pub(super) fn trust(object: &mut Value, bundle: &Value, service: &str, namespace
     }
     let mut changed = false;
     for client in clients {
-        let ours = client["service"]["name"] == service && client["service"]["namespace"] == namespace;
-        if ours && client["caBundle"] != *bundle {
+        if names(client, service, namespace) && client["caBundle"] != *bundle {
             client["caBundle"] = bundle.clone();
             changed = true;
         }

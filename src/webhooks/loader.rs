@@ -188,10 +188,9 @@ impl Loader {
                 (None, Some(told)) => Some(format!("webhooks: {told}")),
                 (None, None) => Some("webhooks: no serving certificate is loaded".to_owned()),
             };
-            replica.webhooks = Some(crate::ops::status::Webhooks {
-                certificate_until: serving.as_ref().map(|good| good.not_after.to_string()),
-                problem: told,
-            });
+            let shown = replica.webhooks.get_or_insert_default();
+            shown.certificate_until = serving.as_ref().map(|good| good.not_after.to_string());
+            shown.problem = told;
         });
     }
 

@@ -3,7 +3,8 @@
 //! A [`Webhook`] defaults, validates or converts the objects of one kind. [`Webhooks`] serves them over TLS:
 //! [`review`] decodes and encodes the reviews, [`server`] bounds what a client may cost, [`loader`] keeps the serving
 //! certificate that the others have made. [`action`] is what an object would have its kind do, and [`ask`] asks whether its
-//! author may. The certificate is made and renewed by a shard of its own, [`issuer`], whose steps
+//! author may. Whether the API server asks about every object of a kind
+//! is what [`coverage`] judges and [`configuration`] reads. The certificate is made and renewed by a shard of its own, [`issuer`], whose steps
 //! [`rotation`] decides and whose certificates [`certificate`] makes and judges.
 //!
 //! ```no_run
@@ -40,6 +41,8 @@
 pub mod action;
 pub mod ask;
 pub mod certificate;
+pub mod configuration;
+pub mod coverage;
 pub mod issuer;
 pub mod loader;
 pub mod review;
@@ -60,6 +63,8 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 
 use self::{
+    configuration::{Coverages, Reader},
+    coverage::Checked,
     issuer::Issuer,
     loader::{Loader, Serving},
     review::Reviews,
@@ -163,6 +168,8 @@ pub struct Webhooks {
     status: Status,
     metrics: Metrics,
     serving: Serving,
+    checked: Vec<Checked>,
+    coverages: Coverages,
 }
 
 impl Webhooks {
@@ -177,6 +184,8 @@ impl Webhooks {
             status: Status::default(),
             metrics: Metrics::default(),
             serving: Serving::default(),
+            checked: Vec::new(),
+            coverages: Coverages::default(),
         }
     }
 
@@ -204,6 +213,13 @@ impl Webhooks {
         self
     }
 
+    /// Keeps in `coverages` whether the API server asks about every object of these kinds; read while webhooks are
+    /// [served](Self::serve).
+    #[must_use]
+    pub fn covering(self, checked: Vec<Checked>, coverages: Coverages) -> Self {
+        Self { checked, coverages, ..self }
+    }
+
     /// Takes the port.
     ///
     /// # Errors
@@ -214,7 +230,8 @@ impl Webhooks {
     }
 
     /// Serves until `terminating` resolves and for the shutdown delay after it, so that no endpoint that still lists this
-    /// replica is refused; then lets each client finish what it has asked. Loads the certificate meanwhile.
+    /// replica is refused; then lets each client finish what it has asked. Loads the certificate meanwhile, and reads by which
+    /// configuration the API server asks.
     /// Dropping the future closes all connections.
     pub async fn serve(self, listener: TcpListener, client: Client, terminating: impl Future<Output = ()>) {
         let loader = Loader {
@@ -227,6 +244,15 @@ impl Webhooks {
             status: self.status.clone(),
             metrics: self.metrics.clone(),
         };
+        let reader = Reader {
+            settings: self.settings.clone(),
+            namespace: self.namespace.clone(),
+            client: client.clone(),
+            kinds: self.checked,
+            coverages: self.coverages,
+            status: self.status.clone(),
+            metrics: self.metrics.clone(),
+        };
         let hooks = self.hooks.into_iter().map(|(of, (_, hook))| (of, hook)).collect();
         let reviews = Arc::new(Reviews::new(hooks, client, self.limits.answer));
         let delay = self.settings.shutdown_delay;
@@ -235,6 +261,7 @@ impl Webhooks {
         tokio::select! {
             () = server => {}
             () = loader.run() => {}
+            () = reader.run() => {}
         }
     }
 

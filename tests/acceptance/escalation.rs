@@ -382,7 +382,11 @@ async fn an_administrator_may(stage: &Stage) -> Result<()> {
     let mut all = propagation("all", ("ConfigMap", "team-a", "settings"), json!({"namespaceSelector": {}}));
     all["spec"]["onConflict"] = json!("Overwrite");
     apply(&stage.cluster, &[all]).await?;
-    stage.becomes("it is everywhere", &["propagation", "all"], is("Ready", "True", "AsExpected")).await?;
+    let path = ["propagation", "all"];
+    stage.becomes("policies keep it out of the system", &path, is("Applied", "False", "Forbidden")).await?;
+    let label = "writable.leasehold.dev/leasehold-propagation=true";
+    stage.cluster.kubectl(&["label", "namespace", "kube-system", "kube-public", "kube-node-lease", label]).await?;
+    stage.becomes("it is everywhere", &path, is("Ready", "True", "AsExpected")).await?;
     let copies = stage.api("v1", "ConfigMap", Some(NAMESPACE));
     ensure(copies.get_opt("settings").await?.is_none(), || "it is in the replicas' namespace".to_owned())?;
     let system = stage.object(&["configmap", "settings", "-n", "kube-system"]).await?;
@@ -417,7 +421,7 @@ async fn costs(stage: &Stage) -> Result<()> {
     for (kind, spec) in [
         ("Tenant", json!({})),
         ("ExpiryPolicy", json!({"target": {"apiVersion": "v1", "kind": "ConfigMap"}, "ttl": "1h"})),
-        ("WebApp", json!({"image": "x", "host": "a.example.com"})),
+        ("WebApp", json!({"image": "x", "host": "shop.example.com"})),
     ] {
         let mut object = ours(kind, Some("team-a"), "cost", spec);
         if kind == "Tenant" {
@@ -456,6 +460,72 @@ async fn without_an_answer_nothing_is_stored(stage: &Stage) -> Result<()> {
     };
     eventually("what cannot be asked about is refused", PATIENCE, asks, is_told).await?;
     Ok(())
+}
+
+/// That webhooks are served lifts no limit: the API server asks because of its configuration, which may not be there.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_hold_while_the_api_server_does_not_ask() -> Result<()> {
+    let configuration = "validatingwebhookconfiguration/leasehold-webhooks";
+    let stage = Stage::set_without(&[configuration]).await?;
+    let team = team(&stage.cluster).await?;
+    for name in ["first", "second"] {
+        let source = config_map("team-a", name, json!({"whose": "team"}));
+        let victim = config_map("kube-system", name, json!({"whose": "system"}));
+        apply(&stage.cluster, &[source, victim]).await?;
+    }
+    let over = |name: &str, target: &str| {
+        let mut over = propagation(name, ("ConfigMap", "team-a", name), json!({"namespaces": [target]}));
+        over["spec"]["onConflict"] = json!("Overwrite");
+        over
+    };
+    let out_of_reach = is("SpecValid", "False", "OutOfReach");
+    is_limited(&stage, &team, &over("first", "kube-system")).await?;
+    stage.guarded("0").await?;
+
+    // An administrator's object waits as well, and is carried out when the API server asks.
+    let mut good = over("first", "team-b");
+    good["metadata"]["name"] = json!("good");
+    apply(&stage.cluster, &[good]).await?;
+    stage.becomes("it is out of reach", &["propagation", "good"], &out_of_reach).await?;
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/webhooks/objects/configurations.yaml");
+    stage.cluster.kubectl(&["apply", "-f", manifest]).await?;
+    stage.becomes("it is carried out", &["propagation", "good"], is("Ready", "True", "AsExpected")).await?;
+    stage.guarded("1").await?;
+    let says = "may not create, patch, delete configmaps in namespace kube-system";
+    refused(team.create(&over("second", "kube-system")).await, "Overwrite in kube-system", &[says])?;
+
+    stage.cluster.kubectl(&["delete", configuration]).await?;
+    stage.becomes("it is out of reach again", &["propagation", "good"], &out_of_reach).await?;
+    stage.guarded("0").await?;
+    is_limited(&stage, &team, &over("second", "kube-system")).await?;
+    for pod in stage.all("/shards").await? {
+        ensure(pod.contains("there is no ValidatingWebhookConfiguration leasehold-webhooks"), || pod)?;
+    }
+    Ok(())
+}
+
+/// An object of the team is stored, and does nothing.
+async fn is_limited(stage: &Stage, team: &User, object: &Value) -> Result<()> {
+    team.create(object).await?;
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let what = format!("{name} is out of reach");
+    let told = stage.becomes(&what, &["propagation", name], is("SpecValid", "False", "OutOfReach")).await?;
+    let says = "spec.targets.namespaces: the API server does not ask the webhooks about every object of this kind";
+    ensure(told["status"].to_string().contains(says), || format!("{told}"))?;
+    let victim = stage.object(&["configmap", name, "-n", "kube-system"]).await?;
+    ensure(victim["data"] == json!({"whose": "system"}), || format!("it was written: {victim}"))?;
+    // What was stored unasked would be carried out when the API server asks again.
+    team.delete(object).await
+}
+
+impl Stage {
+    /// What every replica shows of Propagations.
+    async fn guarded(&self, value: &str) -> Result<()> {
+        let line = format!("leasehold_webhook_guarded{{kind=\"Propagation.leasehold.dev\"}} {value}");
+        let shows = |pages: &Vec<String>| !pages.is_empty() && pages.iter().all(|page| page.contains(&line));
+        eventually(&line, PATIENCE, || self.all("/metrics"), shows).await?;
+        Ok(())
+    }
 }
 
 /// The same team where no webhooks are served: on the shipped installation, which [`crate::shipped`] has installed.

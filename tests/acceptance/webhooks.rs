@@ -49,12 +49,20 @@ pub struct Stage {
 
 impl Stage {
     pub async fn set() -> Result<Self> {
+        Self::set_without(&[]).await
+    }
+
+    /// Without these objects of the overlay, which are gone before a replica leads.
+    pub async fn set_without(objects: &[&str]) -> Result<Self> {
         let cluster = Cluster::start().await?;
         let images = [("leasehold".to_owned(), PathBuf::from(env!("CARGO_BIN_EXE_leasehold")))].into();
         let kubelet = cluster.start_kubelet(KubeletOptions { nodes: 3, images, ..KubeletOptions::default() }).await?;
         let folder = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(name).display().to_string();
         cluster.kubectl(&["apply", "-f", &folder("crds"), "-f", &folder("crds/webhooks")]).await?;
         cluster.kubectl(&["apply", "-k", &folder("overlays/webhooks")]).await?;
+        if !objects.is_empty() {
+            cluster.kubectl(&[&["delete"], objects].concat()).await?;
+        }
         let client = cluster.client()?;
         let stage = Self { cluster, _kubelet: kubelet, client };
         stage.rolled_out().await?;
@@ -122,7 +130,7 @@ impl Stage {
     }
 
     /// An endpoint of every running replica.
-    async fn all(&self, path: &str) -> Result<Vec<String>> {
+    pub async fn all(&self, path: &str) -> Result<Vec<String>> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
         let mut answers = Vec::new();
         for pod in pods.list(&ListParams::default()).await? {

@@ -29,7 +29,7 @@ use self::{
     report::{Done, refused},
 };
 use crate::{
-    kinds::reach::{OUT_OF_REACH, Reach},
+    kinds::reaching::{Reaching, out_of_reach},
     reconcile::{
         conditions::Conditions,
         controller::{Again, Controller},
@@ -47,12 +47,12 @@ pub type ExpiryReconciler = Staged<Expiry>;
 /// The stages of an ExpiryPolicy.
 #[derive(Clone, Default)]
 pub struct Expiry {
-    reach: Reach,
+    reach: Reaching,
 }
 
 impl Expiry {
     /// For policies that reach so far.
-    pub fn within(reach: Reach) -> Self {
+    pub fn within(reach: Reaching) -> Self {
         Self { reach }
     }
 }
@@ -112,17 +112,15 @@ impl Stages for Expiry {
     }
 
     fn watch(&self, controller: Controller<ExpiryPolicy>, _: Client) -> (Controller<ExpiryPolicy>, ()) {
-        (controller, ())
+        (controller.sweep_at(self.reach.changes()), ())
     }
 
     fn validate(&self, policy: &ExpiryPolicy) -> Result<Valid, Trouble> {
-        let valid = plan::validate(&policy.spec).map_err(Trouble::invalid)?;
-        let namespace = policy.namespace().unwrap_or_default();
-        valid.within(&self.reach, &namespace).map_err(|wrong| Trouble::new(OUT_OF_REACH, wrong))?;
-        Ok(valid)
+        plan::validate(&policy.spec).map_err(Trouble::invalid)
     }
 
     async fn observe(&self, pass: &Pass<Self>, valid: &Valid) -> Result<Observed, End<Done, ObserveError>> {
+        valid.within(self.reach.known()?, pass.namespace()).map_err(out_of_reach)?;
         let discovered = target::discover(&pass.client(), &valid.target).await.map_err(ObserveError::Discover)?;
         let resource = discovered.map_err(|trouble| End::reported(Outcome::Invalid(trouble), Some(UNKNOWN)))?;
         match target::list(&targets(pass, &resource), valid).await {

@@ -19,6 +19,7 @@ use super::*;
 use crate::{
     kinds::{
         compose::{ComposedAdmission, Composition},
+        reach::Authors,
         schedule::ScheduleConversion,
     },
     reconcile::fake::{Answer, Asked as Request, Fake, refusal as refused},
@@ -41,7 +42,7 @@ fn reach() -> Reach {
     let text = "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nkinds:\n\
                 - {apiVersion: e.com/v1, kind: W, reconciler: {builtin: x}}\n";
     let config = crate::config::load("f.yaml", text, &["x"]).unwrap();
-    Reach::of(&config.kinds[0], &config, true, "replicas")
+    Reach::of(&config.kinds[0], &config, Authors::Asked, "replicas")
 }
 
 /// The webhooks of the shipped kinds, as a replica has them, and the API server that they ask.

@@ -17,6 +17,8 @@ mod write;
 mod tests;
 
 use futures::FutureExt;
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::{Api, Client, ResourceExt, core::PartialObjectMeta, runtime::reflector::Store};
 
@@ -34,7 +36,8 @@ use self::{
 use crate::{
     kinds::{
         access,
-        reach::{OUT_OF_REACH, Reach},
+        reach::Reach,
+        reaching::{Reaching, out_of_reach},
     },
     reconcile::{
         conditions::Conditions,
@@ -50,19 +53,20 @@ pub type PropagationReconciler = Staged<Propagate>;
 /// The stages of a Propagation.
 #[derive(Clone, Default)]
 pub struct Propagate {
-    reach: Reach,
+    reach: Reaching,
 }
 
 impl Propagate {
     /// For Propagations that reach so far.
-    pub fn within(reach: Reach) -> Self {
+    pub fn within(reach: Reaching) -> Self {
         Self { reach }
     }
 }
 
-/// The source, what bears our marks, and all namespaces.
+/// How far copies reach, the source, what bears our marks, and all namespaces.
 #[derive(Debug)]
 pub struct Observed {
+    reach: Arc<Reach>,
     source: SourceObject,
     children: Vec<Child>,
     namespaces: Vec<NamespaceState>,
@@ -134,7 +138,8 @@ impl Stages for Propagate {
         let controller = controller
             .watch(Api::all(client.clone()), namespace_changes)
             .watch(Api::all(client.clone()), config_maps)
-            .watch(Api::all(client), secrets);
+            .watch(Api::all(client), secrets)
+            .sweep_at(self.reach.changes());
         (controller, namespaces)
     }
 
@@ -144,21 +149,21 @@ impl Stages for Propagate {
     }
 
     fn validate(&self, propagation: &Propagation) -> Result<Valid, Trouble> {
-        let valid = plan::validate(&propagation.spec).map_err(Trouble::invalid)?;
-        valid.within(&self.reach).map_err(|wrong| Trouble::new(OUT_OF_REACH, wrong))?;
-        Ok(valid)
+        plan::validate(&propagation.spec).map_err(Trouble::invalid)
     }
 
     async fn observe(&self, pass: &Pass<Self>, valid: &Valid) -> Result<Observed, End<Done, ObserveError>> {
+        let reach = Arc::clone(self.reach.known()?);
+        valid.within(&reach).map_err(out_of_reach)?;
         let (client, owner) = (pass.client(), Owner::of(pass.object(), pass.term()));
         let namespaces = watches::states(pass.watched());
         let source = observe::source(&client, &valid.source).await.map_err(ObserveError::ReadSource)?;
         let children = observe::children(&client, &owner, valid.source.kind).await;
-        Ok(Observed { source, children: children.map_err(ObserveError::ListCopies)?, namespaces })
+        Ok(Observed { reach, source, children: children.map_err(ObserveError::ListCopies)?, namespaces })
     }
 
-    fn plan(&self, valid: &Valid, Observed { source, children, namespaces }: Observed) -> Decided {
-        let targets = plan::targets(valid, &self.reach, namespaces);
+    fn plan(&self, valid: &Valid, Observed { reach, source, children, namespaces }: Observed) -> Decided {
+        let targets = plan::targets(valid, &reach, namespaces);
         let (source, wanted) = source.resolve(valid);
         let plan = plan::plan(valid, &wanted, &targets, &children);
         Decided { source, targets, wanted, plan }

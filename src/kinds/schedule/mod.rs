@@ -32,7 +32,7 @@ use self::{
 use crate::{
     kinds::{
         access,
-        reach::{OUT_OF_REACH, Reach},
+        reaching::{Reaching, out_of_reach},
     },
     reconcile::{
         apply::field_manager,
@@ -59,12 +59,12 @@ pub type ScheduleReconciler = Staged<Schedule>;
 /// The stages of a ScaleSchedule.
 #[derive(Clone, Default)]
 pub struct Schedule {
-    reach: Reach,
+    reach: Reaching,
 }
 
 impl Schedule {
     /// For schedules that reach so far.
-    pub fn within(reach: Reach) -> Self {
+    pub fn within(reach: Reaching) -> Self {
         Self { reach }
     }
 }
@@ -119,17 +119,16 @@ impl Stages for Schedule {
     }
 
     fn watch(&self, controller: Controller<ScaleSchedule>, _: Client) -> (Controller<ScaleSchedule>, ()) {
-        (controller, ())
+        (controller.sweep_at(self.reach.changes()), ())
     }
 
     fn validate(&self, schedule: &ScaleSchedule) -> Result<Valid, Trouble> {
-        let valid = plan::validate(&schedule.spec).map_err(Trouble::invalid)?;
-        let out_of_reach = |why| Trouble::new(OUT_OF_REACH, format!("metadata.namespace: {why}"));
-        self.reach.namespace(&schedule.namespace().unwrap_or_default()).map_err(out_of_reach)?;
-        Ok(valid)
+        plan::validate(&schedule.spec).map_err(Trouble::invalid)
     }
 
     async fn observe(&self, pass: &Pass<Self>, valid: &Valid) -> Result<Observed, End<Done, ObserveError>> {
+        let reaches = self.reach.known()?.namespace(pass.namespace());
+        reaches.map_err(|why| out_of_reach(format!("metadata.namespace: {why}")))?;
         let now = pass.now();
         let (windows, saved) = (plan::windows(now, valid), saved(pass.object()));
         if windows.active.is_none() && saved.is_none() {

@@ -143,6 +143,7 @@ fn weekday(day: Day) -> Weekday {
 }
 
 /// What is known of the clock and of the target.
+#[expect(clippy::large_enum_variant, reason = "there is one in a pass, which is taken apart at once")]
 #[derive(Debug)]
 pub enum Observed {
     /// No window is active, and nothing is to be restored: the target is not looked at.

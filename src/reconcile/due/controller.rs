@@ -135,6 +135,14 @@ where
         self
     }
 
+    /// Makes every object due for each item of the stream, in its turn.
+    pub fn sweep_at(mut self, times: impl Stream<Item = ()> + Send + 'static) -> Self {
+        let seen = self.seen.clone();
+        let news = times.map(move |()| News { due: (Lane::Sweep, seen.names()), listed: false });
+        self.sources.push(news.boxed());
+        self
+    }
+
     /// Fills the cache and says when it is filled; from the beginning of the term on, calls the function that `begin` makes of it
     /// for each object that is due, never twice at a time for the same one, until the term drains and what runs is done.
     ///

@@ -128,6 +128,6 @@ pub(crate) use self::pass::Common;
 pub use self::{
     outcome::{End, Outcome, Trouble, status},
     pass::{Error, Pass},
-    reconciler::{Staged, Stages},
+    reconciler::{Applied, Staged, Stages},
     target::discover,
 };

@@ -20,6 +20,9 @@ use crate::{
     replica::term::{Access, BoxError, Reconciler, Standby, Term},
 };
 
+/// What a kind has done and when it looks again, or the end of the pass.
+pub type Applied<S> = Result<(<S as Stages>::Done, Again), End<<S as Stages>::Done, <S as Stages>::ApplyError>>;
+
 /// A kind whose passes go through stages; see [the table](super). Each stage that is pure can be tested without a cluster.
 pub trait Stages: Send + Sync + Sized + 'static {
     /// The objects of the kind.
@@ -87,7 +90,7 @@ pub trait Stages: Send + Sync + Sized + 'static {
         pass: &Pass<Self>,
         valid: &Self::Valid,
         plan: Self::Plan,
-    ) -> impl Future<Output = Result<(Self::Done, Again), End<Self::Done, Self::ApplyError>>> + Send;
+    ) -> impl Future<Output = Applied<Self>> + Send;
 
     /// Says in the status and its conditions what was done. Pure. `SpecValid` is set already and may be set anew; `Ready` follows.
     fn report(object: &Self::Object, done: &Self::Done, status: &mut Self::Status, conditions: &mut Conditions<'_>);
