@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The label that the API server itself puts on each namespace, and that cannot be changed: its name.
-const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+pub const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// What the objects of a kind have it do.
 #[derive(Clone, Debug)]

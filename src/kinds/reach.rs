@@ -12,7 +12,7 @@ use crate::config::{Configuration, Escalation, GroupKind, Kind, WithoutWebhooks}
 pub const OUT_OF_REACH: &str = "OutOfReach";
 
 /// Namespaces of the system begin with this.
-const SYSTEM: &str = "kube-";
+pub const SYSTEM: &str = "kube-";
 
 /// Whether the author of an object was asked about before the object was stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -17,8 +17,8 @@ const WHAT_IS_DONE_CHANGES: &str = "request.operation == 'CREATE' || object.spec
                                     || object.metadata.?labels != oldObject.metadata.?labels \
                                     || object.metadata.?annotations != oldObject.metadata.?annotations";
 
-/// All fields of a webhook and of its rules that are understood.
-const FIELDS: [&str; 11] = [
+/// All fields of a webhook of a ValidatingWebhookConfiguration that are understood.
+pub const FIELDS: [&str; 11] = [
     "name",
     "clientConfig",
     "rules",
@@ -31,6 +31,7 @@ const FIELDS: [&str; 11] = [
     "timeoutSeconds",
     "admissionReviewVersions",
 ];
+/// Those of its rules.
 const RULE_FIELDS: [&str; 5] = ["apiGroups", "apiVersions", "resources", "operations", "scope"];
 
 /// A kind whose authors are to be asked about.
