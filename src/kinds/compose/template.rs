@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value as Json};
 
-use super::cel::{Evaluation, Expression, Name, Unknown};
+use super::cel::{Evaluation, Expression, Name, Unknown, end_of};
 use crate::config::tree::{Gathered, Node, Value};
 
 /// A template.
@@ -213,29 +213,6 @@ fn without_nulls(value: Json) -> Option<Json> {
         }
         other => Some(other),
     }
-}
-
-/// Where the `}` is that ends the expression at the beginning of `text`: texts in it, and braces, may hold others.
-fn end_of(text: &str) -> Option<usize> {
-    let mut open = 0_usize;
-    let mut quote: Option<char> = None;
-    let mut escaped = false;
-    for (at, character) in text.char_indices() {
-        match quote {
-            Some(_) if escaped => escaped = false,
-            Some(_) if character == '\\' => escaped = true,
-            Some(end) if character == end => quote = None,
-            Some(_) => {}
-            None => match character {
-                '\'' | '"' => quote = Some(character),
-                '{' => open += 1,
-                '}' if open == 0 => return Some(at),
-                '}' => open -= 1,
-                _ => {}
-            },
-        }
-    }
-    None
 }
 
 #[cfg(test)]

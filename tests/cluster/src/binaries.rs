@@ -20,6 +20,8 @@ const OLD_CLIENT_GO: [&str; 3] = [
     include_str!("../clientgo-configmaps/go.mod"),
     include_str!("../clientgo-configmaps/go.sum"),
 ];
+const CEL_GO: [&str; 3] =
+    [include_str!("../celgo/main.go"), include_str!("../celgo/go.mod"), include_str!("../celgo/go.sum")];
 const PROGRESS: Duration = Duration::from_secs(30);
 
 /// The programs a control plane is made of.
@@ -130,6 +132,24 @@ impl Binaries {
             directory: directory.to_owned(),
         })
     }
+}
+
+/// cel-go with Kubernetes' library (`celgo/main.go`), to compare expressions with. Blocks; built on first use, then cached.
+///
+/// # Errors
+/// When it is not in `LEASEHOLD_CLUSTER_BIN` and cannot be built.
+pub(crate) fn cel_go() -> Result<PathBuf> {
+    if let Some(beside) = directory_from("LEASEHOLD_CLUSTER_BIN").map(|directory| directory.join("celgo"))
+        && beside.is_file()
+    {
+        return Ok(beside);
+    }
+    let directory = cache()?.join(format!("celgo-{:016x}", fnv(&CEL_GO)));
+    once(&directory, |into| {
+        say("building cel-go with the library of Kubernetes");
+        go_build_in(&Path::new(MODULE).join("celgo"), &["-trimpath"], into, ".")
+    })?;
+    Ok(directory.join("celgo"))
 }
 
 /// Makes `directory` by running `make` in a temporary one beside it, unless it exists. Concurrent callers wait for the first.

@@ -19,6 +19,7 @@
 
 mod audit;
 mod binaries;
+mod cel_go;
 mod certificates;
 mod children;
 mod cluster;
@@ -30,6 +31,7 @@ mod services;
 
 pub use audit::AuditEvent;
 pub use binaries::Binaries;
+pub use cel_go::CelGo;
 pub use cluster::{Cluster, ClusterOptions};
 pub use eventually::eventually;
 pub use kubelet::{Kubelet, KubeletOptions};

@@ -1,15 +1,11 @@
-//! The tree of an expression, from what the library's parser makes of its text: names resolved, macros named. Pure.
+//! The tree of an expression, from what was read of its text: names and functions resolved, macros named. Pure.
 
 use std::{collections::BTreeSet, sync::Arc};
-
-use kube_cel::cel::common::ast::{
-    CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, SelectExpr, operators,
-};
 
 use super::{
     Name,
     functions::{self, Native},
-    library,
+    parse::{Ast, Operator},
     value::{Key, Value},
 };
 
@@ -25,26 +21,29 @@ pub(super) enum Node {
     Index(Box<Step>),
     /// `has()`.
     Has(Box<Self>, Key),
-    List(Vec<Self>),
-    Map(Vec<(Self, Self)>),
+    /// Items, and whether an item is an optional value that is left out if there is none.
+    List(Vec<(bool, Self)>),
+    Map(Vec<(bool, Self, Self)>),
     Conditional(Box<[Self; 3]>),
-    And(Box<[Self; 2]>),
-    Or(Box<[Self; 2]>),
+    And(Vec<Self>),
+    Or(Vec<Self>),
     Not(Box<Self>),
     Negate(Box<Self>),
     Binary(Operator, Box<[Self; 2]>),
     Call(Call),
     Macro(Box<Macro>),
-    /// `transformMapEntry()`: a mapping made of a list or a mapping, of which each entry is known by its key and its value.
-    Entries(Box<Entries>),
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Entries {
-    pub(super) over: Node,
-    pub(super) filter: Option<Node>,
-    /// A mapping of what becomes of an entry.
-    pub(super) body: Node,
+    /// `cel.bind()`: a value that the other may name.
+    Bind(Box<[Self; 2]>),
+    /// `optMap()`, and `optFlatMap()` if what is made is optional by itself.
+    Optional {
+        parts: Box<[Self; 2]>,
+        is_flat: bool,
+    },
+    /// `or()`, and `orValue()` if it ends in a value.
+    Else {
+        parts: Box<[Self; 2]>,
+        is_value: bool,
+    },
 }
 
 /// A step into a value.
@@ -52,33 +51,16 @@ pub(super) struct Entries {
 pub(super) struct Step {
     pub(super) of: Node,
     pub(super) key: Node,
+    /// Whether it makes an optional value, as `.?` and `[?…]` do.
+    pub(super) is_optional: bool,
     /// Whose field it is in the end, as far as the text tells.
     pub(super) root: Option<Name>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Operator {
-    Add,
-    Subtract,
-    Multiply,
-    Divide,
-    Remainder,
-    Equal,
-    NotEqual,
-    Less,
-    LessOrEqual,
-    Greater,
-    GreaterOrEqual,
-    In,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Call {
     pub(super) function: Arc<str>,
-    /// How we do it ourselves, where the library takes too long, or answers by chance.
-    pub(super) native: Option<Native>,
-    /// Whether the first argument stood before the dot.
-    pub(super) is_method: bool,
+    pub(super) native: Native,
     pub(super) arguments: Vec<Node>,
 }
 
@@ -86,6 +68,8 @@ pub(super) struct Call {
 pub(super) struct Macro {
     pub(super) does: Does,
     pub(super) over: Node,
+    /// Whether an item has two variables: its number or key, and itself.
+    pub(super) is_pair: bool,
     /// Whether an item is taken at all.
     pub(super) filter: Option<Node>,
     /// What is asked of an item, or made of it.
@@ -97,10 +81,17 @@ pub(super) enum Does {
     All,
     Exists,
     ExistsOne,
+    /// A list of what is made of each.
+    List,
+    /// A mapping of the same keys.
     Map,
+    /// A mapping of the entries that are made of each.
+    Entries,
+    /// The list in the order of what is made of each.
+    SortBy,
 }
 
-/// Makes a tree of what was parsed, and notes what it refers to. The error says what is wrong with it.
+/// Makes a tree of what was read, and notes what it refers to. The error says what is wrong with it.
 #[derive(Default)]
 pub(super) struct Growing {
     pub(super) refers: BTreeSet<Name>,
@@ -110,57 +101,80 @@ pub(super) struct Growing {
 }
 
 /// The deepest tree: it is gone through by recursion.
-const DEEPEST: usize = 256;
-const NOT_SUPPORTED: &str = "not supported";
+const DEEPEST: usize = 200;
+
+/// Types by the names that expressions have for them.
+const TYPES: [&str; 18] = [
+    "bool",
+    "int",
+    "uint",
+    "double",
+    "string",
+    "bytes",
+    "list",
+    "map",
+    "null_type",
+    "type",
+    "optional_type",
+    "google.protobuf.Timestamp",
+    "google.protobuf.Duration",
+    "net.IP",
+    "net.CIDR",
+    "kubernetes.Quantity",
+    "kubernetes.URL",
+    "kubernetes.Semver",
+];
 
 impl Growing {
-    pub(super) fn node(&mut self, parsed: &IdedExpr) -> Result<Node, String> {
+    pub(super) fn node(&mut self, ast: &Ast) -> Result<Node, String> {
         if self.depth == DEEPEST {
             return Err(format!("an expression of more than {DEEPEST} operators, fields and calls in one another"));
         }
         self.depth += 1;
-        let node = self.grown(parsed);
+        let node = self.grown(ast);
         self.depth -= 1;
         node
     }
 
-    fn grown(&mut self, parsed: &IdedExpr) -> Result<Node, String> {
-        Ok(match &parsed.expr {
-            Expr::Literal(literal) => Node::Literal(match literal {
-                LiteralValue::Boolean(value) => Value::Bool(*value.inner()),
-                LiteralValue::Int(value) => Value::Int(*value.inner()),
-                LiteralValue::UInt(value) => Value::Uint(*value.inner()),
-                LiteralValue::Double(value) => Value::Double(*value.inner()),
-                LiteralValue::String(value) => Value::text(value.inner()),
-                LiteralValue::Bytes(value) => Value::Bytes(value.inner().into()),
-                LiteralValue::Null => Value::Null,
-            }),
-            Expr::Unspecified | Expr::Struct(_) => {
-                return Err("messages such as `Name{field: …}` are not supported".to_owned());
+    fn boxed<const COUNT: usize>(&mut self, parts: &[Ast; COUNT]) -> Result<Box<[Node; COUNT]>, String> {
+        let nodes = self.nodes(parts)?;
+        nodes.try_into().map(Box::new).map_err(|_| "not supported".to_owned())
+    }
+
+    fn grown(&mut self, ast: &Ast) -> Result<Node, String> {
+        Ok(match ast {
+            Ast::Literal(value) => Node::Literal(value.clone()),
+            Ast::Ident(name) => self.ident(name)?,
+            Ast::Select { of, field, is_optional } => self.select(ast, of, field, *is_optional)?,
+            Ast::Index { of, key, is_optional } => {
+                let (of, key) = (self.node(of)?, self.node(key)?);
+                self.step(of, key, *is_optional)
             }
-            Expr::Ident(name) => self.ident(name)?,
-            Expr::Select(select) => self.select(select)?,
-            Expr::List(list) if list.optional_indices.is_empty() => Node::List(self.nodes(&list.elements)?),
-            Expr::List(_) => return Err(NOT_SUPPORTED.to_owned()),
-            Expr::Map(map) => {
-                let mut entries = Vec::new();
-                for entry in &map.entries {
-                    match &entry.expr {
-                        EntryExpr::MapEntry(entry) if !entry.optional => {
-                            entries.push((self.node(&entry.key)?, self.node(&entry.value)?));
-                        }
-                        _ => return Err(NOT_SUPPORTED.to_owned()),
-                    }
+            Ast::List(items) => {
+                let items = items.iter().map(|(is_optional, item)| Ok((*is_optional, self.node(item)?)));
+                Node::List(items.collect::<Result<_, String>>()?)
+            }
+            Ast::Map(entries) => {
+                let mut nodes = Vec::with_capacity(entries.len());
+                for (is_optional, key, value) in entries {
+                    nodes.push((*is_optional, self.node(key)?, self.node(value)?));
                 }
-                Node::Map(entries)
+                Node::Map(nodes)
             }
-            Expr::Call(call) => self.call(call)?,
-            Expr::Comprehension(comprehension) => self.comprehension(comprehension)?,
+            Ast::Conditional(parts) => Node::Conditional(self.boxed(parts)?),
+            Ast::And(parts) => Node::And(self.nodes(parts)?),
+            Ast::Or(parts) => Node::Or(self.nodes(parts)?),
+            Ast::Not(of) => Node::Not(Box::new(self.node(of)?)),
+            Ast::Negate(of) => Node::Negate(Box::new(self.node(of)?)),
+            Ast::Binary(operator, sides) => Node::Binary(*operator, self.boxed(sides)?),
+            Ast::Call { target: None, name, arguments } if name == "has" => self.has(arguments)?,
+            Ast::Call { target: None, name, arguments } => self.called(name, None, arguments)?,
+            Ast::Call { target: Some(target), name, arguments } => self.method(target, name, arguments)?,
         })
     }
 
-    fn nodes(&mut self, parsed: &[IdedExpr]) -> Result<Vec<Node>, String> {
-        parsed.iter().map(|one| self.node(one)).collect()
+    fn nodes(&mut self, parts: &[Ast]) -> Result<Vec<Node>, String> {
+        parts.iter().map(|one| self.node(one)).collect()
     }
 
     fn is_bound(&self, name: &str) -> bool {
@@ -170,6 +184,9 @@ impl Growing {
     fn ident(&mut self, name: &str) -> Result<Node, String> {
         if let Some(number) = self.bound.iter().rposition(|(bound, _)| bound == name) {
             return Ok(Node::Local(number));
+        }
+        if let Some(known) = TYPES.iter().find(|known| **known == name) {
+            return Ok(Node::Literal(Value::Type(known)));
         }
         match Name::plain(name) {
             Some(known) => {
@@ -186,31 +203,45 @@ impl Growing {
         }
     }
 
-    fn select(&mut self, select: &SelectExpr) -> Result<Node, String> {
-        if let Expr::Ident(of) = &select.operand.expr
-            && (of == "children" || of == "related")
-            && !self.is_bound(of)
-        {
-            if select.test {
-                let field = &select.field;
-                return Err(format!("has({of}.{field}) is always true: ask for a field of it"));
+    /// The names that a namespace is written with, if none of them is a variable.
+    fn dotted(&self, ast: &Ast) -> Option<String> {
+        match ast {
+            Ast::Ident(name) if !self.is_bound(name) && Name::plain(name).is_none() => Some(name.clone()),
+            Ast::Select { of, field, is_optional: false } => Some(format!("{}.{field}", self.dotted(of)?)),
+            _ => None,
+        }
+    }
+
+    fn select(&mut self, ast: &Ast, of: &Ast, field: &str, is_optional: bool) -> Result<Node, String> {
+        if let Some(space) = self.space(of) {
+            if is_optional {
+                return Err(format!("{space}.{field} is no optional value: write {space}.{field}.?field"));
             }
-            let id = select.field.clone();
-            let name = if of == "children" { Name::Child(id) } else { Name::Related(id) };
+            let name =
+                if space == "children" { Name::Child(field.to_owned()) } else { Name::Related(field.to_owned()) };
             self.refers.insert(name.clone());
             return Ok(Node::Known(name));
         }
-        let of = self.node(&select.operand)?;
-        let field: Arc<str> = select.field.as_str().into();
-        Ok(match select.test {
-            true => Node::Has(Box::new(of), Key::String(field)),
-            false => self.step(of, Node::Literal(Value::String(field))),
-        })
+        if let Some(dotted) = self.dotted(ast)
+            && let Some(known) = TYPES.iter().find(|known| **known == dotted)
+        {
+            return Ok(Node::Literal(Value::Type(known)));
+        }
+        let of = self.node(of)?;
+        Ok(self.step(of, Node::Literal(Value::text(field)), is_optional))
     }
 
-    fn step(&self, of: Node, key: Node) -> Node {
+    /// Whether it stands for all children, or all that is related.
+    fn space(&self, ast: &Ast) -> Option<&'static str> {
+        match ast {
+            Ast::Ident(name) if !self.is_bound(name) => ["children", "related"].into_iter().find(|space| space == name),
+            _ => None,
+        }
+    }
+
+    fn step(&self, of: Node, key: Node, is_optional: bool) -> Node {
         let root = self.root(&of);
-        Node::Index(Box::new(Step { of, key, root }))
+        Node::Index(Box::new(Step { of, key, is_optional, root }))
     }
 
     /// What a value was taken from, as far as the text tells.
@@ -223,139 +254,150 @@ impl Growing {
         }
     }
 
-    fn call(&mut self, call: &CallExpr) -> Result<Node, String> {
-        let name = call.func_name.as_str();
-        if !name.starts_with(|first: char| first.is_ascii_alphabetic()) {
-            let arguments = self.nodes(&call.args)?;
-            return self.operator(name, arguments);
+    fn has(&mut self, arguments: &[Ast]) -> Result<Node, String> {
+        let [Ast::Select { of, field, is_optional: false }] = arguments else {
+            return Err("has() asks for a field: write has(object.field)".to_owned());
+        };
+        if let Some(space) = self.space(of) {
+            return Err(format!("has({space}.{field}) is always true: ask for a field of it"));
         }
-        if let ("transformMapEntry", Some(target)) = (name, &call.target) {
-            return self.entries(target, &call.args);
-        }
+        let of = self.node(of)?;
+        Ok(Node::Has(Box::new(of), Key::String(field.as_str().into())))
+    }
+
+    fn method(&mut self, target: &Ast, name: &str, arguments: &[Ast]) -> Result<Node, String> {
         // `math.ceil(x)` is no method of a variable `math`.
-        if let Some(IdedExpr { expr: Expr::Ident(space), .. }) = call.target.as_deref()
-            && !self.is_bound(space)
-            && Name::plain(space).is_none()
-        {
+        if let Some(space) = self.dotted(target) {
             let qualified = format!("{space}.{name}");
-            if functions::native(&qualified).is_some() || library::is_function(&qualified) {
-                return self.called(&qualified, None, &call.args);
+            if qualified == "cel.bind" {
+                return self.bind(arguments);
+            }
+            if functions::is_function(&qualified) {
+                if ["math.greatest", "math.least"].contains(&&*qualified) {
+                    numbers(&qualified, arguments)?;
+                }
+                return self.called(&qualified, None, arguments);
             }
         }
-        if functions::native(name).is_none() && !library::is_function(name) {
-            return Err(format!("unknown function `{name}`"));
+        let pair = arguments.len() >= 3 && matches!(arguments[1], Ast::Ident(_));
+        let does = match (name, arguments.len()) {
+            ("all", 2 | 3) => Some(Does::All),
+            ("exists", 2 | 3) => Some(Does::Exists),
+            ("exists_one", 2 | 3) | ("existsOne", 3) => Some(Does::ExistsOne),
+            ("existsOne", 2) => return Err("with one variable it is written exists_one".to_owned()),
+            ("map", 2 | 3) => return self.looped(Does::List, target, name, arguments, false),
+            ("filter", 2) => return self.filter(target, arguments),
+            ("sortBy", 2) => return self.looped(Does::SortBy, target, name, arguments, false),
+            ("transformList", 3 | 4) if pair => Some(Does::List),
+            ("transformMap", 3 | 4) if pair => Some(Does::Map),
+            ("transformMapEntry", 3 | 4) if pair => Some(Does::Entries),
+            ("transformList" | "transformMap" | "transformMapEntry", _) => {
+                let made = if name == "transformMapEntry" { "{…}" } else { "…" };
+                return Err(format!("write {name}(key, value, {made}), or with a condition before what is made"));
+            }
+            ("optMap" | "optFlatMap", 2) => {
+                let of = self.node(target)?;
+                let root = self.root(&of);
+                let body = self.within(&[(variable(&arguments[0], name)?, root)], &arguments[1..])?;
+                let [body] = <[Node; 1]>::try_from(body).map_err(|_| "not supported")?;
+                return Ok(Node::Optional { parts: Box::new([of, body]), is_flat: name == "optFlatMap" });
+            }
+            ("or" | "orValue", 1) => {
+                let parts = Box::new([self.node(target)?, self.node(&arguments[0])?]);
+                return Ok(Node::Else { parts, is_value: name == "orValue" });
+            }
+            _ => None,
+        };
+        match does {
+            Some(does) => {
+                let is_pair = !matches!(does, Does::All | Does::Exists | Does::ExistsOne) || arguments.len() == 3;
+                self.looped(does, target, name, arguments, is_pair)
+            }
+            None => self.called(name, Some(target), arguments),
         }
-        self.called(name, call.target.as_deref(), &call.args)
     }
 
-    /// The parser does not know this macro, and leaves it a call.
-    fn entries(&mut self, over: &IdedExpr, arguments: &[IdedExpr]) -> Result<Node, String> {
-        let ([IdedExpr { expr: Expr::Ident(key), .. }, IdedExpr { expr: Expr::Ident(value), .. }, rest @ ..], 1 | 2) =
-            (arguments, arguments.len().saturating_sub(2))
-        else {
-            return Err("write transformMapEntry(key, value, {…}), or with a condition before the mapping".to_owned());
-        };
+    /// What stands within a macro: it sees these variables as well.
+    fn within(&mut self, variables: &[(String, Option<Name>)], parts: &[Ast]) -> Result<Vec<Node>, String> {
+        let before = self.bound.len();
+        self.bound.extend_from_slice(variables);
+        let nodes = self.nodes(parts);
+        self.bound.truncate(before);
+        nodes
+    }
+
+    fn looped(&mut self, does: Does, over: &Ast, name: &str, arguments: &[Ast], is_pair: bool) -> Result<Node, String> {
         let over = self.node(over)?;
         let root = self.root(&over);
-        self.bound.extend([(key.clone(), root.clone()), (value.clone(), root)]);
-        let rest = self.nodes(rest);
-        self.bound.truncate(self.bound.len() - 2);
-        let mut rest = rest?;
-        let Some(body) = rest.pop() else { return Err(NOT_SUPPORTED.to_owned()) };
-        Ok(Node::Entries(Box::new(Entries { over, filter: rest.pop(), body })))
+        let (names, rest) = arguments.split_at(1 + usize::from(is_pair));
+        let mut variables = Vec::new();
+        for one in names {
+            variables.push((variable(one, name)?, root.clone()));
+        }
+        if let [(first, _), (second, _)] = &*variables
+            && first == second
+        {
+            return Err(format!("{name}() has the variable `{first}` twice"));
+        }
+        let mut rest = self.within(&variables, rest)?;
+        let body = rest.pop().ok_or("not supported")?;
+        Ok(Node::Macro(Box::new(Macro { does, over, is_pair, filter: rest.pop(), body })))
     }
 
-    fn called(&mut self, name: &str, target: Option<&IdedExpr>, arguments: &[IdedExpr]) -> Result<Node, String> {
+    fn filter(&mut self, over: &Ast, arguments: &[Ast]) -> Result<Node, String> {
+        let over = self.node(over)?;
+        let root = self.root(&over);
+        let filter = self.within(&[(variable(&arguments[0], "filter")?, root)], &arguments[1..])?.pop();
+        let body = Node::Local(self.bound.len());
+        Ok(Node::Macro(Box::new(Macro { does: Does::List, over, is_pair: false, filter, body })))
+    }
+
+    fn bind(&mut self, arguments: &[Ast]) -> Result<Node, String> {
+        let [name, value, body] = arguments else { return Err("write cel.bind(name, value, expression)".to_owned()) };
+        let value = self.node(value)?;
+        let root = self.root(&value);
+        let body = self.within(&[(variable(name, "cel.bind")?, root)], std::slice::from_ref(body))?;
+        let [body] = <[Node; 1]>::try_from(body).map_err(|_| "not supported")?;
+        Ok(Node::Bind(Box::new([value, body])))
+    }
+
+    fn called(&mut self, name: &str, target: Option<&Ast>, arguments: &[Ast]) -> Result<Node, String> {
+        let native = functions::find(name, target.is_some(), arguments.len())?;
         let mut all = Vec::new();
         for one in target.into_iter().chain(arguments) {
             all.push(self.node(one)?);
         }
-        let (function, native) = (name.into(), functions::native(name));
-        Ok(Node::Call(Call { function, native, is_method: target.is_some(), arguments: all }))
-    }
-
-    fn operator(&self, name: &str, arguments: Vec<Node>) -> Result<Node, String> {
-        let operator = match name {
-            operators::ADD => Operator::Add,
-            operators::SUBSTRACT => Operator::Subtract,
-            operators::MULTIPLY => Operator::Multiply,
-            operators::DIVIDE => Operator::Divide,
-            operators::MODULO => Operator::Remainder,
-            operators::EQUALS => Operator::Equal,
-            operators::NOT_EQUALS => Operator::NotEqual,
-            operators::LESS => Operator::Less,
-            operators::LESS_EQUALS => Operator::LessOrEqual,
-            operators::GREATER => Operator::Greater,
-            operators::GREATER_EQUALS => Operator::GreaterOrEqual,
-            operators::IN => Operator::In,
-            _ => return self.other_operator(name, arguments),
-        };
-        let both = <[Node; 2]>::try_from(arguments).map_err(|_| NOT_SUPPORTED)?;
-        Ok(Node::Binary(operator, Box::new(both)))
-    }
-
-    fn other_operator(&self, name: &str, arguments: Vec<Node>) -> Result<Node, String> {
-        let wrong = |_| NOT_SUPPORTED.to_owned();
-        Ok(match name {
-            operators::CONDITIONAL => Node::Conditional(Box::new(arguments.try_into().map_err(wrong)?)),
-            operators::LOGICAL_AND => Node::And(Box::new(arguments.try_into().map_err(wrong)?)),
-            operators::LOGICAL_OR => Node::Or(Box::new(arguments.try_into().map_err(wrong)?)),
-            operators::LOGICAL_NOT => {
-                let [of] = arguments.try_into().map_err(wrong)?;
-                Node::Not(Box::new(of))
-            }
-            operators::NEGATE => {
-                let [of] = arguments.try_into().map_err(wrong)?;
-                Node::Negate(Box::new(of))
-            }
-            operators::INDEX => {
-                let [of, key] = arguments.try_into().map_err(wrong)?;
-                self.step(of, key)
-            }
-            _ => return Err(NOT_SUPPORTED.to_owned()),
-        })
-    }
-
-    /// The parser has written the macros out as loops. What each was shows in how its loop begins and goes on.
-    fn comprehension(&mut self, it: &ComprehensionExpr) -> Result<Node, String> {
-        if it.iter_var2.is_some() {
-            return Err(NOT_SUPPORTED.to_owned());
+        if ["matches", "find", "findAll"].contains(&name)
+            && let Some(Node::Literal(Value::String(pattern))) = all.get(1)
+        {
+            functions::patterns::check(pattern).map_err(|why| format!("{name}: {why}"))?;
         }
-        let over = self.node(&it.iter_range)?;
-        let root = self.root(&over);
-        self.bound.push((it.iter_var.clone(), root));
-        let parts = self.parts(it);
-        self.bound.pop();
-        let (does, filter, body) = parts?;
-        Ok(Node::Macro(Box::new(Macro { does, over, filter, body })))
+        Ok(Node::Call(Call { function: name.into(), native, arguments: all }))
     }
+}
 
-    fn parts(&mut self, it: &ComprehensionExpr) -> Result<(Does, Option<Node>, Node), String> {
-        let Expr::Call(step) = &it.loop_step.expr else { return Err(NOT_SUPPORTED.to_owned()) };
-        match (&it.accu_init.expr, step.func_name.as_str(), &step.args[..]) {
-            (Expr::Literal(LiteralValue::Boolean(_)), operators::LOGICAL_AND, [_, body]) => {
-                Ok((Does::All, None, self.node(body)?))
-            }
-            (Expr::Literal(LiteralValue::Boolean(_)), operators::LOGICAL_OR, [_, body]) => {
-                Ok((Does::Exists, None, self.node(body)?))
-            }
-            (Expr::Literal(LiteralValue::Int(_)), operators::CONDITIONAL, [body, _, _]) => {
-                Ok((Does::ExistsOne, None, self.node(body)?))
-            }
-            (Expr::List(_), operators::CONDITIONAL, [filter, IdedExpr { expr: Expr::Call(step), .. }, _]) => {
-                let filter = self.node(filter)?;
-                Ok((Does::Map, Some(filter), self.appended(step)?))
-            }
-            (Expr::List(_), operators::ADD, _) => Ok((Does::Map, None, self.appended(step)?)),
-            _ => Err(NOT_SUPPORTED.to_owned()),
-        }
+fn variable(ast: &Ast, of: &str) -> Result<String, String> {
+    match ast {
+        Ast::Ident(name) => Ok(name.clone()),
+        _ => Err(format!("{of}() begins with the name of a variable")),
     }
+}
 
-    /// What is appended to the list that a macro makes.
-    fn appended(&mut self, step: &CallExpr) -> Result<Node, String> {
-        match &step.args[..] {
-            [_, IdedExpr { expr: Expr::List(list), .. }] if list.elements.len() == 1 => self.node(&list.elements[0]),
-            _ => Err(NOT_SUPPORTED.to_owned()),
-        }
+/// `math.greatest` takes numbers, or one list that is written out.
+fn numbers(name: &str, arguments: &[Ast]) -> Result<(), String> {
+    let may_be = |ast: &Ast| match ast {
+        Ast::Literal(value) => matches!(value, Value::Int(_) | Value::Uint(_) | Value::Double(_)),
+        Ast::List(_) | Ast::Map(_) => false,
+        _ => true,
+    };
+    let is_list = |ast: &Ast| match ast {
+        Ast::List(items) => !items.is_empty() && items.iter().all(|(_, item)| may_be(item)),
+        _ => false,
+    };
+    match arguments {
+        [one] if is_list(one) => Ok(()),
+        [] => Err(format!("{name}() needs a number")),
+        all if all.iter().all(may_be) => Ok(()),
+        _ => Err(format!("{name}() takes numbers")),
     }
 }
