@@ -352,6 +352,12 @@ impl Shard {
         self.slot.state() == State::Idle && self.election.settled() && !abandoned
     }
 
+    /// No work is here, and the election waits for the end of none: it may take the Lease when that is free.
+    pub fn is_open(&self, now: Moment) -> bool {
+        let idle = self.slot.state() == State::Idle && self.election.standing(now) == Standing::Standby;
+        !idle || self.slot.intent(now).ended + 1 >= self.election.next_term()
+    }
+
     /// What the election may do.
     pub(super) fn intent(&self, now: Moment, courtesy: Duration) -> Intent {
         Intent { patience: self.advice.patience, courtesy, ..self.slot.intent(now) }

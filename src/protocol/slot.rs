@@ -28,6 +28,8 @@ pub enum Outcome {
 pub enum Event {
     /// The election stands thus.
     Standing(Standing),
+    /// This term is over, and its work has not begun: it had not been confirmed.
+    NeverBegun(u64),
     /// The term's task has ended. `unanswered`: a write of it may still be carried out.
     Ended {
         /// Number of the term.
@@ -235,6 +237,13 @@ impl Slot {
     pub fn on(&mut self, event: Event, now: Moment) -> Option<Command> {
         match event {
             Event::Standing(standing) => self.on_standing(standing, now),
+            Event::NeverBegun(term) => {
+                // Else the election would wait for its end, and take nothing any more.
+                if matches!(self.work, Work::Idle) {
+                    self.intent.ended = self.intent.ended.max(term);
+                }
+                None
+            }
             Event::Ended { term, outcome, unanswered } => {
                 self.on_ended(term, &outcome, unanswered, now);
                 None

@@ -3,7 +3,7 @@
 //! What is in flight is delivered in any order before time goes on; a fault loses a message, holds one back for any time,
 //! pauses a process for any time, or ends one, whose container begins a new process. Time goes on from one instant to the
 //! next at which something is due. States are met by their hash, each is followed up once, the nearest first.
-//! In every state: never two open fences, no release under running work.
+//! In every state: never two open fences, no release under running work, no replica that waits for the end of nothing.
 
 #![expect(clippy::print_stdout, reason = "says how far it has come to the person who waits for it")]
 
@@ -187,7 +187,11 @@ impl State {
     }
 
     fn tell(&mut self, host: usize, event: Event) -> Result<(), String> {
-        let effects = Rc::make_mut(&mut self.hosts[host]).replica.on(event, self.now);
+        let it = Rc::make_mut(&mut self.hosts[host]);
+        let effects = it.replica.on(event, self.now);
+        if !it.replica.shards()[SHARD].is_open(self.now) {
+            return Err(format!("{host} waits for the end of a term that has not begun"));
+        }
         self.carry_out(host, effects)
     }
 

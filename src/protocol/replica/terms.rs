@@ -315,7 +315,9 @@ impl Replica {
         }
         self.note_loss(index);
         let Some(grant) = grant else {
-            self.shards[index].unconfirmed = None;
+            if let Some(unconfirmed) = self.shards[index].unconfirmed.take() {
+                self.tell(index, slot::Event::NeverBegun(unconfirmed.term), now);
+            }
             return self.tell(index, slot::Event::Standing(Standing::Standby), now);
         };
         let losing = matches!(standing, Standing::Losing(_));

@@ -244,6 +244,46 @@ fn a_watch_that_lags_delays_a_term_by_half_a_second() {
 }
 
 #[test]
+fn a_term_that_is_lost_before_it_is_confirmed_keeps_no_later_one_from_beginning() {
+    // The process stood still from the answer on until the grant had run out.
+    let mut paused = Stage::seeing(Vec::new());
+    let stored = paused.store();
+    paused.now = paused.now + 20 * SECOND;
+    paused.on(Event::Woken);
+    let read = |request: &Request| matches!(request, Request::Get { lease } if lease == LEASE);
+    if paused.sent.iter().any(|(_, request)| read(request)) {
+        paused.answer(read, Answer::Found(Some(stored)));
+    }
+    let again = paused.store();
+    paused.on(Event::Watched(Watch::Stored(again)));
+    assert!(paused.starts());
+
+    // Another holder took it, by a hand, and gives it back.
+    let mut taken = Stage::seeing(Vec::new());
+    let stored = taken.store();
+    let by = |holder: Option<&str>, version: u64, transitions| Record {
+        holder: holder.map(str::to_owned),
+        duration: Some(if holder.is_some() { 15 * SECOND } else { SECOND }),
+        version: Version { resource_version: version.to_string(), ..stored.version.clone() },
+        transitions,
+        ..stored.clone()
+    };
+    let later = taken.version;
+    taken.on(Event::Watched(Watch::Stored(by(Some("stranger"), later + 1, 1))));
+    assert!(!taken.starts());
+    taken.version = later + 2;
+    taken.on(Event::Watched(Watch::Stored(by(None, later + 2, 1))));
+    let writes = |request: &Request| matches!(request, Request::Update { record, .. } if record.name == LEASE);
+    let soon = taken.now + 60 * SECOND;
+    while taken.now < soon && !taken.sent.iter().any(|(_, request)| writes(request)) {
+        taken.pass(SECOND);
+    }
+    let again = taken.store();
+    taken.on(Event::Watched(Watch::Stored(again)));
+    assert!(taken.starts());
+}
+
+#[test]
 fn a_kind_is_not_led_while_another_lease_of_it_is_held() {
     let mut stage = Stage::seeing(vec![shard("old", 5, Some("other_1"))]);
     assert_eq!(stage.written(), None);

@@ -340,6 +340,11 @@ impl World {
             }
             it.decided_at = it.clock.read(now);
             it.undone = it.replica.on(event, it.decided_at).into();
+            let shut = it.replica.shards().iter().position(|shard| !shard.is_open(it.decided_at));
+            self.demand(shut.is_none(), || {
+                format!("{} waits for the end of a term of {shut:?} that has not begun", self.name(host))
+            });
+            let it = &mut self.hosts[host];
             // No two looks at the clock show the same.
             it.busy_until = now + if self.rng.u8(..) == 0 { self.rng.u64(1..3_000) } else { self.rng.u64(1..60) };
             self.stalls(host);
