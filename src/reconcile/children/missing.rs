@@ -125,8 +125,9 @@ async fn a_child_that_is_not_kept_is_read_and_written_only_if_it_has_to_be() {
     assert_eq!(term(ample, &child).await, (vec![], json!(true)), "what is kept is not read");
     let none = Limits { cache: 0, ..ample };
     // Two passes, each of which reads both once: that of the sweep, which reads the object while the children are listed,
-    // and that of the end of the list, which makes every object due.
-    let (requests, seen) = term(none, &child).await;
+    // and that of the end of the list, which makes every object due. The first may find that they are listed only after its read.
+    let (mut requests, seen) = term(none, &child).await;
+    requests.dedup();
     let pass = ["GET widgets/w", "GET configmaps/w"];
     assert_eq!((requests, seen), ([pass, pass].concat().iter().map(|it| (*it).to_owned()).collect(), json!(true)));
 }

@@ -222,6 +222,8 @@ where
         let mut work = Work {
             controller: self,
             queue,
+            too_large: Queue::default(),
+            refuses: false,
             to_sweep,
             swept,
             term,
@@ -234,8 +236,8 @@ where
         };
         work.run(reconcile).await;
         work.show(0);
-        let Work { controller: Self { seen, sources, .. }, queue, to_sweep, swept, term, timers, .. } = work;
-        term.leave((sources, seen, queue, to_sweep, swept, timers));
+        let Work { controller: Self { seen, sources, .. }, queue, too_large, to_sweep, swept, term, timers, .. } = work;
+        term.leave((sources, seen, (queue, too_large), to_sweep, swept, timers));
     }
 }
 
@@ -308,6 +310,11 @@ const STRIDE: usize = 100;
 struct Work<K: Resource> {
     controller: Controller<K>,
     queue: Queue<Name>,
+    /// Those that are too large. To say so takes a read and a write of all of the object: it is done one at a time, beside
+    /// the others, which wait for none of them.
+    too_large: Queue<Name>,
+    /// Of one of them it is being said.
+    refuses: bool,
     /// Objects that a sweep has not made due yet.
     to_sweep: vec::IntoIter<Name>,
     /// Those that were begun with meanwhile: the sweep leaves them out.
@@ -334,6 +341,8 @@ enum Step<K, E> {
 /// What a task has come to.
 enum Ended<K, E> {
     Done(Name, Outcome<E>, Duration),
+    /// It was said of an object that it is too large.
+    Refused(Name, Outcome<E>, Duration),
     /// An object that is not kept was read, and may be reconciled.
     Read(Name, Arc<K>),
 }
@@ -358,14 +367,16 @@ where
         let mut listed_once = self.sweep();
         self.term.meter().unswept(self.to_sweep.len());
         while draining.as_mut().now_or_never().is_none() {
-            while running.len() < concurrency
+            while running.len() < concurrency + usize::from(self.refuses)
                 && let Some((key, kept)) = self.start()
             {
                 running.push(match kept {
-                    Kept::Whole(object) => one(&reconcile, key, object, self.clock),
-                    Kept::Marks => self.read(key),
-                    Kept::TooLarge { bytes, generation } => self.refuse(key, too_large::Seen { bytes, generation }),
+                    Some(object) => one(&reconcile, key, object, self.clock),
+                    None => self.read(key),
                 });
+            }
+            if let Some((key, it)) = self.start_to_refuse() {
+                running.push(self.refuse(key, it));
             }
             self.show(running.len());
             let step = select! {
@@ -391,15 +402,18 @@ where
                 }
                 Step::Time(lane, key) => self.queue.add(lane, key, self.clock.now()),
                 Step::Ended(Ended::Done(key, outcome, took)) => self.done(key, outcome, took),
+                Step::Ended(Ended::Refused(key, outcome, took)) => self.refused(key, outcome, took),
                 Step::Ended(Ended::Read(key, object)) => running.push(one(&reconcile, key, object, self.clock)),
                 Step::Sweep => self.sweep_on(),
             }
             consume_budget().await;
         }
         while let Some(ended) = running.next().await {
-            // What was only read is not begun with.
-            if let Ended::Done(key, outcome, took) = ended {
-                self.done(key, outcome, took);
+            match ended {
+                Ended::Done(key, outcome, took) => self.done(key, outcome, took),
+                Ended::Refused(key, outcome, took) => self.refused(key, outcome, took),
+                // What was only read is not begun with.
+                Ended::Read(..) => {}
             }
         }
     }
@@ -432,7 +446,7 @@ where
                 Ok(false) => Ok(Some(CHANGED)),
                 Err(error) => Err(Failure::Unsaid(error)),
             };
-            Ended::Done(key, outcome, clock.now().since(began))
+            Ended::Refused(key, outcome, clock.now().since(began))
         }
         .boxed()
     }
@@ -452,8 +466,9 @@ where
             );
         }
         self.is_full = tally.not_kept > 0;
-        let oldest = self.queue.waits_since().map(|since| self.clock.instant(since));
-        meter.queue(self.controller.seen.count(), self.queue.len(), oldest);
+        let oldest = [&self.queue, &self.too_large].into_iter().filter_map(Queue::waits_since).min();
+        let oldest = oldest.map(|since| self.clock.instant(since));
+        meter.queue(self.controller.seen.count(), self.queue.len() + self.too_large.len(), oldest);
         meter.running(running);
         meter.listed(self.all - self.controller.unlisted, self.all);
         // What a sweep has made due waits with the rest.
@@ -475,31 +490,64 @@ where
         }
     }
 
-    /// The next object that is due and still there.
-    fn start(&mut self) -> Option<(Name, Kept<K>)> {
+    /// The next object that is due and still there; `None`: it has to be read. One that is too large goes to those.
+    fn start(&mut self) -> Option<(Name, Option<Arc<K>>)> {
         while let Some(key) = self.queue.start() {
             self.timers.cancel(&key);
-            if let Some(kept) = self.controller.seen.kept(&key) {
-                if !self.to_sweep.as_slice().is_empty() {
-                    self.swept.insert(key.clone());
-                }
-                return Some((key, kept));
+            let kept = self.controller.seen.kept(&key);
+            if kept.is_some() && !self.to_sweep.as_slice().is_empty() {
+                self.swept.insert(key.clone());
             }
-            self.backoff.reset(&key);
+            match kept {
+                Some(Kept::Whole(object)) => return Some((key, Some(object))),
+                Some(Kept::Marks) => return Some((key, None)),
+                Some(Kept::TooLarge { .. }) => self.too_large.add(Lane::Changed, key.clone(), self.clock.now()),
+                None => self.backoff.reset(&key),
+            }
             self.queue.done(key, self.clock.now());
         }
         None
     }
 
+    /// The next object of which it is to be said that it is too large, if it still is, and if that is said of none.
+    fn start_to_refuse(&mut self) -> Option<(Name, too_large::Seen)> {
+        while !self.refuses
+            && let Some(key) = self.too_large.start()
+        {
+            if let Some(Kept::TooLarge { bytes, generation }) = self.controller.seen.kept(&key) {
+                self.refuses = true;
+                return Some((key, too_large::Seen { bytes, generation }));
+            }
+            self.too_large.done(key, self.clock.now());
+        }
+        None
+    }
+
     fn done<E: StdError + 'static>(&mut self, key: Name, outcome: Outcome<E>, took: Duration) {
+        let (lane, wait) = self.review(&key, outcome, took);
+        if !self.queue.done(key.clone(), self.clock.now()) {
+            self.timers.set(lane, key, wait);
+        }
+    }
+
+    fn refused<E: StdError + 'static>(&mut self, key: Name, outcome: Outcome<E>, took: Duration) {
+        let (lane, wait) = self.review(&key, outcome, took);
+        self.refuses = false;
+        if !self.too_large.done(key.clone(), self.clock.now()) {
+            self.timers.set(lane, key, wait);
+        }
+    }
+
+    /// Counts and tells what became of an object, and says when it is due again.
+    fn review<E: StdError + 'static>(&mut self, key: &Name, outcome: Outcome<E>, took: Duration) -> (Lane, Duration) {
         self.term.meter().reconciled(kind_of(&outcome), took);
-        let (lane, wait) = match outcome {
+        match outcome {
             Ok(again) => {
-                self.backoff.reset(&key);
+                self.backoff.reset(key);
                 due_in(again, self.term.kind().resync, fastrand::f64())
             }
             Err(failure) => {
-                let wait = self.backoff.failed(&key, fastrand::f64());
+                let wait = self.backoff.failed(key, fastrand::f64());
                 let (namespace, name) = (key.namespace().unwrap_or_default(), key.name());
                 match failure {
                     Failure::Failed(cause) => {
@@ -517,9 +565,6 @@ where
                 }
                 (Lane::Soon, wait)
             }
-        };
-        if !self.queue.done(key.clone(), self.clock.now()) {
-            self.timers.set(lane, key, wait);
         }
     }
 }
@@ -879,6 +924,43 @@ mod tests {
         }
         let reads = asked.iter().filter(|asked| asked.uri.contains("/configmaps/")).count();
         assert_eq!(reads, 1 + 3, "it is looked at three times, and no other is read");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn objects_that_are_too_large_hold_up_no_other() {
+        const SIZES: &[(&str, usize)] = &[("l1", 5000), ("l2", 5000), ("l3", 5000), ("small", 50)];
+        let kind = Kind {
+            concurrency: 1,
+            limits: Limits { object: 4096, cache: 1 << 20 },
+            ..Kind::new("", "v1", "ConfigMap")
+        };
+        let fake = Fake::of_kind(kind, 1, |asked| async move {
+            let one = |(name, size): &(&str, usize)| {
+                let metadata =
+                    json!({"name": name, "namespace": "ns", "generation": 3, "uid": name, "resourceVersion": "7"});
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"x": "x".repeat(*size)}})
+            };
+            let named = SIZES.iter().find(|(name, _)| asked.uri.ends_with(name));
+            match named {
+                Some(named) => {
+                    sleep(Duration::from_secs(100)).await;
+                    Some((200, one(named)))
+                }
+                None if asked.uri.contains("watch=true") => None,
+                None => {
+                    let items: Vec<_> = SIZES.iter().map(one).collect();
+                    let metadata = json!({"resourceVersion": "1"});
+                    Some((
+                        200,
+                        json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": metadata, "items": items}),
+                    ))
+                }
+            }
+        });
+        let log = reconciled(&fake, 99).await;
+        assert_eq!(log.of("small"), [0]);
+        let reads = fake.asked().iter().filter(|asked| SIZES.iter().any(|(name, _)| asked.uri.ends_with(name))).count();
+        assert_eq!(reads, 1, "one at a time");
     }
 
     #[tokio::test(start_paused = true)]

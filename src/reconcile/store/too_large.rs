@@ -3,6 +3,7 @@
 //! The object is read for its metadata and its status, and only those are kept in memory meanwhile. A status is written with
 //! nothing of the spec: the API server takes nothing else from such a write.
 
+use http::{HeaderValue, header::ACCEPT};
 use k8s_openapi::{
     api::core::v1::ObjectReference,
     apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta},
@@ -12,7 +13,10 @@ use kube::{
     api::{GetParams, PostParams},
     core::Request,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use serde_json::{Map, Value, json};
 use tracing::warn;
 
@@ -30,6 +34,9 @@ use crate::{
 
 /// The reason for an object that weighs more than it may.
 const TOO_LARGE: &str = "TooLarge";
+
+/// Asks for no more of an object than its metadata.
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
 /// An object without what it asks for.
 #[derive(Serialize, Deserialize)]
@@ -97,7 +104,10 @@ pub(in crate::reconcile) async fn say<K: Resource>(
     let body = serde_json::to_vec(&body).map_err(Error::SerdeError)?;
     let params = PostParams { field_manager: Some(field_manager(&kind)), ..PostParams::default() };
     let request = Request::new(url).replace_subresource("status", name.name(), &params, body);
-    match client.request::<Light>(request.map_err(Error::BuildRequest)?).await {
+    let mut request = request.map_err(Error::BuildRequest)?;
+    // The answer need not bring all of the object again.
+    request.headers_mut().insert(ACCEPT, HeaderValue::from_static(METADATA));
+    match client.request::<IgnoredAny>(request).await {
         Ok(_) => {}
         Err(Error::Api(refused)) if refused.is_conflict() => return Ok(false),
         // It is gone, or the kind has no status: the log says it then.
