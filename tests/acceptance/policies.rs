@@ -194,7 +194,7 @@ async fn each_condition_of_the_policies_refuses_something_or_lets_it_through() -
     let mut looks = 0;
     eventually(
         "the policies are judged by",
-        PATIENCE * 3,
+        PATIENCE * 5,
         || {
             looks += 1;
             let id = format!("probe-{looks}");
@@ -256,7 +256,7 @@ async fn set(cluster: &Cluster, table: &Table) -> Result<()> {
     let there: Vec<_> = table.there.iter().map(|object| format!("---\n{object}\n")).collect();
     let apply = || async { cluster.apply(&there.concat()).await };
     // A new kind is served a moment after its definition is established.
-    eventually("everything is there", PATIENCE, apply, |_| true).await?;
+    eventually("everything is there", PATIENCE * 5, apply, |_| true).await?;
     Ok(())
 }
 
