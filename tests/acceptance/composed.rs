@@ -153,6 +153,8 @@ pub async fn web_apps(installation: &Installation) -> Result<()> {
     let env = json!([{"name": "LOG_LEVEL", "value": "info"}, {"name": "REGION", "value": "eu"}]);
     ensure(container["env"] == env && deployment.data["spec"]["replicas"] == 2, || format!("{deployment:?}"))?;
 
+    are_let_in_anywhere(installation, &deployment).await?;
+
     let web_apps = installation.api("leasehold.dev/v1alpha1", "WebApp", Some("shop"));
     patched(&web_apps, "storefront", json!({"spec": {"replicas": 0, "host": null}})).await?;
     installation.becomes("with no pods wanted it is ready", &storefront, ready).await?;
@@ -184,6 +186,35 @@ pub async fn web_apps(installation: &Installation) -> Result<()> {
     patched(&web_apps, "storefront", json!({"spec": {"autoscale": null, "replicas": 0}})).await?;
     installation.becomes("it is ready without", &storefront, ready).await?;
     Ok(())
+}
+
+/// The Pods of a WebApp keep the strictest standard, as the API server judges it, and have no token.
+async fn are_let_in_anywhere(installation: &Installation, deployment: &DynamicObject) -> Result<()> {
+    let strict = "{apiVersion: v1, kind: Namespace, metadata: {name: strict, labels: {pod-security.kubernetes.io/enforce: restricted}}}";
+    installation.cluster.apply(strict).await?;
+    let pods = installation.api("v1", "Pod", Some("strict"));
+    let mut pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, "spec": deployment.data["spec"]["template"]["spec"],
+    });
+    let create = |pod: &Value| {
+        let (pods, pod) = (pods.clone(), serde_json::from_value::<DynamicObject>(pod.clone()));
+        async move { anyhow::Ok(pods.create(&dry_run(), &pod?).await.map_err(|error| error.to_string())) }
+    };
+    let made = eventually("its Pods are let in", PATIENCE, || create(&pod), Result::is_ok).await?;
+    let volumes = made.map(|made| made.data["spec"]["volumes"].to_string()).unwrap_or_default();
+    ensure(!volumes.contains("serviceAccountToken"), || format!("they have a token: {volumes}"))?;
+    pod["spec"]["securityContext"] = json!({});
+    pod["spec"]["containers"][0]["securityContext"] = json!({});
+    let refused = create(&pod).await?.err().unwrap_or_default();
+    ensure(refused.contains("violates PodSecurity \"restricted"), || {
+        format!("the standard is not enforced: {refused}")
+    })?;
+    installation.cluster.kubectl(&["delete", "namespace", "strict", "--wait=false"]).await?;
+    Ok(())
+}
+
+fn dry_run() -> kube::api::PostParams {
+    kube::api::PostParams { dry_run: true, ..Default::default() }
 }
 
 /// The garbage collector takes what they own.

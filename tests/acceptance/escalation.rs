@@ -350,8 +350,15 @@ async fn scales_nothing(stage: &Stage, team: &User) -> Result<()> {
     team.patch(&always, json!({"metadata": {"finalizers": null}})).await
 }
 
-/// Tenants are `escalation: Trust`, which config/leasehold.yaml says on purpose.
+/// Tenants are `escalation: Trust`, which config/leasehold.yaml says on purpose; no label of one frees its Pods, or has copied
+/// into its namespace what is meant for others.
 async fn is_trusted_with_tenants(team: &User) -> Result<()> {
+    for label in ["pod-security.kubernetes.io/enforce", "leasehold.dev/shard"] {
+        let labels = json!({label: "privileged"});
+        let free = ours("Tenant", None, "free", json!({"labels": labels}));
+        let says = "spec.labels: labels of kubernetes.io, k8s.io and leasehold.dev are the platform's";
+        refused(team.create(&free).await, label, &[says])?;
+    }
     let tenant = ours("Tenant", None, "iris", json!({"quota": {"pods": "3"}}));
     team.create(&tenant).await?;
     team.delete(&tenant).await

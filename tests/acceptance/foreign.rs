@@ -1,7 +1,11 @@
 //! What others write on Leases and Pods: forged memberships and holders, by a ServiceAccount that may write Leases and nothing
 //! else, and forged deaths.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -16,6 +20,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::{
+    rails::{Right, rules},
     stage::{LEASE, PATIENCE, Stage, ensure, lease_of, play, tell},
     things::now,
 };
@@ -32,6 +37,12 @@ const LINES: usize = 60;
 impl Stage {
     /// A client of a ServiceAccount that may write the Leases of this stage and nothing else.
     async fn forger(&self) -> Result<Client> {
+        self.user("{apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, create, update, patch]}")
+            .await
+    }
+
+    /// A client of a ServiceAccount with this rule in the namespace of this stage, and nothing else.
+    async fn user(&self, rule: &str) -> Result<Client> {
         let namespace = &self.namespace;
         self.cluster
             .apply(&format!(
@@ -43,7 +54,7 @@ metadata: {{name: forger, namespace: {namespace}}}
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata: {{name: forger, namespace: {namespace}}}
-rules: [{{apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, create, update, patch]}}]
+rules: [{rule}]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
@@ -55,7 +66,14 @@ subjects: [{{kind: ServiceAccount, name: forger, namespace: {namespace}}}]
             .await?;
         let file: PathBuf = self.cluster.service_account_kubeconfig(namespace, "forger").await?;
         let kubeconfig = Kubeconfig::read_from(file)?;
-        Ok(Client::try_from(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)?)
+        let client =
+            Client::try_from(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)?;
+        // What is granted is seen by the authorizer a moment later.
+        let rights = || rules(&client, namespace);
+        let is_granted =
+            |rights: &BTreeSet<Right>| rights.iter().any(|(_, _, resource, _)| rule.contains(&format!("[{resource}]")));
+        eventually("the user may do that", PATIENCE, rights, is_granted).await?;
+        Ok(client)
     }
 
     /// Seconds of CPU that each pod's process has spent.
@@ -150,7 +168,7 @@ subjects: [{{kind: ServiceAccount, name: observer, namespace: {0}}}]
             .await?;
         stage.replicas(2).await?;
         stage.all_led().await?;
-        let (kind, leases) = (&stage.kinds[0], Api::<Lease>::namespaced(stage.client.clone(), &stage.namespace));
+        let (kind, leases) = (&stage.kinds[0], Api::<Lease>::namespaced(stage.forger().await?, &stage.namespace));
         let hold = |spec: serde_json::Value| {
             let (leases, lease) = (leases.clone(), lease_of(kind));
             async move { leases.patch(&lease, &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await }
@@ -183,7 +201,8 @@ subjects: [{{kind: ServiceAccount, name: observer, namespace: {0}}}]
     Ok(())
 }
 
-/// A Pod under the replicas' own account says that a live holder is dead, as its kubelet would pass it on.
+/// A Pod of a user who may create Pods and nothing else, under the replicas' own account, says that a live holder is dead; its
+/// status is written as its kubelet would write it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_says_another_is_dead_is_not_believed() -> Result<()> {
     play(Stage::set("obituary", 1).await?, |stage| async move {
@@ -198,7 +217,11 @@ async fn a_pod_that_says_another_is_dead_is_not_believed() -> Result<()> {
                 "serviceAccountName": "observer", "nodeName": "nowhere", "containers": [{"name": "observer", "image": "observer"}],
             },
         });
-        pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+        let theirs: Api<Pod> = Api::namespaced(
+            stage.user("{apiGroups: [''], resources: [pods], verbs: [create]}").await?,
+            &stage.namespace,
+        );
+        theirs.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
         let ended = json!({"terminated": {"exitCode": 137, "message": format!("leasehold holder {holder}\n")}});
         let status = json!({"status": {"phase": "Running", "containerStatuses": [{
             "name": "observer", "image": "observer", "imageID": "", "ready": false, "restartCount": 0, "state": ended,

@@ -1,5 +1,5 @@
-//! Objects that weigh too much, on an installation of its own: what is shipped refuses them, and without its bounds the replicas
-//! do.
+//! Objects that weigh too much, of a user who may write WebApps and nothing else, on an installation of its own: what is shipped
+//! refuses them, and without its bounds the replicas do.
 
 use std::time::{Duration, Instant};
 
@@ -7,13 +7,15 @@ use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    core::GroupVersionKind,
 };
 use leasehold_cluster::{Signal, eventually};
 use serde_json::{Value, json};
 
 use crate::{
     composed::is,
+    rails::as_account,
     shipped::{Installation, NAMESPACE},
     stage::{COLLECTION, PATIENCE, apart, ensure, pod_of, tell},
 };
@@ -31,7 +33,7 @@ async fn objects_that_weigh_too_much_say_so_and_the_others_are_reconciled() -> R
     let installation = Installation::install_on(cluster, kubelet).await?;
     installation.led(|_| true).await?;
     cluster.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TEAM}}).to_string()).await?;
-    let web_apps = installation.api("leasehold.dev/v1alpha1", "WebApp", Some(TEAM));
+    let web_apps = author(&installation).await?;
 
     // The definition refuses it.
     let refused = web_apps.create(&PostParams::default(), &web_app("large", BYTES)?).await;
@@ -93,6 +95,33 @@ async fn objects_that_weigh_too_much_say_so_and_the_others_are_reconciled() -> R
     let gone = || web_apps.get_opt("large-1");
     eventually("it is gone", COLLECTION, gone, Option::is_none).await?;
     Ok(())
+}
+
+/// WebApps as a ServiceAccount that may write those of its namespace and nothing else.
+async fn author(installation: &Installation) -> Result<Api<DynamicObject>> {
+    let metadata = json!({"name": "author", "namespace": TEAM});
+    let rbac = "rbac.authorization.k8s.io";
+    let verbs = json!(["get", "create", "patch", "delete"]);
+    for object in [
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}),
+        json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": metadata,
+            "rules": [{"apiGroups": ["leasehold.dev"], "resources": ["webapps", "webapps/status"], "verbs": verbs}],
+        }),
+        json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": metadata,
+            "roleRef": {"apiGroup": rbac, "kind": "Role", "name": "author"},
+            "subjects": [{"kind": "ServiceAccount", "name": "author", "namespace": TEAM}],
+        }),
+    ] {
+        installation.cluster.apply(&object.to_string()).await?;
+    }
+    let kind = GroupVersionKind::gvk("leasehold.dev", "v1alpha1", "WebApp");
+    let client = as_account(installation.cluster, TEAM, "author").await?;
+    let web_apps: Api<DynamicObject> = Api::namespaced_with(client, TEAM, &ApiResource::from_gvk(&kind));
+    let seen = || async { anyhow::Ok(web_apps.get_opt("none").await.is_ok()) };
+    eventually("the author may read WebApps", PATIENCE, seen, |seen| *seen).await?;
+    Ok(web_apps)
 }
 
 fn web_app(name: &str, bytes: usize) -> Result<DynamicObject> {

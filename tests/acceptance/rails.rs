@@ -34,7 +34,7 @@ const VERBS: [&str; 7] = ["get", "list", "watch", "create", "update", "patch", "
 const SAYS_WHY: &str = "see docs/security.md";
 
 /// Verb, group, resource with its part, and the only name.
-type Right = (String, String, String, Option<String>);
+pub type Right = (String, String, String, Option<String>);
 
 struct Account {
     name: String,
@@ -135,7 +135,7 @@ pub async fn as_account(cluster: &Cluster, namespace: &str, name: &str) -> Resul
 }
 
 /// What `kubectl auth can-i --list` asks for.
-async fn rules(client: &Client, namespace: &str) -> Result<BTreeSet<Right>> {
+pub async fn rules(client: &Client, namespace: &str) -> Result<BTreeSet<Right>> {
     let review = SelfSubjectRulesReview {
         spec: SelfSubjectRulesReviewSpec { namespace: Some(namespace.to_owned()) },
         ..SelfSubjectRulesReview::default()

@@ -62,6 +62,7 @@ fn what_decides_about_rights_does_no_io() {
         "kinds/actions.rs",
         "kinds/reach.rs",
         "kinds/compose/footprint.rs",
+        "kinds/compose/outline.rs",
         "webhooks/action.rs",
         "webhooks/coverage.rs",
     ] {

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     cel::{Expression, Name},
-    reach::Reach,
+    outline::Outline,
     template::Template,
 };
 use crate::{
@@ -79,7 +79,7 @@ pub(super) struct Child {
     pub(super) ready_when: Vec<Expression>,
     /// The role that it binds: its resource and its name.
     pub(super) binds: Option<(&'static str, String)>,
-    pub(super) reach: Reach,
+    pub(super) outline: Outline,
     pub(super) template: Template,
 }
 
@@ -300,8 +300,8 @@ impl Reading {
         }
         let of = of?;
         let binds = binds(&of, node, &path, errors);
-        let reach = Reach::read(&of, node);
-        Some(Child { id: id?, of, include_when, for_each, refers, after, ready_when, binds, reach, template })
+        let outline = Outline::read(&of, node);
+        Some(Child { id: id?, of, include_when, for_each, refers, after, ready_when, binds, outline, template })
     }
 
     /// A list of expressions, each one `${…}`.

@@ -1,16 +1,16 @@
 //! Kinds that are composed: a file of templates says which children an object shall have, and no program is written.
 //!
-//! [`composition`] is the file, [`template`] a tree with expressions at its leaves, [`cel`] the expressions,
-//! [`admission`] says what is filled in and refused before an object is stored, [`reach`] how far the children of all objects
-//! reach, [`footprint`] where those of one can be, [`evaluate`] makes of an object the children that it shall have. What
-//! carries that out is the engine, [`crate::reconcile::children`].
+//! [`composition`] is the file, [`template`] a tree with expressions at its leaves, [`cel`] the expressions, [`admission`]
+//! says what is filled in and refused before an object is stored, [`outline`] what is known of all children without an object,
+//! [`footprint`] where those of one can be, [`evaluate`] makes of an object the children that it shall have. What carries that
+//! out is the engine, [`crate::reconcile::children`].
 
 mod admission;
 mod cel;
 mod composition;
 mod evaluate;
 mod footprint;
-mod reach;
+mod outline;
 mod template;
 
 #[cfg(test)]

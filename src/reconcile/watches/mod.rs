@@ -29,7 +29,7 @@ use serde_json::Value;
 
 pub(super) use self::room::RELATED;
 use self::room::Rooms;
-use self::state::{Held, Opening, Reach, Shard, State};
+use self::state::{Held, Opening, Selection, Shard, State};
 pub use self::state::{News, Sight};
 use super::{apply::SHARD, children::Type, name::Name};
 use crate::ops::work::WatchState;
@@ -52,8 +52,8 @@ pub struct Query {
 
 impl Query {
     /// Of the objects that it asks for, those of these shards.
-    fn within(&self, reach: &Reach) -> Self {
-        let Reach::Shards(shards) = reach else { return self.clone() };
+    fn within(&self, selection: &Selection) -> Self {
+        let Selection::Shards(shards) = selection else { return self.clone() };
         let shards = format!("{SHARD} in ({})", shards.iter().map(|shard| &**shard).collect::<Vec<_>>().join(","));
         let labels = if self.labels.is_empty() { shards } else { format!("{},{shards}", self.labels) };
         Self { labels, ..self.clone() }
@@ -110,7 +110,8 @@ impl Watches {
         let key = (query.clone(), shard.is_some());
         let shared = open.get(&key).and_then(Weak::upgrade).unwrap_or_else(|| {
             let (client, query) = (self.client.clone(), query.clone());
-            let opening = move |reach: &Reach, after| source::events(client.clone(), query.within(reach), after);
+            let opening =
+                move |selection: &Selection, after| source::events(client.clone(), query.within(selection), after);
             let shared = Arc::new(Shared::new(Box::new(opening), self.rooms.clone()));
             open.insert(key, Arc::downgrade(&shared));
             shared

@@ -57,7 +57,7 @@ pub enum Sight {
 
 /// Which of the objects of a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Reach {
+pub(super) enum Selection {
     All,
     Shards(BTreeSet<Shard>),
 }
@@ -65,7 +65,7 @@ pub(super) enum Reach {
 /// Name of a shard's Lease.
 pub(super) type Shard = Arc<str>;
 
-impl Reach {
+impl Selection {
     /// Whether it shows what that listener wants; `None`: all.
     fn covers(&self, wanted: Option<&Shard>) -> bool {
         match (self, wanted) {
@@ -100,7 +100,7 @@ impl Reach {
 }
 
 /// Opens a watch of so much, after that time.
-pub(super) type Opening = Box<dyn Fn(&Reach, Duration) -> BoxStream<'static, Event> + Send>;
+pub(super) type Opening = Box<dyn Fn(&Selection, Duration) -> BoxStream<'static, Event> + Send>;
 
 /// How long no further shard must have come before the sources are joined: that lists everything once more.
 const QUIET: Duration = Duration::from_secs(15);
@@ -130,7 +130,7 @@ pub(super) struct State {
 
 struct Source {
     events: BoxStream<'static, Event>,
-    reach: Reach,
+    selection: Selection,
     listed: bool,
     /// A list that is not complete; `None`: as the object is known.
     listing: BTreeMap<Name, Option<Held>>,
@@ -267,8 +267,8 @@ fn version(object: &DynamicObject) -> u64 {
 }
 
 impl Source {
-    fn new(events: BoxStream<'static, Event>, reach: Reach) -> Self {
-        Self { events, reach, listed: false, listing: BTreeMap::new(), trouble: None }
+    fn new(events: BoxStream<'static, Event>, selection: Selection) -> Self {
+        Self { events, selection, listed: false, listing: BTreeMap::new(), trouble: None }
     }
 
     /// Takes in what is of a list. Returns what is not, and `InitDone`.
@@ -285,10 +285,10 @@ impl Source {
         match event {
             watcher::Event::Init => self.listing.clear(),
             watcher::Event::InitApply(object) => {
-                if let Some(shard) = self.reach.shard_of(&object) {
+                if let Some(shard) = self.selection.shard_of(&object) {
                     let name = Name::of(&object);
                     let is_known = known.get(&name).is_some_and(|known| known.version >= version(&object));
-                    let is_child = self.reach.is_of_shards();
+                    let is_child = self.selection.is_of_shards();
                     let held = (!is_known).then(|| {
                         let room = room_of(shard.as_ref().filter(|_| is_child));
                         Held::of(object, shard, is_child, &room)
@@ -332,20 +332,20 @@ impl State {
     /// One more who listens: for what bears that shard, or for everything.
     pub(super) fn listen(&mut self, number: u64, shard: Option<Shard>) {
         if self.source_of(shard.as_ref()).is_none() {
-            let reach = shard.clone().map_or(Reach::All, |shard| Reach::Shards([shard].into()));
-            self.sources.push(Source::new((self.opening)(&reach, Duration::ZERO), reach));
+            let selection = shard.clone().map_or(Selection::All, |shard| Selection::Shards([shard].into()));
+            self.sources.push(Source::new((self.opening)(&selection, Duration::ZERO), selection));
         }
         self.ears.insert(number, Ear { shard, listed: false, news: VecDeque::new() });
         if self.sources.len() > 1 {
             let shards = self.ears.values().filter_map(|ear| ear.shard.clone()).collect();
-            let all = Reach::Shards(shards);
+            let all = Selection::Shards(shards);
             self.joining = Some(Source::new((self.opening)(&all, QUIET), all));
         }
         self.tell_listed();
     }
 
     fn source_of(&self, shard: Option<&Shard>) -> Option<&Source> {
-        self.sources.iter().find(|source| source.reach.covers(shard))
+        self.sources.iter().find(|source| source.selection.covers(shard))
     }
 
     /// Takes the next event in; `false`: there will be none.
@@ -378,8 +378,8 @@ impl State {
         if let Some(shard) = ear.shard
             && !self.ears.values().any(|ear| ear.shard.as_ref() == Some(&shard))
         {
-            self.sources.iter_mut().chain(&mut self.joining).for_each(|source| source.reach.without(&shard));
-            self.sources.retain(|source| !source.reach.is_nothing());
+            self.sources.iter_mut().chain(&mut self.joining).for_each(|source| source.selection.without(&shard));
+            self.sources.retain(|source| !source.selection.is_nothing());
             self.joining.take_if(|_| self.sources.len() < 2);
             self.untidy = true;
         }
@@ -389,7 +389,7 @@ impl State {
     fn tidy(&mut self) {
         if std::mem::take(&mut self.untidy) {
             let sources = &self.sources;
-            let is_wanted = |held: &Held| sources.iter().any(|source| source.reach.covers(held.shard.as_ref()));
+            let is_wanted = |held: &Held| sources.iter().any(|source| source.selection.covers(held.shard.as_ref()));
             self.objects.retain(|_, held| is_wanted(held));
             self.bytes = self.objects.values().map(Held::bytes).sum();
             let objects = &self.objects;
@@ -463,8 +463,9 @@ impl State {
                 source.trouble = Some(failing);
                 if is_news {
                     // All objects have to say so.
-                    let reach = source.reach.clone();
-                    let concerned = self.ears.values_mut().filter(|ear| ear.listed && reach.covers(ear.shard.as_ref()));
+                    let selection = source.selection.clone();
+                    let concerned =
+                        self.ears.values_mut().filter(|ear| ear.listed && selection.covers(ear.shard.as_ref()));
                     concerned.for_each(|ear| ear.tell(News::Listed));
                 }
             }
@@ -480,7 +481,7 @@ impl State {
                     Some(watcher::Event::Delete(object)) => {
                         let name = Name::of(&object);
                         // An object that has gone to another shard has left this source, and may have come by the other one before.
-                        let is_of_it = |held: &Held| source.reach.covers(held.shard.as_ref());
+                        let is_of_it = |held: &Held| source.selection.covers(held.shard.as_ref());
                         if self.objects.get(&name).is_none_or(is_of_it) {
                             let before = self.remove(&name);
                             self.tell_changed([before.unwrap_or_default()]);
@@ -497,7 +498,7 @@ impl State {
         source.listed = true;
         let listed = std::mem::take(&mut source.listing);
         let is_gone =
-            |(name, held): &(&Name, &Held)| source.reach.covers(held.shard.as_ref()) && !listed.contains_key(*name);
+            |(name, held): &(&Name, &Held)| source.selection.covers(held.shard.as_ref()) && !listed.contains_key(*name);
         let gone: Vec<Name> = self.objects.iter().filter(is_gone).map(|(name, _)| name.clone()).collect();
         for name in gone {
             let before = self.remove(&name);
@@ -514,8 +515,8 @@ impl State {
     /// Takes an object in. Whose it was and is, if it is news.
     pub(super) fn put(&mut self, object: DynamicObject) -> Option<[Belonging; 2]> {
         let name = Name::of(&object);
-        let is_child = self.sources.iter().any(|source| source.reach.is_of_shards());
-        match self.sources.iter().find_map(|source| source.reach.shard_of(&object)) {
+        let is_child = self.sources.iter().any(|source| source.selection.is_of_shards());
+        match self.sources.iter().find_map(|source| source.selection.shard_of(&object)) {
             Some(shard) => {
                 let room = room_of(shard.as_ref().filter(|_| is_child), &self.rooms, &self.room);
                 self.keep(name, Held::of(object, shard, is_child, &room))
@@ -572,7 +573,7 @@ impl State {
         let (unserved, sources) = (self.unserved, &self.sources);
         for ear in self.ears.values_mut().filter(|ear| !ear.listed) {
             let mut listed = sources.iter().filter(|source| source.listed);
-            if unserved || listed.any(|source| source.reach.covers(ear.shard.as_ref())) {
+            if unserved || listed.any(|source| source.selection.covers(ear.shard.as_ref())) {
                 ear.listed = true;
                 ear.tell(News::Listed);
             }

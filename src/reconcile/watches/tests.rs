@@ -32,18 +32,18 @@ fn changed(owner: &str) -> News {
 #[derive(Clone, Default)]
 struct Opened(Arc<Mutex<Vec<One>>>);
 
-type One = (Reach, mpsc::UnboundedSender<Event>);
+type One = (Selection, mpsc::UnboundedSender<Event>);
 
 impl Opened {
     /// The one that was opened last for these shards; all of them without any.
     fn of(&self, shards: &str) -> mpsc::UnboundedSender<Event> {
         let all = lock(&self.0);
-        all.iter().rfind(|(reach, _)| name(reach) == shards).unwrap_or_else(|| panic!("{shards}")).1.clone()
+        all.iter().rfind(|(selection, _)| name(selection) == shards).unwrap_or_else(|| panic!("{shards}")).1.clone()
     }
 
     /// What those that are open are for.
     fn reaches(&self) -> Vec<String> {
-        lock(&self.0).iter().filter(|(_, sender)| !sender.is_closed()).map(|(reach, _)| name(reach)).collect()
+        lock(&self.0).iter().filter(|(_, sender)| !sender.is_closed()).map(|(selection, _)| name(selection)).collect()
     }
 
     fn is_closed(&self) -> bool {
@@ -51,10 +51,10 @@ impl Opened {
     }
 }
 
-fn name(reach: &Reach) -> String {
-    match reach {
-        Reach::All => String::new(),
-        Reach::Shards(shards) => shards.iter().map(|shard| &**shard).collect::<Vec<_>>().join(" "),
+fn name(selection: &Selection) -> String {
+    match selection {
+        Selection::All => String::new(),
+        Selection::Shards(shards) => shards.iter().map(|shard| &**shard).collect::<Vec<_>>().join(" "),
     }
 }
 
@@ -66,9 +66,9 @@ fn watch_in(rooms: &Rooms) -> (Opened, Arc<Shared>) {
     let opened = Opened::default();
     let opening = {
         let opened = opened.clone();
-        move |reach: &Reach, _| {
+        move |selection: &Selection, _| {
             let (sender, receiver) = mpsc::unbounded();
-            lock(&opened.0).push((reach.clone(), sender));
+            lock(&opened.0).push((selection.clone(), sender));
             receiver.boxed()
         }
     };
@@ -314,10 +314,10 @@ fn the_server_is_asked_for_the_shards() {
     let of = Arc::new(Type::new("", "v1", "ConfigMap"));
     let query =
         |labels: &str| Query { of: Arc::clone(&of), namespace: None, labels: labels.to_owned(), fields: String::new() };
-    let reach = Reach::Shards(["b", "a"].map(Shard::from).into_iter().collect());
-    assert_eq!(query("x=y").within(&reach).labels, "x=y,leasehold.dev/shard in (a,b)");
-    assert_eq!(query("").within(&reach).labels, "leasehold.dev/shard in (a,b)");
-    assert_eq!(query("x=y").within(&Reach::All), query("x=y"));
+    let selection = Selection::Shards(["b", "a"].map(Shard::from).into_iter().collect());
+    assert_eq!(query("x=y").within(&selection).labels, "x=y,leasehold.dev/shard in (a,b)");
+    assert_eq!(query("").within(&selection).labels, "leasehold.dev/shard in (a,b)");
+    assert_eq!(query("x=y").within(&Selection::All), query("x=y"));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{BufRead, BufReader, ErrorKind, Seek, SeekFrom},
     path::PathBuf,
@@ -18,6 +19,8 @@ use std::{
 /// Writes carry both objects; reads carry none. A watch appears when it has ended.
 #[derive(Debug)]
 pub struct AuditEvent {
+    /// What the client, or else the server, called the request: its header `Audit-ID`.
+    pub id: String,
     /// `create`, `update`, `patch`, `delete`, `get`, `list`, `watch`…
     pub verb: String,
     /// The user's name, such as `system:serviceaccount:leasehold-system:leasehold`.
@@ -48,6 +51,8 @@ pub struct AuditEvent {
     pub request_object: Option<Value>,
     /// The answer's body, for writes.
     pub response_object: Option<Value>,
+    /// What authorization and admission say of it, such as the audit annotations of a `ValidatingAdmissionPolicy`.
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl AuditEvent {
@@ -108,6 +113,8 @@ impl AuditLog {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Raw {
+    #[serde(rename = "auditID")]
+    id: String,
     stage: String,
     verb: String,
     user: RawUser,
@@ -122,6 +129,8 @@ struct Raw {
     response_status: RawStatus,
     request_object: Option<Value>,
     response_object: Option<Value>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -129,7 +138,7 @@ struct RawUser {
     #[serde(default)]
     username: String,
     #[serde(default)]
-    extra: std::collections::BTreeMap<String, Vec<String>>,
+    extra: BTreeMap<String, Vec<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -152,6 +161,7 @@ impl From<Raw> for AuditEvent {
     fn from(raw: Raw) -> Self {
         let pod = raw.user.extra.get("authentication.kubernetes.io/pod-name").and_then(|names| names.first()).cloned();
         Self {
+            id: raw.id,
             verb: raw.verb,
             user: raw.user.username,
             acting: raw.impersonated_user.map(|user| user.username),
@@ -167,6 +177,7 @@ impl From<Raw> for AuditEvent {
             code: raw.response_status.code,
             request_object: raw.request_object,
             response_object: raw.response_object,
+            annotations: raw.annotations,
         }
     }
 }

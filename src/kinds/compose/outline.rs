@@ -1,4 +1,5 @@
-//! How far the children of a template reach: what the API server can hold the account of their kind to. Pure.
+//! What a template says of its children before there is an object: where they lie, and what their Pods have. It is what the API
+//! server can hold the account of their kind to. Pure.
 
 use super::composition::{Child, Composition};
 use crate::{
@@ -14,7 +15,7 @@ const HOLDERS: [&str; 5] = ["containers", "initContainers", "volumes", "security
 
 /// What is known of the children of a template without an object.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Reach {
+pub(super) struct Outline {
     /// Their name and namespace, as the file says them.
     name: Option<String>,
     namespace: Option<String>,
@@ -22,7 +23,7 @@ pub(super) struct Reach {
     powerful: bool,
 }
 
-impl Reach {
+impl Outline {
     pub(super) fn read(of: &Type, template: &Node) -> Self {
         let text = |field: &str| match &at(template, &["metadata", field])?.value {
             Value::Text(text) => Some(text.clone()),
@@ -43,10 +44,10 @@ impl Composition {
             always && child.of.group.is_empty() && child.of.kind == "Namespace"
         };
         let made: Vec<_> =
-            self.children.iter().filter(is_space).filter_map(|child| child.reach.name.as_ref()).collect();
+            self.children.iter().filter(is_space).filter_map(|child| child.outline.name.as_ref()).collect();
         let is_confined = |of: &Type| {
             let mut all = self.children.iter().filter(|child| *child.of == *of);
-            all.all(|child| child.reach.namespace.as_ref().is_some_and(|namespace| made.contains(&namespace)))
+            all.all(|child| child.outline.namespace.as_ref().is_some_and(|namespace| made.contains(&namespace)))
         };
         let mut types: Vec<&Type> = self.children.iter().map(|child| &*child.of).filter(|of| is_confined(of)).collect();
         types.sort();
@@ -57,7 +58,7 @@ impl Composition {
     /// Whether a template gives its Pods what others of their namespace do not have: an account of their choice, the host's
     /// network, processes or files, or privileges; or leaves that to an expression.
     pub fn makes_powerful_pods(&self) -> bool {
-        self.children.iter().any(|child| child.reach.powerful)
+        self.children.iter().any(|child| child.outline.powerful)
     }
 }
 
