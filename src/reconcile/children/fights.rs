@@ -47,7 +47,7 @@ pub(super) struct Rival {
     /// Field managers, a few of them.
     pub(super) managers: Vec<String>,
     /// For people.
-    pub(super) words: String,
+    pub(super) message: String,
 }
 
 /// The children of a kind that were written lately.
@@ -176,8 +176,8 @@ fn hash(of: &(impl Hash + ?Sized)) -> u64 {
 /// Who has undone `object`, which `manager` has applied, by what is there now. Names fields and writers, and no value.
 pub(super) fn rival(key: &Key, live: Option<&Value>, object: &Value, manager: &str) -> Rival {
     let Some(live) = live else {
-        let words = format!("{key}: another writer deletes it each time it is there: {ADVICE}");
-        return Rival { managers: Vec::new(), words };
+        let message = format!("{key}: another writer deletes it each time it is there: {ADVICE}");
+        return Rival { managers: Vec::new(), message };
     };
     let nothing = Value::Object(serde_json::Map::new());
     let owned = fields(live, manager, "Apply").or_else(|| fields(live, manager, "Update")).unwrap_or(&nothing);
@@ -202,7 +202,7 @@ pub(super) fn rival(key: &Key, live: Option<&Value>, object: &Value, manager: &s
     lost.dedup();
     let what = if lost.is_empty() { "what is applied".to_owned() } else { listed("field", &lost) };
     managers.truncate(NAMED);
-    Rival { managers, words: format!("{key}: {who} changes {what} back each time: {ADVICE}") }
+    Rival { managers, message: format!("{key}: {who} changes {what} back each time: {ADVICE}") }
 }
 
 const ADVICE: &str =
@@ -416,7 +416,7 @@ mod tests {
         let found = rival(&key("web"), Some(&live), &object, "leasehold/webapp");
         assert_eq!(found.managers, ["kubectl-edit", "scaler"]);
         let expected = "ConfigMap ns/web: field managers kubectl-edit, scaler changes fields spec.replicas, spec.template.spec.containers[].image back each time: ";
-        assert!(found.words.starts_with(expected), "{}", found.words);
+        assert!(found.message.starts_with(expected), "{}", found.message);
 
         // All fields are ours by name: it is another installation, or another version, that applies.
         managed = json!([entry(
@@ -426,8 +426,8 @@ mod tests {
         )]);
         let live = json!({"metadata": {"managedFields": managed}});
         let found = rival(&key("web"), Some(&live), &object, "leasehold/webapp");
-        assert_eq!(found.managers, ["leasehold/webapp"], "{}", found.words);
-        assert!(rival(&key("web"), None, &object, "leasehold/webapp").words.contains("deletes it"));
+        assert_eq!(found.managers, ["leasehold/webapp"], "{}", found.message);
+        assert!(rival(&key("web"), None, &object, "leasehold/webapp").message.contains("deletes it"));
     }
 
     proptest! {

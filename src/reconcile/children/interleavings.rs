@@ -17,8 +17,7 @@ use super::{
     applied::created_entry,
     fights::{CONTESTED, Fights},
     parent::Parent,
-    plan::{Delete, How, Observed, Owner, Plan, Step, Write, meta},
-    report::{Outcome, Trouble},
+    plan::{Cached, Delete, How, Owner, Plan, Step, Write, meta},
 };
 use crate::{
     protocol::moment::Moment,
@@ -26,6 +25,7 @@ use crate::{
         apply::{LEASEHOLD, MANAGED_BY, OWNER_UID, SHARD},
         name::Name,
         seen::Seen,
+        stages::{Outcome, Trouble},
     },
 };
 
@@ -183,7 +183,7 @@ impl Look {
     }
 }
 
-impl Observed for Look {
+impl Cached for Look {
     fn child(&self, key: &Key) -> Option<Arc<Value>> {
         self.children.get(&key.name).cloned()
     }
@@ -270,7 +270,7 @@ impl Leader {
                 manager: MANAGER.to_owned(),
                 is_held: true,
             };
-            let plan = Plan::new(owner, Arc::clone(&self.fights), self.contested.clone());
+            let plan = Plan::new(owner, Arc::clone(&self.fights), self.contested.clone(), Arc::default());
             let look = Look {
                 parent: serde_json::to_value(&*known).unwrap(),
                 related: server.related[self.related],
@@ -319,9 +319,9 @@ impl Leader {
                     plan.deleted(Ok(()));
                 }
             }
-            Step::Report(Outcome::Done { trouble, .. }) => {
-                let contested = trouble.into_iter().filter(|trouble| trouble.reason == CONTESTED);
-                self.contested = contested.map(|trouble| trouble.words).collect();
+            Step::Report(Outcome::Done(done)) => {
+                let contested = done.trouble.into_iter().filter(|trouble| trouble.reason == CONTESTED);
+                self.contested = contested.map(|trouble| trouble.message).collect();
                 let (written, pruned) = plan.counts();
                 return Some(written + pruned);
             }
@@ -334,7 +334,7 @@ impl Leader {
     fn write(&mut self, server: &mut Server, plan: &mut Plan, write: Write, generation: i64, is_refused: bool) {
         let Write { key, object, digest, how } = write;
         let live = server.now().get(&key.name).cloned();
-        let refusal = Trouble { reason: "Conflict", words: String::new() };
+        let refusal = Trouble::new("Conflict", "");
         if is_refused {
             return plan.refused(key, refusal);
         }

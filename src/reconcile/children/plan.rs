@@ -23,11 +23,14 @@ use super::{
     applied::{digest, is_as_applied, is_created},
     fights::{CONTESTED, Fights, Rival, Ruling, rival},
     ours::{Claim, is_ours, is_superfluous},
-    report::{Outcome, Trouble},
+    report::Done,
 };
 use crate::{
     protocol::moment::Moment,
-    reconcile::apply::{APPLIED, OWNER, OWNER_GENERATION, Ownership, SHARD, ownership},
+    reconcile::{
+        apply::{APPLIED, OWNER, OWNER_GENERATION, Ownership, SHARD, ownership},
+        stages::{Outcome, Trouble},
+    },
 };
 
 /// The reason for a child whose name is another object's.
@@ -51,7 +54,7 @@ pub(super) enum Step {
     /// Delete these.
     Delete(Vec<Delete>),
     /// The pass is over.
-    Report(Outcome),
+    Report(Outcome<Done>),
     /// It does not come to an end.
     Unfinished,
 }
@@ -87,8 +90,8 @@ pub(super) struct Delete {
     pub(super) uid: String,
 }
 
-/// What a pass looks at.
-pub(super) trait Observed {
+/// What a plan asks the caches for.
+pub(super) trait Cached {
     /// The object of that key as it was last seen, whether it is ours or not.
     fn child(&self, key: &Key) -> Option<Arc<Value>>;
     /// The children that bear the label of the object, as they were last seen.
@@ -221,8 +224,13 @@ impl Contest {
 }
 
 impl Plan {
-    /// `contested`: what the status of the object says of its contested children.
-    pub(super) fn new(owner: Owner, fights: Arc<Mutex<Fights>>, contested: String) -> Self {
+    /// `contested`: what the status of the object says of its contested children. `read`: children that are in no cache.
+    pub(super) fn new(
+        owner: Owner,
+        fights: Arc<Mutex<Fights>>,
+        contested: String,
+        read: Arc<HashMap<Key, Arc<Value>>>,
+    ) -> Self {
         let contest = Contest {
             fights,
             before: contested,
@@ -237,7 +245,7 @@ impl Plan {
             composed: None,
             rounds: 0,
             confirmed: false,
-            fresh: Arc::default(),
+            fresh: read,
             done: BTreeSet::new(),
             trouble: Vec::new(),
             written: 0,
@@ -273,11 +281,6 @@ impl Plan {
         self.contest.looked.insert(key);
     }
 
-    /// A child was read, because it is not kept.
-    pub(super) fn read(&mut self, key: Key, object: Arc<Value>) {
-        Arc::make_mut(&mut self.fresh).insert(key, object);
-    }
-
     /// A child was written: what is there now.
     pub(super) fn wrote(&mut self, key: Key, digest: &str, object: Arc<Value>, now: Moment) {
         self.contest.fights().wrote(&key, digest, now);
@@ -307,12 +310,12 @@ impl Plan {
     }
 
     /// What is next.
-    pub(super) fn next(&mut self, seen: &dyn Observed, now: Moment) -> Step {
+    pub(super) fn next(&mut self, seen: &dyn Cached, now: Moment) -> Step {
         let composed = match self.composed.take() {
             None => return Step::Compose,
             Some(Ok(composed)) => composed,
             Some(Err(Failure { reason, message })) => {
-                return Step::Report(Outcome::Invalid(Trouble { reason, words: message }));
+                return Step::Report(Outcome::Invalid(Trouble::new(reason, message)));
             }
         };
         if !self.owner.is_held && composed.children.iter().any(|child| !self.owner.can_own(&child.key)) {
@@ -346,7 +349,7 @@ impl Plan {
                 return Step::Delete(deletes);
             }
         }
-        Step::Report(self.outcome(composed))
+        Step::Report(Outcome::Done(self.done(composed)))
     }
 
     /// What the object shall have, as it was said.
@@ -359,12 +362,12 @@ impl Plan {
         Mine { owner: self.owner.clone(), fresh: Arc::clone(&self.fresh) }
     }
 
-    fn child(&self, key: &Key, seen: &dyn Observed) -> Option<Arc<Value>> {
+    fn child(&self, key: &Key, seen: &dyn Cached) -> Option<Arc<Value>> {
         self.fresh.get(key).cloned().or_else(|| seen.child(key))
     }
 
     /// What is not as it shall be.
-    fn writes(&mut self, composed: &Composed, seen: &dyn Observed, now: Moment) -> Writes {
+    fn writes(&mut self, composed: &Composed, seen: &dyn Cached, now: Moment) -> Writes {
         let Writes { mut writes, mut is_outrun, mut to_look } = Writes::default();
         for child in &composed.children {
             if self.done.contains(&child.key) {
@@ -394,8 +397,8 @@ impl Plan {
                 let trouble = conflict(&key, &meta, &self.owner.uid);
                 self.refused(key, trouble);
             } else if meta.deletion_timestamp.is_some() {
-                let words = format!("{key} is being deleted");
-                self.refused(key, Trouble { reason: "ChildTerminating", words });
+                let message = format!("{key} is being deleted");
+                self.refused(key, Trouble::new("ChildTerminating", message));
             } else if is_as_applied(&live, &object, &digest, &self.owner.manager) {
                 self.rests(&key, now);
             } else {
@@ -445,7 +448,7 @@ impl Plan {
     }
 
     /// Children of ours that are not desired any more.
-    fn deletes(&self, composed: &Composed, seen: &dyn Observed) -> Vec<Delete> {
+    fn deletes(&self, composed: &Composed, seen: &dyn Cached) -> Vec<Delete> {
         let desired: BTreeSet<&Key> = composed.children.iter().map(|child| &child.key).collect();
         let mut deletes = Vec::new();
         // Most are desired, and need not be read to know that.
@@ -459,13 +462,13 @@ impl Plan {
         deletes
     }
 
-    fn outcome(&mut self, composed: Composed) -> Outcome {
+    fn done(&mut self, composed: Composed) -> Done {
         let unready = composed.children.iter().filter_map(|child| Some((child, child.unready.as_ref()?)));
         let waiting = composed.waiting.iter().map(|waiting| format!("{} waits {}", waiting.id, waiting.reason));
         let contested = self.contest.found.values();
-        let contested = contested.map(|rival| Trouble { reason: CONTESTED, words: rival.words.clone() });
+        let contested = contested.map(|rival| Trouble::new(CONTESTED, &rival.message));
         let trouble = std::mem::take(&mut self.trouble).into_iter().chain(contested).collect();
-        Outcome::Done {
+        Done {
             trouble,
             waiting: waiting.collect(),
             unready: unready.map(|(child, why)| format!("{}: {why}", child.key)).collect(),
@@ -533,7 +536,7 @@ fn conflict(key: &Key, meta: &ObjectMeta, uid: &str) -> Trouble {
         Ownership::Ours => "is a copy that bears our labels".to_owned(),
         Ownership::Foreign => "is not ours".to_owned(),
     };
-    Trouble { reason: CONFLICT, words: format!("{key} is there and {whose}: rename or delete it") }
+    Trouble::new(CONFLICT, format!("{key} is there and {whose}: rename or delete it"))
 }
 
 pub(super) fn meta(object: &Value) -> ObjectMeta {
@@ -572,7 +575,7 @@ mod tests {
         }
     }
 
-    impl Observed for Desires {
+    impl Cached for Desires {
         fn child(&self, _: &Key) -> Option<Arc<Value>> {
             None
         }
@@ -601,7 +604,7 @@ mod tests {
             manager: "leasehold/widget".to_owned(),
             is_held: true,
         };
-        Plan::new(owner, Arc::default(), String::new())
+        Plan::new(owner, Arc::default(), String::new(), Arc::default())
     }
 
     fn config_map() -> Type {
@@ -619,7 +622,7 @@ mod tests {
         ] {
             let step = Desires { children, is_current: true }.next(&mut plan());
             let Step::Report(Outcome::Invalid(trouble)) = step else { panic!("{expected}: {step:?}") };
-            assert_eq!(trouble.reason, expected, "{}", trouble.words);
+            assert_eq!(trouble.reason, expected, "{}", trouble.message);
         }
     }
 

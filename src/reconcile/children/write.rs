@@ -1,6 +1,6 @@
 //! Writes children and deletes them. Every write goes through the term's client and names the uid it was decided on.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use futures::{FutureExt, StreamExt, stream};
 use kube::{
@@ -12,18 +12,20 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
-    Common, Key, Served, Type,
+    Key, Type,
     applied::created_entry,
+    observe::Served,
     ours::{is_ours, refers_to},
     parent::Parent,
+    pass::Common,
     plan::{Delete, How, Owner, Plan, Write},
-    report::Trouble,
 };
 use crate::{
     reconcile::{
         apply::{children_of, delete, labels},
         input::{Invalid, NamespaceName, ObjectName},
         name::Name,
+        stages::Trouble,
         watches::Objects,
     },
     replica::problem::describe,
@@ -99,25 +101,25 @@ impl<'a> Family<'a> {
         self.it.children.iter().flat_map(keys).collect()
     }
 
-    /// Reads the children of which nothing but the name is kept, and tells the plan what there is.
-    pub(super) async fn read_missing(&self, plan: &mut Plan) -> Result<(), Error> {
+    /// Reads the children of which nothing but the name is kept.
+    pub(super) async fn read_missing(&self) -> Result<HashMap<Key, Arc<Value>>, Error> {
+        let mut read = HashMap::new();
         for (of, objects) in &self.it.children {
             for name in objects.missing(self.parent.uid()) {
                 let namespace = name.namespace().map(str::to_owned);
                 let key = Key { of: Arc::clone(of), namespace, name: name.name().to_owned() };
                 let Ok(api) = self.api(&key) else { continue };
                 if let Some(child) = api.get_opt(&key.name).await? {
-                    plan.read(key, Arc::new(serde_json::to_value(child).map_err(Error::SerdeError)?));
+                    read.insert(key, Arc::new(serde_json::to_value(child).map_err(Error::SerdeError)?));
                 }
             }
         }
-        Ok(())
+        Ok(read)
     }
 
     /// Why a type cannot be written, if it cannot.
     pub(super) fn unserved(&self, of: &Type) -> Option<Trouble> {
-        let words = || format!("{of} is not served");
-        (!self.served.contains_key(of)).then(|| Trouble { reason: TYPE_NOT_SERVED, words: words() })
+        (!self.served.contains_key(of)).then(|| Trouble::new(TYPE_NOT_SERVED, format!("{of} is not served")))
     }
 
     /// Carries all of them out, and tells the plan. `false`: the term drains, and some were left out.
@@ -261,8 +263,8 @@ impl<'a> Family<'a> {
         match delete(&api, &key.name, uid, None, PropagationPolicy::Background).await {
             Ok(_) => Ok(()),
             Err(error) => {
-                let words = format!("{key} could not be deleted: {}", told(self.it.is_secretive, key, &error));
-                Err(Trouble { reason: "PruneFailed", words })
+                let message = format!("{key} could not be deleted: {}", told(self.it.is_secretive, key, &error));
+                Err(Trouble::new("PruneFailed", message))
             }
         }
     }
@@ -299,7 +301,7 @@ impl<'a> Family<'a> {
             }
             if let Err(trouble) = self.delete(key, &child.uid().unwrap_or_default()).await {
                 let about = self.parent.object_ref(&self.it.resource);
-                self.it.events.warning(&about, "FinalizeBlocked", &trouble.words).await;
+                self.it.events.warning(&about, "FinalizeBlocked", &trouble.message).await;
             }
         }
         Ok(all.len())
@@ -312,12 +314,11 @@ impl<'a> Family<'a> {
 
     fn api(&self, key: &Key) -> Result<Api<DynamicObject>, Trouble> {
         let Some((resource, _)) = self.served.get(&key.of) else {
-            return Err(Trouble { reason: TYPE_NOT_SERVED, words: format!("{} is not served", key.of) });
+            return Err(Trouble::new(TYPE_NOT_SERVED, format!("{} is not served", key.of)));
         };
         let client = self.it.term.client();
         // Front ends refuse these with the field; here is the one way to a request about a child.
-        let invalid =
-            |wrong: Invalid| Trouble { reason: "ChildInvalid", words: format!("{}: {}", key.of, wrong.rule()) };
+        let invalid = |wrong: Invalid| Trouble::new("ChildInvalid", format!("{}: {}", key.of, wrong.rule()));
         ObjectName::new(&key.name).map_err(invalid)?;
         Ok(match &key.namespace {
             Some(namespace) => Api::namespaced_with(client, &NamespaceName::new(namespace).map_err(invalid)?, resource),
@@ -326,7 +327,7 @@ impl<'a> Family<'a> {
     }
 
     fn refused(&self, key: &Key, verb: &str, error: &Error) -> Trouble {
-        Trouble { reason: reason(error), words: format!("{verb} {key}: {}", told(self.it.is_secretive, key, error)) }
+        Trouble::new(reason(error), format!("{verb} {key}: {}", told(self.it.is_secretive, key, error)))
     }
 }
 

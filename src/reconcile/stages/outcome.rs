@@ -63,8 +63,8 @@ pub enum Outcome<D> {
 /// The end of a pass before its last stage: what is reported, and what follows.
 #[derive(Debug)]
 pub struct End<D, E> {
-    pub(super) outcome: Option<Outcome<D>>,
-    pub(super) then: Result<Again, E>,
+    pub(in crate::reconcile) outcome: Option<Outcome<D>>,
+    pub(in crate::reconcile) then: Result<Again, E>,
 }
 
 impl<D, E> End<D, E> {
