@@ -132,10 +132,10 @@ impl Stages for Propagate {
 
     fn watch(&self, controller: Controller<Propagation>, client: Client) -> (Controller<Propagation>, Self::Watched) {
         let controller = controller.noting(watches::source);
-        let seen = controller.seen();
-        let (namespaces, namespace_changes) = watches::namespaces(seen.clone());
-        let config_maps = watches::by_name::<ConfigMap>(SourceKind::ConfigMap, seen.clone());
-        let secrets = watches::by_name::<Secret>(SourceKind::Secret, seen);
+        let store = controller.store();
+        let (namespaces, namespace_changes) = watches::namespaces(store.clone());
+        let config_maps = watches::by_name::<ConfigMap>(SourceKind::ConfigMap, store.clone());
+        let secrets = watches::by_name::<Secret>(SourceKind::Secret, store);
         let controller = controller
             .watch(Api::all(client.clone()), namespace_changes)
             .watch(Api::all(client.clone()), config_maps)

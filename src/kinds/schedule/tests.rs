@@ -15,8 +15,8 @@ use super::{plan::validate, *};
 use crate::reconcile::{
     clock::Clock,
     fake::{Answer, Asked, Fake, refusal},
-    seen::Seen,
     stages::Common,
+    store::Store,
 };
 
 fn spec(zone: &str, windows: Value) -> ScaleScheduleSpec {
@@ -290,7 +290,7 @@ async fn pass(object: Value, now: &str, world: World) -> (Passed, Vec<(String, V
         Fake::new(1, move |asked| answer(&world, asked))
     };
     let stages = Arc::new(Schedule::default());
-    let common = Common::new(stages, Arc::new(Fixed(at(now))), (), Seen::new(()), fake.term.clone());
+    let common = Common::new(stages, Arc::new(Fixed(at(now))), (), Store::new(()), fake.term.clone());
     let pass = Pass::new(&common, Arc::new(serde_json::from_value(object).unwrap()));
     let outcome = pass.reconcile().await;
     let writes = fake.asked().into_iter().filter(|asked| asked.method != Method::GET && !asked.uri.contains("/events"));

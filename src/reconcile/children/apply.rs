@@ -139,18 +139,18 @@ impl Pass {
         let name = self.object.name_any();
         // Where the term began with a standby's cache: once a version of the kind is known, what changes later need not be read.
         let version = async {
-            if it.seen.has_baseline() {
+            if it.store.has_baseline() {
                 return;
             }
             let list = all.list(&ListParams::default().limit(1)).await.ok();
             let version = list.and_then(|list| list.metadata.resource_version);
             if let Some(version) = version.as_deref().and_then(version_number) {
-                it.seen.is_at(version);
+                it.store.is_at(version);
             }
         };
         let (fresh, ()) = future::join(api.get_opt(&name), version).await;
         Ok(match fresh.map_err(ApplyError::ReadObject)? {
-            Some(fresh) if fresh.metadata.uid == self.meta().uid => match it.seen.read(&self.object, fresh) {
+            Some(fresh) if fresh.metadata.uid == self.meta().uid => match it.store.read(&self.object, fresh) {
                 true => Read::Same,
                 false => Read::Changed,
             },
@@ -168,7 +168,7 @@ impl Pass {
         if !self.object.finalizers().contains(&it.finalizer) {
             return Ok(None);
         }
-        let stay = it.seen.orphans(&self.object);
+        let stay = it.store.orphans(&self.object);
         let family = Family::new(it, &self.object, &served);
         let failed = |error| Error::Apply(ApplyError::ListChildren(error));
         if !stay && family.delete_all().await.map_err(failed)? > 0 {

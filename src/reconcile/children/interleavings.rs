@@ -1,6 +1,6 @@
 //! The engine over generated interleavings: an API server as a value, leaders that follow each other, each with a view of the
 //! parent, the children and what is related that lags by itself; edits, meddling, refusals. What decides is the product's own:
-//! [`Plan`] and [`Seen`].
+//! [`Plan`] and [`Store`].
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -24,8 +24,8 @@ use crate::{
     reconcile::{
         apply::{LEASEHOLD, MANAGED_BY, OWNER_UID, SHARD},
         name::Name,
-        seen::Seen,
         stages::{Outcome, Trouble},
+        store::Store,
     },
 };
 
@@ -133,7 +133,7 @@ impl Server {
 
 /// The leader: what it has seen, and the pass that it is in.
 struct Leader {
-    seen: Seen<Parent>,
+    store: Store<Parent>,
     parent: usize,
     children: usize,
     related: usize,
@@ -214,7 +214,7 @@ impl Leader {
     fn new(server: &Server, behind: (usize, usize, usize)) -> Self {
         let at = |all: usize, behind: usize| (all - 1).saturating_sub(behind);
         let this = Self {
-            seen: Seen::new(ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk("example.com", "v1", "Widget"))),
+            store: Store::new(ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk("example.com", "v1", "Widget"))),
             parent: at(server.parents.len(), behind.0),
             children: at(server.children.len(), behind.1),
             related: at(server.related.len(), behind.2),
@@ -225,21 +225,21 @@ impl Leader {
             contested: String::new(),
         };
         for event in [Event::Init, Event::InitApply(parent(&server.parents[this.parent])), Event::InitDone] {
-            this.seen.take_in(event);
+            this.store.take_in(event);
         }
-        this.seen.begin();
+        this.store.begin();
         this
     }
 
     fn hear_parent(&mut self, server: &Server) {
         if self.parent + 1 < server.parents.len() {
             self.parent += 1;
-            self.seen.take_in(Event::Apply(parent(&server.parents[self.parent])));
+            self.store.take_in(Event::Apply(parent(&server.parents[self.parent])));
         }
     }
 
     fn known(&self) -> Arc<Parent> {
-        self.seen.get(&Name::new(Some("ns"), "p")).unwrap()
+        self.store.get(&Name::new(Some("ns"), "p")).unwrap()
     }
 
     /// The children as they were last heard of, or left by writes of its own.
@@ -274,7 +274,7 @@ impl Leader {
             let look = Look {
                 parent: serde_json::to_value(&*known).unwrap(),
                 related: server.related[self.related],
-                is_current: self.seen.is_current(&known),
+                is_current: self.store.is_current(&known),
                 children: Children::new(),
             };
             (plan, look)
@@ -286,10 +286,10 @@ impl Leader {
             Step::Compose => plan.composed(Ok(look.composed())),
             Step::Hold | Step::Unfinished => panic!("the object is held, and a pass is short"),
             Step::Confirm => {
-                if !self.seen.has_baseline() {
-                    self.seen.is_at(server.version);
+                if !self.store.has_baseline() {
+                    self.store.is_at(server.version);
                 }
-                if !self.seen.read(&parent(&look.parent), parent(server.parent())) {
+                if !self.store.read(&parent(&look.parent), parent(server.parent())) {
                     return None;
                 }
                 plan.confirmed();

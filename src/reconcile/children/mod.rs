@@ -69,8 +69,8 @@ use crate::{
         controller::{Controller, Due, Lane},
         events::Events,
         finalizer,
-        seen::Seen,
         status::Statuses,
+        store::Store,
         watches::{Listener, News, Objects, Query, Watches},
     },
     replica::{
@@ -109,7 +109,7 @@ impl Children {
                 resource.clone(),
                 Parent::bytes,
             );
-            let seen = controller.seen();
+            let store = controller.store();
             watches.limit(&lease, &kind.name(), kind.limits.cache);
             let (of_shard, shard) = (watches.clone(), lease.clone());
             standby.meter().missing_children(move || of_shard.missing(&shard));
@@ -119,7 +119,7 @@ impl Children {
                 let objects = listener.objects();
                 controller = controller.showing(format!("children {of}"), report(&objects));
                 children.insert(of, objects);
-                controller = controller.follow(owners(listener, seen.clone()));
+                controller = controller.follow(owners(listener, store.clone()));
             }
             let mut related = BTreeMap::new();
             for (id, query) in front.related() {
@@ -127,11 +127,11 @@ impl Children {
                 let objects = listener.objects();
                 controller = controller.showing(format!("related {id}"), report(&objects));
                 related.insert(id, objects);
-                controller = controller.follow(all_parents(listener, seen.clone()));
+                controller = controller.follow(all_parents(listener, store.clone()));
             }
             let begin = |term: Term| {
                 let events = Arc::new(Events::new(&term));
-                let statuses = Statuses::new(term.clone(), Arc::clone(&events), seen.clone());
+                let statuses = Statuses::new(term.clone(), Arc::clone(&events), store.clone());
                 let manager = field_manager(&term.kind().kind);
                 let finalizer = finalizer::name(&term.kind().kind);
                 let types = front.types().into_iter().chain(front.related().into_values().map(|related| related.of));
@@ -144,7 +144,7 @@ impl Children {
                     term,
                     events,
                     statuses,
-                    seen,
+                    store,
                     clock,
                     now,
                     fights,
@@ -224,7 +224,7 @@ fn report(objects: &Objects) -> WatchReport {
 }
 
 /// Makes the owner of a child due that has changed.
-fn owners(listener: Listener, parents: Seen<Parent>) -> impl Stream<Item = (Due, bool)> + Send + 'static {
+fn owners(listener: Listener, parents: Store<Parent>) -> impl Stream<Item = (Due, bool)> + Send + 'static {
     listener.map(move |news| match news {
         News::Listed => ((Lane::Soon, parents.names()), true),
         News::Changed(owner) => ((Lane::Changed, owner.into_iter().collect()), false),
@@ -233,7 +233,7 @@ fn owners(listener: Listener, parents: Seen<Parent>) -> impl Stream<Item = (Due,
 
 /// Makes everything due: what is related may be of use to any of them. The first change does so at once; what changes
 /// again and again, such as a lock that is renewed, is taken together with what has changed meanwhile.
-fn all_parents(listener: Listener, parents: Seen<Parent>) -> impl Stream<Item = (Due, bool)> + Send + 'static {
+fn all_parents(listener: Listener, parents: Store<Parent>) -> impl Stream<Item = (Due, bool)> + Send + 'static {
     stream::unfold((listener, parents, ready(()).boxed()), |(mut listener, parents, pause)| async move {
         let mut listed = listener.next().await? == News::Listed;
         pause.await;

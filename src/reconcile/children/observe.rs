@@ -59,7 +59,7 @@ impl Pass {
         if let Some(trouble) = self.too_much_is_related() {
             return Err(End::reported(Outcome::Invalid(trouble), None));
         }
-        let is_current = self.common.seen.is_current(&self.object);
+        let is_current = self.common.store.is_current(&self.object);
         let read = Family::new(&self.common, &self.object, &served).read_missing().await;
         Ok(Observed {
             pass: self.clone(),
@@ -137,7 +137,7 @@ impl Observed {
         let parent = self.object.get_or_init(|| serde_json::to_value(&*self.pass.object).unwrap_or_default());
         let related = self.related.get_or_init(|| self.pass.related());
         let family = self.family();
-        let child = |key: &Key| mine.child(key, || family.seen(key));
+        let child = |key: &Key| mine.child(key, || family.cached(key));
         let is_namespaced = |of: &Type| family.is_namespaced(of);
         let view = View { parent, child: &child, related, is_namespaced: &is_namespaced };
         self.pass.common.front.compose(&view, effort)
@@ -146,7 +146,7 @@ impl Observed {
 
 impl Cached for Observed {
     fn child(&self, key: &Key) -> Option<Arc<Value>> {
-        self.family().seen(key)
+        self.family().cached(key)
     }
 
     fn children(&self) -> Vec<Key> {

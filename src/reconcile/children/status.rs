@@ -28,7 +28,7 @@ impl Pass {
     pub(super) async fn report(&self, outcome: &Outcome<Done>) -> Result<(), kube::Error> {
         let it = &self.common;
         let now = it.clock.now();
-        let is_current = it.seen.is_current(&self.object);
+        let is_current = it.store.is_current(&self.object);
         let pruning = it.pruning.get_or_init(|| self.read_pruning()).boxed().await;
         // What would be said if all of it were kept.
         let whole = Mutex::new(None);

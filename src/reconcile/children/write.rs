@@ -84,7 +84,7 @@ impl<'a> Family<'a> {
     }
 
     /// The object of that key as it was last seen, whether it is ours or not.
-    pub(super) fn seen(&self, key: &Key) -> Option<Arc<Value>> {
+    pub(super) fn cached(&self, key: &Key) -> Option<Arc<Value>> {
         let objects = self.it.children.get(&key.of)?;
         objects.get(&Name::new(key.namespace.as_deref(), &key.name)).map(Arc::new)
     }
@@ -220,7 +220,7 @@ impl<'a> Family<'a> {
     /// longer desired would stay, because the creation goes on owning it.
     async fn own_by_apply(&self, api: &Api<DynamicObject>, key: &Key, uid: &str, version: &str) -> Result<(), Error> {
         let manager = &self.it.manager;
-        let mut found = self.seen(key).filter(|seen| resource_version(seen) == Some(version));
+        let mut found = self.cached(key).filter(|seen| resource_version(seen) == Some(version));
         for attempt in 1.. {
             let live = match found.take() {
                 Some(live) => live,

@@ -197,7 +197,7 @@ async fn a_standby_is_prepared_when_all_its_lists_are_complete_and_only_reads() 
         let (log, begun) = (Log::new(), CancellationToken::new());
         let controller = controller(&fake)
             .watch(Api::<Secret>::all(fake.term.client()), |_| (Lane::Changed, vec![Name::new(Some("ns"), "0")]));
-        let objects = controller.seen();
+        let objects = controller.store();
         let begin = {
             let begun = begun.clone();
             let begin = log.clone().taking(MILLISECOND);

@@ -7,7 +7,7 @@ use kube::{Api, Client, Resource};
 
 use super::{End, Outcome, Stages, status};
 use crate::{
-    reconcile::{clock::Clock, controller::Again, events::Events, seen::Seen, status::Statuses},
+    reconcile::{clock::Clock, controller::Again, events::Events, status::Statuses, store::Store},
     replica::term::Term,
 };
 
@@ -40,11 +40,11 @@ impl<S: Stages> Common<S> {
         stages: Arc<S>,
         clock: Arc<dyn Clock>,
         watched: S::Watched,
-        seen: Seen<S::Object>,
+        store: Store<S::Object>,
         term: Term,
     ) -> Arc<Self> {
         let events = Arc::new(Events::new(&term));
-        let statuses = Statuses::new(term.clone(), Arc::clone(&events), seen);
+        let statuses = Statuses::new(term.clone(), Arc::clone(&events), store);
         Arc::new(Self { stages, clock, watched, statuses, events, term })
     }
 }

@@ -135,9 +135,9 @@ impl<S: Stages> Staged<S> {
         let client = standby.client();
         let controller = Controller::new(Api::<S::Object>::all(client.clone()), ());
         let (controller, watched) = stages.watch(controller, client);
-        let seen = controller.seen();
+        let store = controller.store();
         let begin = |term: Term| {
-            let common = Common::new(stages, clock, watched, seen, term);
+            let common = Common::new(stages, clock, watched, store, term);
             move |object| Pass::new(&common, object).reconcile()
         };
         controller.run(standby, begin).map(Ok).boxed()

@@ -18,8 +18,8 @@ use crate::{
         conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions},
         controller::{Again, Controller},
         fake::Fake,
-        seen::Seen,
         status::Shard,
+        store::Store,
     },
     replica::term::Access,
 };
@@ -151,7 +151,7 @@ async fn pass(
     object["metadata"].as_object_mut().unwrap().extend(meta.as_object().unwrap().clone());
     let fake = Fake::new(1, |asked| Some((200, asked.body.clone())));
     let stages = Arc::new(Routes::default());
-    let common = Common::new(Arc::clone(&stages), Arc::new(WallClock), filled, Seen::new(()), fake.term.clone());
+    let common = Common::new(Arc::clone(&stages), Arc::new(WallClock), filled, Store::new(()), fake.term.clone());
     let ended = Pass::new(&common, Arc::new(serde_json::from_value(object).unwrap())).reconcile().await;
     let written =
         fake.asked().into_iter().find(|asked| asked.method == Method::PUT && asked.uri.contains("/ns/probes/p/status"));

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    reconcile::{apply::field_manager, conditions, events::Events, seen::Seen},
+    reconcile::{apply::field_manager, conditions, events::Events, store::Store},
     replica::term::Term,
 };
 
@@ -89,7 +89,7 @@ const ATTEMPTS: u32 = 4;
 pub struct Statuses<K: Resource> {
     term: Term,
     events: Arc<Events>,
-    seen: Seen<K>,
+    store: Store<K>,
 }
 
 impl<K> Statuses<K>
@@ -98,8 +98,8 @@ where
     K::Status: Stamped,
 {
     /// Through the term's client; what is written is seen at once.
-    pub fn new(term: Term, events: Arc<Events>, seen: Seen<K>) -> Self {
-        Self { term, events, seen }
+    pub fn new(term: Term, events: Arc<Events>, store: Store<K>) -> Self {
+        Self { term, events, store }
     }
 
     /// Writes the status that `next` makes of the current one, if it is news, and says so if it is bad news.
@@ -126,10 +126,10 @@ where
         let Some(written) = write_if(&self.term, api, object, |object| next(object.status())).await? else {
             return Ok(None);
         };
-        let about = written.object_ref(self.seen.dyntype());
+        let about = written.object_ref(self.store.dyntype());
         let stored = written.status().cloned();
         let bad = stored.as_ref().and_then(|status| conditions::not_ready(status.conditions())).cloned();
-        self.seen.note(written);
+        self.store.note(written);
         // `Unknown` is no trouble yet, so it makes no event.
         if let Some(bad) = bad.filter(|bad| bad.status == "False") {
             self.events.warning(&about, &bad.reason, &bad.message).await;
