@@ -41,7 +41,7 @@ use crate::{
     },
     reconcile::{
         conditions::Conditions,
-        controller::{Again, Controller},
+        controller::{Controller, RequeueAfter},
         stages::{End, Outcome, Pass, Staged, Stages, Trouble},
     },
     replica::term::Access,
@@ -175,7 +175,7 @@ impl Stages for Propagate {
         pass: &Pass<Self>,
         valid: &Valid,
         Decided { source, targets, wanted, plan }: Decided,
-    ) -> Result<(Done, Again), End<Done, ApplyError>> {
+    ) -> Result<(Done, RequeueAfter), End<Done, ApplyError>> {
         let owner = Owner::of(pass.object(), pass.term());
         let Some(copies) = write::execute(&pass.client(), &owner, valid, &wanted, plan, pass.term()).await else {
             // The term drains. What was left out is the next leader's to find.

@@ -280,7 +280,7 @@ fn schedule(status: Value, deleted: Option<&str>) -> Value {
 const IN_WINDOW: &str = "2026-11-23T12:00:00Z";
 const AFTERWARDS: &str = "2026-11-23T19:00:00Z";
 
-type Passed = Result<Again, Error<ObserveError, ApplyError>>;
+type Passed = Result<RequeueAfter, Error<ObserveError, ApplyError>>;
 
 /// One pass over that schedule at that time: what came of it, and what was written, in order.
 async fn pass(object: Value, now: &str, world: World) -> (Passed, Vec<(String, Value)>, Option<i32>) {

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     protocol::lease::version_number,
     reconcile::{
-        controller::Again,
+        controller::RequeueAfter,
         finalizer,
         stages::{End, Outcome},
     },
@@ -61,7 +61,7 @@ enum Read {
 }
 
 impl Read {
-    fn again(&self) -> Again {
+    fn requeue_after(&self) -> RequeueAfter {
         match self {
             Self::Gone => None,
             Self::Same | Self::Changed => Some(AT_ONCE),
@@ -74,7 +74,7 @@ impl Pass {
         &self,
         observed: &Observed,
         mut plan: Plan,
-    ) -> Result<(Done, Again), End<Done, ApplyError>> {
+    ) -> Result<(Done, RequeueAfter), End<Done, ApplyError>> {
         let (it, family) = (&self.common, observed.family());
         let outcome = loop {
             match plan.next(observed, it.now.now()) {
@@ -88,12 +88,12 @@ impl Pass {
                     // Its event makes the object due again, and then the finalizer is there.
                     return Err(End::unreported(match held.map_err(ApplyError::WriteFinalizer)? {
                         finalizer::Written::Done => None,
-                        _ => self.read().await?.again(),
+                        _ => self.read().await?.requeue_after(),
                     }));
                 }
                 Step::Confirm => match self.read().await? {
                     Read::Same => plan.confirmed(),
-                    other => return Err(End::unreported(other.again())),
+                    other => return Err(End::unreported(other.requeue_after())),
                 },
                 Step::Look(keys) => family.look_at_each(keys, &mut plan).await,
                 Step::Write(writes) => {
@@ -121,8 +121,8 @@ impl Pass {
         let contested = plan.contested_until().map(|until| until.since(it.now.now()));
         let conflict = done.trouble.iter().any(|trouble| trouble.reason == plan::CONFLICT).then_some(CONFLICT);
         let stale = done.stale.as_ref().map(|_| STALE);
-        let again = [contested, conflict, stale].into_iter().flatten().min();
-        Ok((done, again))
+        let after = [contested, conflict, stale].into_iter().flatten().min();
+        Ok((done, after))
     }
 
     /// What the object shall have, with what was just written. `None`: the term drains.
@@ -159,7 +159,7 @@ impl Pass {
     }
 
     /// Deletes what the garbage collector does not, then lets the object go.
-    pub(super) async fn finalize(&self) -> Result<Again, Error> {
+    pub(super) async fn finalize(&self) -> Result<RequeueAfter, Error> {
         let served = match self.served() {
             Ok(served) => served,
             Err(why) => return Ok(why.map(|_| UNUSABLE)),
@@ -177,7 +177,7 @@ impl Pass {
         let removed = finalizer::remove(&self.api(), &*self.object, &it.finalizer).await;
         let failed = |error| Error::Apply(ApplyError::WriteFinalizer(error));
         if removed.map_err(failed)? == finalizer::Written::Changed {
-            return Ok(self.read().await.map_err(Error::Apply)?.again());
+            return Ok(self.read().await.map_err(Error::Apply)?.requeue_after());
         }
         self.normal("Finalized", if stay { "the children stay, as orphans" } else { "all children are gone" }).await;
         Ok(None)

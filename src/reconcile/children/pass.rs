@@ -22,7 +22,7 @@ use super::{
 use crate::{
     reconcile::{
         clock::Clock,
-        controller::Again,
+        controller::RequeueAfter,
         events::Events,
         stages::{self, End, Outcome},
         status::Statuses,
@@ -70,7 +70,7 @@ impl Pass {
     }
 
     /// All stages, one after the other.
-    pub(super) async fn reconcile(self) -> Result<Again, Error> {
+    pub(super) async fn reconcile(self) -> Result<RequeueAfter, Error> {
         if self.meta().deletion_timestamp.is_some() {
             return self.finalize().await;
         }
@@ -80,13 +80,13 @@ impl Pass {
         };
         let plan = self.plan(&observed);
         let end = match self.apply(&observed, plan).await {
-            Ok((done, again)) => End::reported(Outcome::Done(done), again),
+            Ok((done, after)) => End::reported(Outcome::Done(done), after),
             Err(end) => end,
         };
         self.end(end, Error::Apply).await
     }
 
-    async fn end<E>(&self, end: End<Done, E>, error: fn(E) -> Error) -> Result<Again, Error> {
+    async fn end<E>(&self, end: End<Done, E>, error: fn(E) -> Error) -> Result<RequeueAfter, Error> {
         let End { outcome, then } = end;
         if let Some(outcome) = outcome {
             self.report(&outcome).await.map_err(Error::WriteStatus)?;

@@ -58,8 +58,8 @@ use crate::{
 /// The share of a resync that is left to chance, so that objects listed together are not reconciled together for ever.
 const JITTER: f64 = 0.1;
 
-/// When to look at an object again if nothing happens before; `None` leaves it to the resync.
-pub type Again = Option<Duration>;
+/// After which time an object is due if no event makes it due before; `None`: at the resync.
+pub type RequeueAfter = Option<Duration>;
 
 /// What an event makes due, and how urgently.
 pub type Due = (Lane, Vec<Name>);
@@ -179,7 +179,7 @@ where
     where
         B: FnOnce(Term) -> F,
         F: Fn(Arc<K>) -> Fut,
-        Fut: Future<Output = Result<Again, E>> + Send + 'static,
+        Fut: Future<Output = Result<RequeueAfter, E>> + Send + 'static,
         E: StdError + Send + Sync + 'static,
     {
         let mut recent = Recent::default();
@@ -359,7 +359,7 @@ where
     async fn run<F, Fut, E>(&mut self, reconcile: F)
     where
         F: Fn(Arc<K>) -> Fut,
-        Fut: Future<Output = Result<Again, E>> + Send + 'static,
+        Fut: Future<Output = Result<RequeueAfter, E>> + Send + 'static,
         E: StdError + Send + Sync + 'static,
     {
         let concurrency = usize::from(self.term.kind().concurrency);
@@ -543,9 +543,9 @@ where
     fn review<E: StdError + 'static>(&mut self, key: &Name, outcome: Outcome<E>, took: Duration) -> (Lane, Duration) {
         self.term.meter().reconciled(kind_of(&outcome), took);
         match outcome {
-            Ok(again) => {
+            Ok(requeue_after) => {
                 self.backoff.reset(key);
-                due_in(again, self.term.kind().resync, fastrand::f64())
+                due_in(requeue_after, self.term.kind().resync, fastrand::f64())
             }
             Err(failure) => {
                 let wait = self.backoff.failed(key, fastrand::f64());
@@ -575,7 +575,7 @@ fn one<K, F, Fut, E>(reconcile: &F, key: Name, object: Arc<K>, clock: Clock) -> 
 where
     K: Send + Sync + 'static,
     F: Fn(Arc<K>) -> Fut,
-    Fut: Future<Output = Result<Again, E>> + Send + 'static,
+    Fut: Future<Output = Result<RequeueAfter, E>> + Send + 'static,
     E: 'static,
 {
     let began = clock.now();
@@ -637,16 +637,16 @@ pub fn logged<T: Send + 'static>(
 }
 
 /// When an object is due again. `chance` is in `0.0..1.0`.
-fn due_in(again: Again, resync: Duration, chance: f64) -> (Lane, Duration) {
+fn due_in(requeue_after: RequeueAfter, resync: Duration, chance: f64) -> (Lane, Duration) {
     let resync = resync.mul_f64(1.0 - JITTER * chance);
-    match again {
-        Some(again) if again < resync => (Lane::Soon, again),
+    match requeue_after {
+        Some(after) if after < resync => (Lane::Soon, after),
         _ => (Lane::Sweep, resync),
     }
 }
 
 /// What became of a reconciliation.
-type Outcome<E> = Result<Again, Failure<E>>;
+type Outcome<E> = Result<RequeueAfter, Failure<E>>;
 
 enum Failure<E> {
     Failed(E),

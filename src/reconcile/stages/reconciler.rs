@@ -14,14 +14,14 @@ use crate::{
     reconcile::{
         clock::{Clock, WallClock},
         conditions::Conditions,
-        controller::{Again, Controller},
+        controller::{Controller, RequeueAfter},
         status::Reported,
     },
     replica::term::{Access, BoxError, Reconciler, Standby, Term},
 };
 
 /// What a kind has done and when it looks again, or the end of the pass.
-pub type Applied<S> = Result<(<S as Stages>::Done, Again), End<<S as Stages>::Done, <S as Stages>::ApplyError>>;
+pub type Applied<S> = Result<(<S as Stages>::Done, RequeueAfter), End<<S as Stages>::Done, <S as Stages>::ApplyError>>;
 
 /// A kind whose passes go through stages; see [the table](super). Each stage that is pure can be tested without a cluster.
 pub trait Stages: Send + Sync + Sized + 'static {
@@ -105,7 +105,7 @@ pub trait Stages: Send + Sync + Sized + 'static {
     fn finalize(
         &self,
         pass: &Pass<Self>,
-    ) -> impl Future<Output = Result<Again, Error<Self::ObserveError, Self::ApplyError>>> + Send {
+    ) -> impl Future<Output = Result<RequeueAfter, Error<Self::ObserveError, Self::ApplyError>>> + Send {
         let _ = pass;
         ready(Ok(None))
     }

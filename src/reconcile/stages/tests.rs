@@ -16,7 +16,7 @@ use crate::{
     reconcile::{
         clock::WallClock,
         conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions},
-        controller::{Again, Controller},
+        controller::{Controller, RequeueAfter},
         fake::Fake,
         status::Shard,
         store::Store,
@@ -24,7 +24,7 @@ use crate::{
     replica::term::Access,
 };
 
-const SOON: Again = Some(Duration::from_secs(7));
+const SOON: RequeueAfter = Some(Duration::from_secs(7));
 
 #[derive(CustomResource, Clone, Debug, Serialize, Deserialize)]
 #[kube(group = "example.com", version = "v1", kind = "Probe", namespaced, status = "ProbeStatus", schema = "disabled")]
@@ -111,7 +111,7 @@ impl Stages for Routes {
         _: &Pass<Self>,
         route: &String,
         plan: u32,
-    ) -> Result<(Self::Done, Again), End<Self::Done, Broken>> {
+    ) -> Result<(Self::Done, RequeueAfter), End<Self::Done, Broken>> {
         self.enter("apply");
         match &**route {
             "refused" => Err(End::failed(Outcome::Done((plan, Some(Trouble::new("Half", "of it")))), Broken("write"))),
@@ -131,7 +131,7 @@ impl Stages for Routes {
         ProbeStatus { total: current.total, ..ProbeStatus::default() }
     }
 
-    async fn finalize(&self, _: &Pass<Self>) -> Result<Again, Error<Broken, Broken>> {
+    async fn finalize(&self, _: &Pass<Self>) -> Result<RequeueAfter, Error<Broken, Broken>> {
         self.enter("finalize");
         Ok(SOON)
     }
@@ -143,7 +143,7 @@ async fn pass(
     filled: bool,
     meta: Value,
     status: Value,
-) -> (Vec<&'static str>, Result<Again, String>, Option<ProbeStatus>) {
+) -> (Vec<&'static str>, Result<RequeueAfter, String>, Option<ProbeStatus>) {
     let mut object = json!({
         "apiVersion": "example.com/v1", "kind": "Probe", "spec": {"route": route}, "status": status,
         "metadata": {"name": "p", "namespace": "ns", "uid": "u", "resourceVersion": "1", "generation": 4},
