@@ -71,7 +71,7 @@ use crate::{
         finalizer,
         status::Statuses,
         store::Store,
-        watches::{Listener, News, Objects, Query, Watches},
+        watches::{Event, Objects, Query, Subscriber, Watches},
     },
     replica::{
         clock,
@@ -115,19 +115,19 @@ impl Children {
             standby.meter().missing_children(move || of_shard.missing(&shard));
             let mut children = BTreeMap::new();
             for of in front.types() {
-                let listener = watches.listen(&children_of_all(&of), Some(&lease));
-                let objects = listener.objects();
+                let subscriber = watches.subscribe(&children_of_all(&of), Some(&lease));
+                let objects = subscriber.objects();
                 controller = controller.showing(format!("children {of}"), report(&objects));
                 children.insert(of, objects);
-                controller = controller.follow(owners(listener, store.clone()));
+                controller = controller.follow(owners(subscriber, store.clone()));
             }
             let mut related = BTreeMap::new();
             for (id, query) in front.related() {
-                let listener = watches.listen(&related_query(&query), None);
-                let objects = listener.objects();
+                let subscriber = watches.subscribe(&related_query(&query), None);
+                let objects = subscriber.objects();
                 controller = controller.showing(format!("related {id}"), report(&objects));
                 related.insert(id, objects);
-                controller = controller.follow(all_parents(listener, store.clone()));
+                controller = controller.follow(all_parents(subscriber, store.clone()));
             }
             let begin = |term: Term| {
                 let events = Arc::new(Events::new(&term));
@@ -220,30 +220,30 @@ fn related_query(related: &Related) -> Query {
 /// How a watch fares, whenever that is asked.
 fn report(objects: &Objects) -> WatchReport {
     let objects = objects.clone();
-    Arc::new(move || objects.fares())
+    Arc::new(move || objects.health())
 }
 
 /// Makes the owner of a child due that has changed.
-fn owners(listener: Listener, parents: Store<Parent>) -> impl Stream<Item = (Due, bool)> + Send + 'static {
-    listener.map(move |news| match news {
-        News::Listed => ((Lane::Soon, parents.names()), true),
-        News::Changed(owner) => ((Lane::Changed, owner.into_iter().collect()), false),
+fn owners(subscriber: Subscriber, parents: Store<Parent>) -> impl Stream<Item = (Due, bool)> + Send + 'static {
+    subscriber.map(move |event| match event {
+        Event::Listed => ((Lane::Soon, parents.names()), true),
+        Event::Changed(owner) => ((Lane::Changed, owner.into_iter().collect()), false),
     })
 }
 
 /// Makes everything due: what is related may be of use to any of them. The first change does so at once; what changes
 /// again and again, such as a lock that is renewed, is taken together with what has changed meanwhile.
-fn all_parents(listener: Listener, parents: Store<Parent>) -> impl Stream<Item = (Due, bool)> + Send + 'static {
-    stream::unfold((listener, parents, ready(()).boxed()), |(mut listener, parents, pause)| async move {
-        let mut listed = listener.next().await? == News::Listed;
+fn all_parents(subscriber: Subscriber, parents: Store<Parent>) -> impl Stream<Item = (Due, bool)> + Send + 'static {
+    stream::unfold((subscriber, parents, ready(()).boxed()), |(mut subscriber, parents, pause)| async move {
+        let mut listed = subscriber.next().await? == Event::Listed;
         pause.await;
-        while let Some(Some(news)) = listener.next().now_or_never() {
-            listed |= news == News::Listed;
+        while let Some(Some(event)) = subscriber.next().now_or_never() {
+            listed |= event == Event::Listed;
         }
         let names = parents.names();
         let count = u32::try_from(names.len()).unwrap_or(u32::MAX);
         let pause = tokio::time::sleep((FOR_EACH * count).clamp(PAUSE.0, PAUSE.1)).boxed();
-        Some((((Lane::Soon, names), listed), (listener, parents, pause)))
+        Some((((Lane::Soon, names), listed), (subscriber, parents, pause)))
     })
 }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::reconcile::{
     stages::{End, Outcome, Trouble},
-    watches::{Objects, RELATED, Sight},
+    watches::{Objects, RELATED, Readiness},
 };
 
 /// How soon an object is looked at again whose children cannot be seen: nothing tells when they can.
@@ -76,10 +76,10 @@ impl Pass {
     pub(super) fn served(&self) -> Result<Served, Option<String>> {
         let it = &self.common;
         for objects in it.children.values().chain(it.related.values()) {
-            match objects.sight() {
-                Sight::Clear | Sight::Unserved | Sight::Stale(_) => {}
-                Sight::Unlisted => return Err(None),
-                Sight::Troubled(why) => return Err(Some(why)),
+            match objects.readiness() {
+                Readiness::Ready | Readiness::Unserved | Readiness::Stale(_) => {}
+                Readiness::Unlisted => return Err(None),
+                Readiness::Failing(why) => return Err(Some(why)),
             }
         }
         let served = it.children.iter().filter_map(|(of, objects)| Some((Arc::clone(of), objects.served()?)));
@@ -91,8 +91,8 @@ impl Pass {
         let it = &self.common;
         let children = it.children.iter().map(|(of, objects)| (of.to_string(), objects));
         let all = children.chain(it.related.iter().map(|(id, objects)| (id.clone(), objects)));
-        all.into_iter().find_map(|(what, objects)| match objects.sight() {
-            Sight::Stale(why) => Some(format!("the watch of {what} fails: {why}")),
+        all.into_iter().find_map(|(what, objects)| match objects.readiness() {
+            Readiness::Stale(why) => Some(format!("the watch of {what} fails: {why}")),
             _ => None,
         })
     }

@@ -68,15 +68,15 @@ pub type Due = (Lane, Vec<Name>);
 #[must_use = "does nothing until it runs"]
 pub struct Controller<K: Resource> {
     store: Store<K>,
-    sources: SelectAll<BoxStream<'static, News>>,
+    sources: SelectAll<BoxStream<'static, Trigger>>,
     /// Watches whose first list is not complete.
     unlisted: usize,
     /// How each watch fares.
     watches: Vec<(String, WatchReport)>,
 }
 
-/// What a source has to say.
-struct News {
+/// Objects that a source makes due.
+struct Trigger {
     due: Due,
     /// The first list of this source is complete.
     listed: bool,
@@ -143,27 +143,27 @@ where
     /// complete: a standby is not prepared before, and a term does not wait for it.
     pub fn follow(mut self, due: impl Stream<Item = (Due, bool)> + Send + 'static) -> Self {
         let mut unlisted = true;
-        let news = due.map(move |(due, listed)| {
+        let trigger = due.map(move |(due, listed)| {
             let listed = unlisted && listed;
             unlisted &= !listed;
-            News { due, listed }
+            Trigger { due, listed }
         });
-        self.sources.push(news.boxed());
+        self.sources.push(trigger.boxed());
         self.unlisted += 1;
         self
     }
 
     /// Makes the objects that the stream names due.
     pub fn trigger(mut self, due: impl Stream<Item = Name> + Send + 'static) -> Self {
-        self.sources.push(due.map(|object| News { due: (Lane::Changed, vec![object]), listed: false }).boxed());
+        self.sources.push(due.map(|object| Trigger { due: (Lane::Changed, vec![object]), listed: false }).boxed());
         self
     }
 
     /// Makes every object due for each item of the stream, in its turn.
     pub fn sweep_at(mut self, times: impl Stream<Item = ()> + Send + 'static) -> Self {
         let store = self.store.clone();
-        let news = times.map(move |()| News { due: (Lane::Sweep, store.names()), listed: false });
-        self.sources.push(news.boxed());
+        let trigger = times.map(move |()| Trigger { due: (Lane::Sweep, store.names()), listed: false });
+        self.sources.push(trigger.boxed());
         self
     }
 
@@ -193,12 +193,12 @@ where
             select! {
                 biased;
                 term = standby.lead() => break term,
-                Some(news) = self.sources.next() => {
+                Some(trigger) = self.sources.next() => {
                     // What is due in its turn anyway is due by the sweep.
-                    if let (Lane::Changed, objects) = news.due {
+                    if let (Lane::Changed, objects) = trigger.due {
                         objects.into_iter().for_each(|object| recent.note(object));
                     }
-                    if news.listed {
+                    if trigger.listed {
                         self.unlisted -= 1;
                         meter.listed(all - self.unlisted, all);
                     }
@@ -251,7 +251,7 @@ fn source<W>(
     what: String,
     api: Api<W>,
     mut due: impl FnMut(Event<W>) -> Due + Send + 'static,
-) -> (BoxStream<'static, News>, WatchReport)
+) -> (BoxStream<'static, Trigger>, WatchReport)
 where
     W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
@@ -264,7 +264,7 @@ where
             let listed = unlisted && matches!(event, Event::InitDone);
             unlisted &= !listed;
             let due = due(event);
-            future::ready((listed || !due.1.is_empty()).then_some(News { due, listed }))
+            future::ready((listed || !due.1.is_empty()).then_some(Trigger { due, listed }))
         })
         .boxed();
     (source, Arc::new(move || state.lock().unwrap_or_else(PoisonError::into_inner).clone()))
@@ -333,7 +333,7 @@ struct Work<K: Resource> {
 
 /// What is next in a term.
 enum Step<K, E> {
-    News(News),
+    Trigger(Trigger),
     Time(Lane, Name),
     Ended(Ended<K, E>),
     Sweep,
@@ -386,7 +386,7 @@ where
                 // None of these may keep another one waiting for ever, so they are asked in no order.
                 step = async {
                     select! {
-                        Some(news) = self.controller.sources.next() => Step::News(news),
+                        Some(trigger) = self.controller.sources.next() => Step::Trigger(trigger),
                         Some((lane, key)) = self.timers.next() => Step::Time(lane, key),
                         Some(ended) = running.next() => Step::Ended(ended),
                         () = future::ready(()), if !self.to_sweep.as_slice().is_empty() => Step::Sweep,
@@ -395,7 +395,7 @@ where
                 } => step,
             };
             match step {
-                Step::News(News { due: (lane, keys), listed }) => {
+                Step::Trigger(Trigger { due: (lane, keys), listed }) => {
                     let now = self.clock.now();
                     keys.into_iter().for_each(|key| self.queue.add(lane, key, now));
                     self.controller.unlisted -= usize::from(listed);
