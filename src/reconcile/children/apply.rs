@@ -95,7 +95,7 @@ impl Pass {
                     Read::Same => plan.confirmed(),
                     other => return Err(End::unreported(other.requeue_after())),
                 },
-                Step::Look(keys) => family.look_at_each(keys, &mut plan).await,
+                Step::Read(keys) => family.read_each(keys, &mut plan).await,
                 Step::Write(writes) => {
                     if !family.write_all(writes, &mut plan).await {
                         // The term drains. What was left out is the next leader's to find.
@@ -108,8 +108,8 @@ impl Pass {
             }
         };
         let (written, pruned) = plan.counts();
-        self.tell(written, pruned).await;
-        self.tell_of_rivals(plan.take_rivals());
+        self.publish_events(written, pruned).await;
+        self.report_rivals(plan.take_rivals());
         let done = match outcome {
             Outcome::Done(done) => Done { stale: self.stale(), ..done },
             other => return Err(End::reported(other, None)),
@@ -183,7 +183,7 @@ impl Pass {
         Ok(None)
     }
 
-    async fn tell(&self, written: usize, pruned: usize) {
+    async fn publish_events(&self, written: usize, pruned: usize) {
         // Of a new object its status tells, and that is write enough.
         if written > 0 && self.object.status.is_some() {
             self.normal("Applied", &format!("{written} children written")).await;
@@ -197,8 +197,8 @@ impl Pass {
         }
     }
 
-    /// Says once in each round who undoes which children.
-    fn tell_of_rivals(&self, rivals: Vec<Rival>) {
+    /// Logs and counts the writers that undo children, once in each round.
+    fn report_rivals(&self, rivals: Vec<Rival>) {
         let it = &self.common;
         for rival in rivals {
             let (namespace, name) = (self.object.namespace().unwrap_or_default(), self.object.name_any());

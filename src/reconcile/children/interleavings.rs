@@ -294,9 +294,9 @@ impl Leader {
                 }
                 plan.confirmed();
             }
-            Step::Look(keys) => keys.into_iter().for_each(|key| {
+            Step::Read(keys) => keys.into_iter().for_each(|key| {
                 let found = server.now().get(&key.name).cloned();
-                plan.looked(key, found);
+                plan.read(key, found);
             }),
             Step::Write(writes) => {
                 for (number, write) in writes.into_iter().enumerate() {

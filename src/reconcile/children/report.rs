@@ -24,7 +24,7 @@ const NAMED: usize = 3;
 pub(super) struct Done {
     /// What was refused, or is in the way.
     pub(super) trouble: Vec<Trouble>,
-    /// What is not desired yet, and what it waits for.
+    /// Children that are not desired yet, and what they wait for.
     pub(super) waiting: Vec<String>,
     /// Children that are not ready.
     pub(super) unready: Vec<String>,

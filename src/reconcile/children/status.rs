@@ -75,15 +75,15 @@ impl Pass {
     async fn learn(&self, whole: &Status, stored: Option<Status>) {
         let it = &self.common;
         let value = serde_json::to_value(whole).unwrap_or_default();
-        let (news, kept) = {
+        let (dropped, kept) = {
             let Some(pruning) = it.pruning.get() else { return };
             let mut pruning = pruning.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(stored) = stored {
                 pruning.wrote(&value, &serde_json::to_value(&stored).unwrap_or_default());
             }
-            (pruning.news(&value), pruning.kept(value))
+            (pruning.newly_dropped(&value), pruning.kept(value))
         };
-        if let Some(fields) = news {
+        if let Some(fields) = dropped {
             tracing::warn!(
                 kind = it.resource.kind,
                 "the CRD {}.{} names no {fields}: the API server drops what is written there; add the fields to the schema of {}, or set x-kubernetes-preserve-unknown-fields on its status",

@@ -146,15 +146,15 @@ impl<'a> Family<'a> {
         is_complete
     }
 
-    /// Reads children as they are, with what each of their writers owns, and tells the plan.
-    pub(super) async fn look_at_each(&self, keys: Vec<Key>, plan: &mut Plan) {
+    /// Reads children with the fields that each of their writers owns, and tells the plan.
+    pub(super) async fn read_each(&self, keys: Vec<Key>, plan: &mut Plan) {
         for key in keys {
             let found = match self.api(&key) {
                 Ok(api) => api.get_opt(&key.name).await.ok().flatten(),
                 Err(_) => None,
             };
             let found = found.and_then(|found| serde_json::to_value(found).ok()).map(Arc::new);
-            plan.looked(key, found);
+            plan.read(key, found);
         }
     }
 
@@ -263,7 +263,7 @@ impl<'a> Family<'a> {
         match delete(&api, &key.name, uid, None, PropagationPolicy::Background).await {
             Ok(_) => Ok(()),
             Err(error) => {
-                let message = format!("{key} could not be deleted: {}", told(self.it.is_secretive, key, &error));
+                let message = format!("{key} could not be deleted: {}", message_of(self.it.is_secretive, key, &error));
                 Err(Trouble::new("PruneFailed", message))
             }
         }
@@ -327,7 +327,7 @@ impl<'a> Family<'a> {
     }
 
     fn refused(&self, key: &Key, verb: &str, error: &Error) -> Trouble {
-        Trouble::new(reason(error), format!("{verb} {key}: {}", told(self.it.is_secretive, key, error)))
+        Trouble::new(reason(error), format!("{verb} {key}: {}", message_of(self.it.is_secretive, key, error)))
     }
 }
 
@@ -349,8 +349,8 @@ fn reason(error: &Error) -> &'static str {
     }
 }
 
-/// What the API server says. Where Secrets are seen only the code, and which fields it refuses: it may quote their values.
-fn told(is_secretive: bool, key: &Key, error: &Error) -> String {
+/// The message of a refusal. Where the kind sees Secrets, only its code and the fields: the API server may quote their values.
+fn message_of(is_secretive: bool, key: &Key, error: &Error) -> String {
     match error {
         Error::Api(status) if is_secretive || key.of.kind == "Secret" => {
             let causes = status.details.iter().flat_map(|details| &details.causes);
@@ -375,8 +375,8 @@ mod tests {
         let status: kube::core::Status = serde_json::from_value(status).unwrap();
         let error = Error::Api(Box::new(status));
         let key = |kind: &str| Key { of: Arc::new(Type::new("", "v1", kind)), namespace: None, name: "x".to_owned() };
-        assert_eq!(told(false, &key("Secret"), &error), "422 Invalid of data.key");
-        assert_eq!(told(true, &key("ConfigMap"), &error), "422 Invalid of data.key");
-        assert!(told(false, &key("ConfigMap"), &error).contains("Invalid value"));
+        assert_eq!(message_of(false, &key("Secret"), &error), "422 Invalid of data.key");
+        assert_eq!(message_of(true, &key("ConfigMap"), &error), "422 Invalid of data.key");
+        assert!(message_of(false, &key("ConfigMap"), &error).contains("Invalid value"));
     }
 }
