@@ -429,3 +429,19 @@ proptest! {
         prop_assert_eq!(counted, if source == 0 { targets.present.len() } else { 0 });
     }
 }
+
+/// The Propagation of docs/propagation.md copies into the namespaces of the team, but for the one that it excludes.
+#[test]
+fn the_propagation_of_the_page_reaches_the_namespaces_of_the_team() {
+    let [example] = &crate::kinds::examples(include_str!("../../../docs/propagation.md"))[..] else { panic!() };
+    let propagation: Propagation = serde_json::from_value(example.clone()).unwrap();
+    let namespace = |name: &str, team: &str| NamespaceState {
+        name: name.to_owned(),
+        labels: strings([("team", team)]),
+        terminating: false,
+    };
+    let teams = [("orchid", "orchid"), ("orchid-old", "orchid"), ("orchid-new", "orchid"), ("lilac", "lilac")];
+    let all = teams.map(|(name, team)| namespace(name, team));
+    let targets = targets(&validate(&propagation.spec).unwrap(), &Reach::default(), all);
+    assert_eq!(targets, present(["orchid-new"]), "the source is no target of its own");
+}

@@ -373,3 +373,25 @@ async fn a_deleted_schedule_restores_and_goes() {
     let (outcome, writes, _) = pass(object(), "2026-11-23T12:10:00Z", refused()).await;
     assert!(outcome.is_ok() && kinds(&writes) == ["scale", "s"], "for so long: {writes:?}");
 }
+
+/// The schedule of docs/scaleschedule.md stops the workload in the nights of working days, in either version.
+#[test]
+fn the_schedule_of_the_page_stops_the_workload_at_night_in_either_version() {
+    let examples = crate::kinds::examples(include_str!("../../../docs/scaleschedule.md"));
+    let [first, second] = &examples[..] else { panic!() };
+    let converted = v1beta1::convert(second.clone(), "v1beta1", "v1alpha1").unwrap();
+    assert_eq!(converted["spec"], first["spec"]);
+    let schedule: ScaleSchedule = serde_json::from_value(first.clone()).unwrap();
+    let valid = validate(&schedule.spec).unwrap();
+    let replicas = |now: &str| plan::windows(at(now), &valid).active.map(|active| active.replicas);
+    // A Friday in Berlin, an hour ahead of UTC: from 20:00 to 06:00 of the Saturday.
+    for (now, expected) in [
+        ("2026-11-27T18:59:59Z", None),
+        ("2026-11-27T19:00:00Z", Some(0)),
+        ("2026-11-28T04:59:59Z", Some(0)),
+        ("2026-11-28T05:00:00Z", None),
+        ("2026-11-28T20:00:00Z", None),
+    ] {
+        assert_eq!(replicas(now), expected, "{now}");
+    }
+}
