@@ -18,7 +18,7 @@ use super::{name::Name, weight::trim};
 use crate::{
     config::Limits,
     protocol::lease::version_number,
-    reconcile::{apply::fnv1a, finalizer},
+    reconcile::{apply::digest, finalizer},
 };
 
 /// What is known of the objects of a kind. Clones are handles on the same.
@@ -160,7 +160,7 @@ const FINALIZERS: usize = 1024;
 fn marks(meta: &ObjectMeta) -> ObjectMeta {
     let mut finalizers = meta.finalizers.clone();
     if let Some(all) = finalizers.as_mut().filter(|all| all.iter().map(String::len).sum::<usize>() > FINALIZERS) {
-        *all = vec![format!("fnv1a:{:016x}", fnv1a(all.join("/").bytes()))];
+        *all = vec![digest(all.join("/").bytes())];
     }
     ObjectMeta {
         name: meta.name.clone(),
@@ -478,7 +478,8 @@ fn is_version(one: &ObjectMeta, other: &ObjectMeta) -> bool {
     one.resource_version == other.resource_version
 }
 
-fn version(object: &ObjectMeta) -> Option<u64> {
+/// The resource version as a number, in the order of which versions came.
+pub(in crate::reconcile) fn version(object: &ObjectMeta) -> Option<u64> {
     object.resource_version.as_deref().and_then(version_number)
 }
 

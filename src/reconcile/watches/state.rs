@@ -23,13 +23,13 @@ use super::{
     super::{
         apply::{OWNER, OWNER_UID, SHARD},
         name::Name,
+        store,
         weight::trim_annotations,
     },
     room::{Room, Rooms, Taken},
     source::SourceEvent,
 };
 use crate::ops::work::WatchState;
-use crate::protocol::lease::version_number;
 
 /// What is new in a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -263,7 +263,7 @@ impl Held {
 }
 
 fn version(object: &DynamicObject) -> u64 {
-    object.metadata.resource_version.as_deref().and_then(version_number).unwrap_or_default()
+    store::version(&object.metadata).unwrap_or_default()
 }
 
 impl Source {
