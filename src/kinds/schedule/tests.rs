@@ -225,6 +225,8 @@ struct World {
     replicas: Option<i32>,
     autoscaled: bool,
     refuses: bool,
+    /// Another writer has changed the schedule since it was seen.
+    is_ahead: bool,
 }
 
 fn answer(world: &Mutex<World>, asked: &Asked) -> Answer {
@@ -258,6 +260,7 @@ fn answer(world: &Mutex<World>, asked: &Asked) -> Answer {
             }
             (Some(replicas), _) => Some((200, scale(replicas))),
         },
+        (&Method::PATCH, path) if path.ends_with("/scaleschedules/s") && world.is_ahead => refusal(409, "Conflict"),
         (&Method::PATCH, path) if path.ends_with("/scaleschedules/s") => Some((200, schedule(json!({}), None))),
         (_, path) if path.ends_with("/s/status") => Some((200, asked.body.clone())),
         _ => Some((200, json!({}))),
@@ -302,7 +305,7 @@ async fn pass(object: Value, now: &str, world: World) -> (Passed, Vec<(String, V
 }
 
 fn there(replicas: i32) -> World {
-    World { replicas: Some(replicas), autoscaled: false, refuses: false }
+    World { replicas: Some(replicas), autoscaled: false, refuses: false, is_ahead: false }
 }
 
 fn kinds(writes: &[(String, Value)]) -> Vec<&str> {
@@ -357,6 +360,19 @@ async fn a_missing_target_is_told_and_looked_for_again() {
     let (outcome, writes, _) = pass(schedule(json!({}), None), IN_WINDOW, World { replicas: None, ..there(0) }).await;
     assert_eq!((outcome.unwrap(), kinds(&writes)), (Some(LOOK), vec!["status"]));
     assert_eq!(writes[0].1["status"]["conditions"][1]["reason"], "TargetMissing");
+}
+
+/// The event of that change may have come before, and not every change makes a schedule due.
+#[tokio::test]
+async fn a_schedule_that_changed_while_its_finalizer_was_written_is_due_again_soon() {
+    let mut fresh = schedule(json!({}), None);
+    fresh["metadata"]["finalizers"] = json!([]);
+    for object in [fresh, schedule(json!({}), Some(IN_WINDOW))] {
+        let (outcome, writes, _) = pass(object.clone(), IN_WINDOW, World { is_ahead: true, ..there(3) }).await;
+        assert_eq!((outcome.unwrap(), kinds(&writes)), (Some(CHANGED), vec!["s"]));
+        let (outcome, writes, _) = pass(object, IN_WINDOW, there(3)).await;
+        assert_eq!((outcome.unwrap(), kinds(&writes)), (None, vec!["s"]), "its event makes it due");
+    }
 }
 
 #[tokio::test]

@@ -160,14 +160,19 @@ impl Pass {
 
     /// Deletes what the garbage collector does not, then lets the object go.
     pub(super) async fn finalize(&self) -> Result<RequeueAfter, Error> {
-        let served = match self.served() {
-            Ok(served) => served,
-            Err(why) => return Ok(why.map(|_| UNUSABLE)),
-        };
         let it = &self.common;
         if !self.object.finalizers().contains(&it.finalizer) {
             return Ok(None);
         }
+        // Related objects decide nothing any more, so a watch of those that fails does not keep the object.
+        let served = match self.served() {
+            Ok(served) => served,
+            Err(None) => return Ok(None),
+            Err(Some(why)) => {
+                self.warning("FinalizeBlocked", &why).await;
+                return Ok(Some(UNUSABLE));
+            }
+        };
         let stay = it.store.orphans(&self.object);
         let family = Family::new(it, &self.object, &served);
         let failed = |error| Error::Apply(ApplyError::ListChildren(error));

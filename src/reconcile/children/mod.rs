@@ -26,6 +26,8 @@ mod aside;
 mod desired;
 mod fights;
 #[cfg(test)]
+mod finalized;
+#[cfg(test)]
 mod interleavings;
 #[cfg(test)]
 mod missing;

@@ -49,7 +49,7 @@ pub(super) struct Observed {
 
 impl Pass {
     pub(super) async fn observe(&self) -> Result<Observed, End<Done, ObserveError>> {
-        let served = match self.served() {
+        let served = match self.served().and_then(|served| all_shown(self.common.related.values()).map(|()| served)) {
             Ok(served) => Arc::new(served),
             Err(None) => return Err(End::unreported(None)),
             Err(Some(why)) => {
@@ -71,18 +71,12 @@ impl Pass {
         })
     }
 
-    /// The types that are served, if all objects of those can be seen. Else why not; `None`: they will be, and the object
+    /// The types of children that are served, if the watches show all children. Else why not; `None`: they will, and the object
     /// is due then. A type that is not served has no objects that could be overlooked, and only its own children fail.
     pub(super) fn served(&self) -> Result<Served, Option<String>> {
-        let it = &self.common;
-        for objects in it.children.values().chain(it.related.values()) {
-            match objects.readiness() {
-                Readiness::Ready | Readiness::Unserved | Readiness::Stale(_) => {}
-                Readiness::Unlisted => return Err(None),
-                Readiness::Failing(why) => return Err(Some(why)),
-            }
-        }
-        let served = it.children.iter().filter_map(|(of, objects)| Some((Arc::clone(of), objects.served()?)));
+        let children = &self.common.children;
+        all_shown(children.values())?;
+        let served = children.iter().filter_map(|(of, objects)| Some((Arc::clone(of), objects.served()?)));
         Ok(served.collect())
     }
 
@@ -120,6 +114,17 @@ impl Pass {
         let all = |objects: &Objects| objects.all().into_iter().map(Arc::new).collect();
         self.common.related.iter().map(|(id, objects)| (id.clone(), all(objects))).collect()
     }
+}
+
+fn all_shown<'a>(watches: impl Iterator<Item = &'a Objects>) -> Result<(), Option<String>> {
+    for objects in watches {
+        match objects.readiness() {
+            Readiness::Ready | Readiness::Unserved | Readiness::Stale(_) => {}
+            Readiness::Unlisted => return Err(None),
+            Readiness::Failing(why) => return Err(Some(why)),
+        }
+    }
+    Ok(())
 }
 
 impl Observed {
