@@ -58,8 +58,10 @@ struct Trouble {
     conflicts: usize,
 }
 
-const WIDGETS: &str = "/apis/example.com/v1/widgets";
-const WIDGET: &str = "/apis/example.com/v1/namespaces/ns/widgets/w";
+/// The API server serves both types by plurals that English does not have.
+const WIDGETS: &str = "/apis/example.com/v1/widgetry";
+const WIDGET: &str = "/apis/example.com/v1/namespaces/ns/widgetry/w";
+const MAPS: &str = "/api/v1/configmapses";
 
 /// The finalizers that a term writes to the object, and the messages of its warnings.
 async fn written(is_deleted: bool, trouble: Trouble) -> (Vec<Value>, Vec<String>) {
@@ -83,19 +85,19 @@ async fn written(is_deleted: bool, trouble: Trouble) -> (Vec<Value>, Vec<String>
         let answer: Answer = match (&asked.method, asked.uri.split('?').next().unwrap()) {
             _ if asked.uri.contains("watch=true") => None,
             (&Method::GET, "/apis/example.com/v1") => {
-                Some((200, resources("example.com/v1", &[("widgets", "Widget")])))
+                Some((200, resources("example.com/v1", &[("widgetry", "Widget")])))
             }
             (&Method::GET, "/api/v1") => {
-                Some((200, resources("v1", &[("configmaps", "ConfigMap"), ("secrets", "Secret")])))
+                Some((200, resources("v1", &[("configmapses", "ConfigMap"), ("secrets", "Secret")])))
             }
             (&Method::GET, WIDGETS) => Some((200, list(vec![widget()]))),
             (&Method::GET, WIDGET) => Some((200, widget())),
             (&Method::GET, "/api/v1/secrets") if trouble.is_related_refused => refusal(403, "Forbidden"),
             // The engine lists the children of this very object before it lets it go.
-            (&Method::GET, "/api/v1/configmaps") if trouble.is_type_gone && asked.uri.contains("owner-uid%3Du") => {
+            (&Method::GET, MAPS) if trouble.is_type_gone && asked.uri.contains("owner-uid%3Du") => {
                 refusal(404, "NotFound")
             }
-            (&Method::GET, "/api/v1/secrets" | "/api/v1/configmaps") => Some((200, list(vec![]))),
+            (&Method::GET, "/api/v1/secrets" | MAPS) => Some((200, list(vec![]))),
             (&Method::PATCH, WIDGET) => {
                 let is_behind =
                     conflicts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
