@@ -134,7 +134,7 @@ impl Reconciler for Backends {
 impl Backends {
     fn new() -> Self {
         let observer = Observer::default();
-        let statuses = StatusWriter::new(observer.seen(), status_writer::Limits::default());
+        let statuses = StatusWriter::new(observer.store(), status_writer::Limits::default());
         Self { observer, statuses, changes: Arc::default() }
     }
 
@@ -182,11 +182,11 @@ impl Api {
     }
 
     async fn all(State(this): State<Self>) -> Result<Json<Value>, Refused> {
-        let seen = this.backends.observer.seen();
-        if !seen.is_listed() {
+        let store = this.backends.observer.store();
+        if !store.is_listed() {
             return Err((StatusCode::SERVICE_UNAVAILABLE, "the backends are not listed yet\n"));
         }
-        let mut all = seen.all();
+        let mut all = store.all();
         all.sort_by_key(|backend| Name::of(&**backend));
         let all: Vec<_> = all.iter().map(|backend| &**backend).collect();
         let (leading, counts) = (this.signal.is_leading(), this.backends.statuses.counts());
@@ -221,7 +221,7 @@ impl Api {
     }
 
     fn find(&self, namespace: &str, name: &str) -> Result<Arc<Backend>, Refused> {
-        let found = self.backends.observer.seen().get(&Name::new(Some(namespace), name));
+        let found = self.backends.observer.store().get(&Name::new(Some(namespace), name));
         found.ok_or((StatusCode::NOT_FOUND, "no such backend\n"))
     }
 }

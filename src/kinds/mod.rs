@@ -34,6 +34,13 @@ use crate::{
     webhooks::{Of, Webhook},
 };
 
+/// The YAML of a page in `docs/`, block by block.
+#[cfg(test)]
+pub(crate) fn examples(page: &str) -> Vec<serde_json::Value> {
+    let blocks = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.map(|block| serde_yaml::from_str(block).unwrap_or_else(|error| panic!("{error}: {block}"))).collect()
+}
+
 /// A reconciler compiled into the binary, and the one kind that it reconciles.
 #[derive(Clone)]
 pub struct Builtin {

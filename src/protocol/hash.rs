@@ -9,6 +9,11 @@ pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
     bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
+/// The [hash](fnv1a) as text, with its name: objects and statuses bear it.
+pub fn digest(bytes: impl IntoIterator<Item = u8>) -> String {
+    format!("fnv1a:{:016x}", fnv1a(bytes))
+}
+
 /// The hash of a name, mixed and odd, so that a product with it loses nothing.
 pub(super) fn name_hash(name: &str) -> u64 {
     mix(fnv1a(name.bytes())) | 1

@@ -16,6 +16,7 @@ use super::{
     clock::Clock,
     fence::Fence,
     leadership::Signal,
+    problem::{describe, panicked},
     telemetry::Telemetry,
     term::{BoxError, Reconciler},
 };
@@ -72,11 +73,7 @@ pub(super) async fn keep(
     let mut pause = FIRST;
     loop {
         let began = clock.now();
-        let why = match AssertUnwindSafe(observing).catch_unwind().await {
-            Ok(Ok(())) => "has ended".to_owned(),
-            Ok(Err(error)) => format!("has failed: {error}"),
-            Err(_panic) => "has panicked".to_owned(),
-        };
+        let why = ended(AssertUnwindSafe(observing).catch_unwind().await);
         if clock.now().since(began) > LONGEST {
             pause = FIRST;
         }
@@ -85,6 +82,15 @@ pub(super) async fn keep(
         pause = (pause * 2).min(LONGEST);
         let Some(again) = reconciler.observe(observation.clone()) else { return };
         observing = again;
+    }
+}
+
+/// How an observer has ended.
+fn ended(result: std::thread::Result<Result<(), BoxError>>) -> String {
+    match result {
+        Ok(Ok(())) => "has ended".to_owned(),
+        Ok(Err(error)) => format!("has failed: {}", describe(error.as_ref())),
+        Err(panic) => format!("has panicked: {}", panicked(panic.as_ref())),
     }
 }
 
@@ -132,6 +138,16 @@ mod tests {
                 }
             }))
         }
+    }
+
+    #[test]
+    fn the_end_of_an_observer_names_each_cause_and_what_a_panic_says() {
+        let error = std::io::Error::other(kube::Error::Service("gone".into()));
+        assert_eq!(ended(Ok(Err(error.into()))), "has failed: ServiceError: gone");
+        let status = serde_json::from_value(serde_json::json!({"code": 403, "message": "may not"})).unwrap();
+        let refused = kube::Error::Api(Box::new(status));
+        assert_eq!(ended(Ok(Err(refused.into()))), "has failed: 403 may not");
+        assert_eq!(ended(Err(Box::new("never"))), "has panicked: never");
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use kube::{
 };
 use tracing::debug;
 
-use super::telemetry::of_stranger;
+use super::{problem::describe, telemetry::of_stranger};
 
 /// Writes the event. Each replica says it once for a holder; without the permission the log alone has it.
 pub(super) fn report(
@@ -36,7 +36,7 @@ pub(super) fn report(
     };
     async move {
         if let Err(error) = Recorder::new(client, reporter).publish(&event, &about).await {
-            debug!("no event tells of the foreign holder: {error}");
+            debug!("no event tells of the foreign holder: {}", describe(&error));
         }
     }
 }

@@ -17,7 +17,7 @@ use leasehold::{
         metrics::Metrics,
         status::Status,
     },
-    reconcile::controller::{Again, Controller},
+    reconcile::controller::{Controller, RequeueAfter},
     shutdown_signals,
 };
 use serde_json::json;
@@ -77,7 +77,7 @@ fn work(standby: Standby) -> BoxFuture<'static, Result<(), BoxError>> {
     controller.run(standby, begin).map(Ok).boxed()
 }
 
-async fn see(object: Arc<DynamicObject>, api: Api<DynamicObject>, term: Term) -> Result<Again, kube::Error> {
+async fn see(object: Arc<DynamicObject>, api: Api<DynamicObject>, term: Term) -> Result<RequeueAfter, kube::Error> {
     let spec = &object.data["spec"];
     if spec["change"] != spec["seen"] {
         let patch = json!({"spec": {"seen": spec["change"], "holder": term.holder()}});

@@ -27,6 +27,10 @@ fn blocks(page: &str) -> Vec<String> {
     blocks.map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
 }
 
+fn yaml(page: &str, block: &str) -> Value {
+    serde_yaml::from_str(block).unwrap_or_else(|error| panic!("{page}: {error}\n{block}"))
+}
+
 fn leasehold(folder: &Path, arguments: &[&str]) -> String {
     let said = Command::new(env!("CARGO_BIN_EXE_leasehold")).current_dir(folder).args(arguments).output().unwrap();
     assert!(said.status.success(), "{arguments:?}: {}{}", text(&said.stdout), text(&said.stderr));
@@ -86,7 +90,7 @@ fn every_object_of_a_page_fits_its_definition() {
     let mut shown = BTreeSet::new();
     for name in pages() {
         for block in blocks(&page(&name)) {
-            let object: Value = serde_yaml::from_str(&block).unwrap_or_else(|error| panic!("{name}: {error}\n{block}"));
+            let object = yaml(&name, &block);
             let Some(version) = object["apiVersion"].as_str().and_then(|it| it.strip_prefix("leasehold.dev/")) else {
                 continue;
             };
@@ -106,19 +110,104 @@ fn every_object_of_a_page_fits_its_definition() {
     assert_eq!(shown, BTreeSet::from(all), "each kind has an example");
 }
 
-/// A configuration that is copied from a page is right.
+/// The configuration that a block is, or is a part of.
+fn configuration(block: &Value) -> Option<Value> {
+    let is_part = ["kinds", "leases", "webhooks"].iter().any(|section| block.get(section).is_some());
+    if block["kind"] != "Configuration" && (block.get("kind").is_some() || !is_part) {
+        return None;
+    }
+    let mut whole = block.clone();
+    whole["apiVersion"] = json!("leasehold.dev/v1alpha1");
+    whole["kind"] = json!("Configuration");
+    if whole.get("kinds").is_none() {
+        let reconciler = json!({"builtin": "propagation"});
+        whole["kinds"] =
+            json!([{"apiVersion": "leasehold.dev/v1alpha1", "kind": "Propagation", "reconciler": reconciler}]);
+    }
+    Some(whole)
+}
+
+/// A configuration that is copied from a page is right, and so is a part of one.
 #[test]
 fn every_configuration_of_a_page_is_right() {
+    let child = json!({"id": "a", "template": {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}});
+    let composition = json!({"apiVersion": "leasehold.dev/v1alpha1", "kind": "Composition", "children": [child]});
     let mut checked = 0;
     for name in pages() {
-        for block in blocks(&page(&name)).iter().filter(|block| block.contains("kind: Configuration")) {
+        for block in blocks(&page(&name)) {
+            let Some(configuration) = configuration(&yaml(&name, &block)) else { continue };
             let folder = tempfile::tempdir().unwrap();
-            fs::write(folder.path().join("leasehold.yaml"), block).unwrap();
+            fs::write(folder.path().join("leasehold.yaml"), configuration.to_string()).unwrap();
+            for kind in configuration["kinds"].as_array().unwrap() {
+                if let Some(file) = kind["reconciler"]["compose"].as_str() {
+                    fs::write(folder.path().join(file), composition.to_string()).unwrap();
+                }
+            }
             leasehold(folder.path(), &["check", "-f", "."]);
             checked += 1;
         }
     }
-    assert!(checked >= 4, "{checked}");
+    assert!(checked >= 10, "{checked}");
+}
+
+/// Each YAML is of a form that a test reads: here, beside the kind that it is about, or beside the language of expressions.
+#[test]
+fn every_yaml_of_a_page_is_read_by_a_test() {
+    let elsewhere = [
+        (
+            "docs/compose.md",
+            "checksum",
+            "kinds/compose/cel/spec.rs: the_page_names_every_function_and_its_examples_compile",
+        ),
+        (
+            "docs/webhooks.md",
+            "admission",
+            "kinds/compose/tests.rs: the_admission_of_the_page_fills_in_the_size_and_asks_for_the_class",
+        ),
+    ];
+    for name in pages() {
+        let page = page(&name);
+        assert_eq!(blocks(&page).len(), page.matches("```y").count(), "{name}: another spelling of yaml is not read");
+        for block in blocks(&page).iter().map(|block| yaml(&name, block)) {
+            let is_object = block["kind"].is_string() && block["apiVersion"].is_string();
+            let test = elsewhere.iter().find(|(page, field, _)| name == *page && block.get(field).is_some());
+            let is_read = is_object || configuration(&block).is_some() || test.is_some();
+            assert!(is_read, "{name}: no test reads {block}");
+            if let Some((_, _, test)) = test {
+                let (file, test) = test.split_once(": ").unwrap();
+                let code = fs::read_to_string(root().join("src").join(file)).unwrap();
+                assert!(code.contains(&format!("fn {test}(")), "{test}");
+            }
+        }
+    }
+}
+
+/// What the pages of the composed kinds say that their examples get.
+#[test]
+fn the_examples_of_composed_kinds_get_what_their_pages_say() {
+    for (name, expected) in [
+        ("docs/tenant.md", &["LimitRange", "Namespace", "NetworkPolicy", "ResourceQuota", "RoleBinding"][..]),
+        ("docs/webapp.md", &["Deployment", "Ingress", "Service"][..]),
+    ] {
+        let example = yaml(name, &blocks(&page(name))[0]);
+        let folder = tempfile::tempdir().unwrap();
+        let parent = folder.path().join("parent.json");
+        fs::write(&parent, example.to_string()).unwrap();
+        let parent = parent.to_str().unwrap();
+        let said = leasehold(root(), &["render", "-f", "config", "--parent", parent, "--crd", "crds", "-o", "json"]);
+        let said: Value = serde_json::from_str(&said).unwrap();
+        let children = said["children"].as_array().unwrap();
+        let kinds: BTreeSet<_> = children.iter().map(|child| child["object"]["kind"].as_str().unwrap()).collect();
+        assert_eq!(kinds, expected.iter().copied().collect(), "{name}: {said}");
+        let child = |kind: &str| children.iter().find(|child| child["object"]["kind"] == kind).map(|it| &it["object"]);
+        if let Some(namespace) = child("Namespace") {
+            assert_eq!(namespace["metadata"]["labels"]["tenant.leasehold.dev/team"], "lilac");
+            assert_eq!(child("ResourceQuota").unwrap()["spec"]["hard"]["pods"], "20");
+        } else {
+            assert_eq!(child("Deployment").unwrap()["spec"]["replicas"], 2);
+            assert_eq!(child("Ingress").unwrap()["spec"]["rules"][0]["host"], "shop.example.com");
+        }
+    }
 }
 
 /// The first column of a page's tables names fields of the spec that there are, and all of them.

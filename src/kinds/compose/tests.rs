@@ -506,6 +506,29 @@ mod admission {
         assert_eq!(filled(unnamed.clone()), unnamed);
     }
 
+    /// What docs/webhooks.md says of its example: a size is filled in, and a creation needs the class that it names.
+    #[test]
+    fn the_admission_of_the_page_fills_in_the_size_and_asks_for_the_class() {
+        let examples = crate::kinds::examples(include_str!("../../../docs/webhooks.md"));
+        let example = examples.iter().find(|example| example.get("admission").is_some()).unwrap();
+        let child = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "${parent.metadata.name}"}});
+        let mut file = json!({"apiVersion": "leasehold.dev/v1alpha1", "kind": "Composition", "children": [{"id": "a", "template": child}]});
+        file["admission"] = example["admission"].clone();
+        let composition = Composition::read("x.yaml", &file.to_string()).unwrap_or_else(|errors| panic!("{errors}"));
+        let admission = composition.admission.as_ref().unwrap();
+        let mut widget = json!({"metadata": {"name": "w"}, "spec": {"class": "fast"}});
+        fill(admission, &json!({}), &Json::Null, &mut widget).unwrap();
+        assert_eq!(widget["spec"], json!({"class": "fast", "size": 3}));
+        let user = json!({"username": "eve", "groups": []});
+        let judged = |old: &Json, class: Option<Json>| {
+            judge(admission, &widget, old, &user, &BTreeMap::from([("class".to_owned(), class)]))
+        };
+        assert!(judged(&Json::Null, Some(json!({"metadata": {"name": "fast"}}))).is_ok());
+        let denied = judged(&Json::Null, None).unwrap_err().message;
+        assert!(denied.contains("there is no WidgetClass fast"), "{denied}");
+        assert!(judged(&widget, None).is_ok(), "the rule is about creations");
+    }
+
     #[test]
     fn every_mistake_is_told_at_its_line() {
         const CHILD: &str = "children:\n- {id: a, template: {apiVersion: v1, kind: ConfigMap, metadata: {name: \"${parent.metadata.name}\"}}}\n";

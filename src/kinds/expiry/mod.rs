@@ -32,7 +32,7 @@ use crate::{
     kinds::reaching::{Reaching, out_of_reach},
     reconcile::{
         conditions::Conditions,
-        controller::{Again, Controller},
+        controller::{Controller, RequeueAfter},
         stages::{End, Outcome, Pass, Staged, Stages, Trouble},
     },
     replica::term::Access,
@@ -141,12 +141,12 @@ impl Stages for Expiry {
         pass: &Pass<Self>,
         valid: &Valid,
         Run { resource, plan }: Run,
-    ) -> Result<(Done, Again), End<Done, ApplyError>> {
+    ) -> Result<(Done, RequeueAfter), End<Done, ApplyError>> {
         let deletions = target::delete_all(&targets(pass, &resource), valid, &plan.delete, pass.term()).await;
         announce(pass, &resource.plural, &deletions.deleted).await;
-        let again = if deletions.left() { plan.again.min(plan::RUNS) } else { plan.again };
+        let after = if deletions.left() { plan.again.min(plan::RUNS) } else { plan.again };
         let mut done = Done { plan, deleted: deletions.deleted.len(), refused: None };
-        let Some(error) = deletions.error else { return Ok((done, Some(again))) };
+        let Some(error) = deletions.error else { return Ok((done, Some(after))) };
         done.refused = Some(refused("delete", &resource.plural, pass.namespace(), &error));
         Err(End::failed(Outcome::Done(done), ApplyError::Delete(error)))
     }

@@ -272,3 +272,15 @@ proptest! {
         prop_assert!(unexpired.is_none_or(|next| plan.again <= Duration::from_secs(u64::try_from(next - now).unwrap())));
     }
 }
+
+/// The policy of docs/expirypolicy.md deletes the Jobs that are a day old, for its dry run is switched off.
+#[test]
+fn the_policy_of_the_page_deletes_what_has_outlived_a_day() {
+    let [example] = &crate::kinds::examples(include_str!("../../../docs/expirypolicy.md"))[..] else { panic!() };
+    let policy: ExpiryPolicy = serde_json::from_value(example.clone()).unwrap();
+    assert_eq!((&*policy.spec.target.api_version, &*policy.spec.target.kind), ("batch/v1", "Job"));
+    let valid = validate(&policy.spec).unwrap();
+    for (age, expected) in [(24 * 3600 - 1, vec![]), (24 * 3600, vec!["job"])] {
+        assert_eq!(deleted(&plan(at(CREATED + age), &valid, vec![object("job")])), expected, "{age}");
+    }
+}

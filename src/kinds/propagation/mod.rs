@@ -41,7 +41,7 @@ use crate::{
     },
     reconcile::{
         conditions::Conditions,
-        controller::{Again, Controller},
+        controller::{Controller, RequeueAfter},
         stages::{End, Outcome, Pass, Staged, Stages, Trouble},
     },
     replica::term::Access,
@@ -132,10 +132,10 @@ impl Stages for Propagate {
 
     fn watch(&self, controller: Controller<Propagation>, client: Client) -> (Controller<Propagation>, Self::Watched) {
         let controller = controller.noting(watches::source);
-        let seen = controller.seen();
-        let (namespaces, namespace_changes) = watches::namespaces(seen.clone());
-        let config_maps = watches::by_name::<ConfigMap>(SourceKind::ConfigMap, seen.clone());
-        let secrets = watches::by_name::<Secret>(SourceKind::Secret, seen);
+        let store = controller.store();
+        let (namespaces, namespace_changes) = watches::namespaces(store.clone());
+        let config_maps = watches::by_name::<ConfigMap>(SourceKind::ConfigMap, store.clone());
+        let secrets = watches::by_name::<Secret>(SourceKind::Secret, store);
         let controller = controller
             .watch(Api::all(client.clone()), namespace_changes)
             .watch(Api::all(client.clone()), config_maps)
@@ -175,7 +175,7 @@ impl Stages for Propagate {
         pass: &Pass<Self>,
         valid: &Valid,
         Decided { source, targets, wanted, plan }: Decided,
-    ) -> Result<(Done, Again), End<Done, ApplyError>> {
+    ) -> Result<(Done, RequeueAfter), End<Done, ApplyError>> {
         let owner = Owner::of(pass.object(), pass.term());
         let Some(copies) = write::execute(&pass.client(), &owner, valid, &wanted, plan, pass.term()).await else {
             // The term drains. What was left out is the next leader's to find.

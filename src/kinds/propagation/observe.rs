@@ -84,7 +84,7 @@ impl SourceObject {
             Err(missing) => (SourceState::KeysMissing(missing), Wanted::Unusable),
             Ok(content) => {
                 let version = match valid.source.kind {
-                    SourceKind::ConfigMap => format!("fnv1a:{:016x}", content.hash()),
+                    SourceKind::ConfigMap => content.digest(),
                     SourceKind::Secret => format!("resourceVersion:{resource_version}"),
                 };
                 (SourceState::Version(version), Wanted::Content(content))

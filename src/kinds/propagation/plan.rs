@@ -14,7 +14,7 @@ use super::types::{OnConflict, OnSourceMissing, PropagationSpec, SourceKind};
 use crate::{
     kinds::reach::Reach,
     reconcile::{
-        apply::{Ownership, fnv1a},
+        apply::{self, Ownership},
         input::{self, NamespaceName, ObjectName},
     },
 };
@@ -171,11 +171,11 @@ impl Content {
         Ok(self)
     }
 
-    /// A number that changes when the content does. Never shown for a Secret, whose values one could guess from it.
-    pub(super) fn hash(&self) -> u64 {
+    /// A digest that changes when the content does. Never shown for a Secret, whose values one could guess from it.
+    pub(super) fn digest(&self) -> String {
         let fields = self.data.iter().chain(&self.binary_data).flat_map(|(key, value)| [key, value]);
         let bytes = fields.flat_map(|text| text.bytes().chain([0xff]));
-        fnv1a(bytes.chain([u8::from(self.immutable)]))
+        apply::digest(bytes.chain([u8::from(self.immutable)]))
     }
 
     /// Whether a live object has everything that is wanted. Keys that others added do not matter.

@@ -275,9 +275,9 @@ fn only_the_keys_asked_for_are_copied_and_all_of_them_must_exist() {
 }
 
 #[test]
-fn the_hash_is_the_same_in_every_release_and_tells_contents_apart() {
-    // Changing this number makes each new leader write every status once.
-    assert_eq!(format!("{:016x}", content([("a", "1"), ("b", "2")]).hash()), HASH);
+fn the_digest_is_the_same_in_every_release_and_tells_contents_apart() {
+    // Changing this digest makes each new leader write every status once.
+    assert_eq!(content([("a", "1"), ("b", "2")]).digest(), DIGEST);
     let all = [
         content([("a", "1"), ("b", "2")]),
         content([("a", "1b"), ("", "2")]),
@@ -285,10 +285,10 @@ fn the_hash_is_the_same_in_every_release_and_tells_contents_apart() {
         Content { immutable: true, ..content([("a", "1")]) },
         content([]),
     ];
-    assert_eq!(all.iter().map(Content::hash).collect::<BTreeSet<_>>().len(), all.len());
+    assert_eq!(all.iter().map(Content::digest).collect::<BTreeSet<_>>().len(), all.len());
 }
 
-const HASH: &str = "44dff32f2913abb3";
+const DIGEST: &str = "fnv1a:44dff32f2913abb3";
 
 #[test]
 fn no_value_is_ever_shown() {
@@ -428,4 +428,20 @@ proptest! {
         let counted = plan.synced.len() + plan.update.len() + plan.recreate.len() + plan.create.len();
         prop_assert_eq!(counted, if source == 0 { targets.present.len() } else { 0 });
     }
+}
+
+/// The Propagation of docs/propagation.md copies into the namespaces of the team, but for the one that it excludes.
+#[test]
+fn the_propagation_of_the_page_reaches_the_namespaces_of_the_team() {
+    let [example] = &crate::kinds::examples(include_str!("../../../docs/propagation.md"))[..] else { panic!() };
+    let propagation: Propagation = serde_json::from_value(example.clone()).unwrap();
+    let namespace = |name: &str, team: &str| NamespaceState {
+        name: name.to_owned(),
+        labels: strings([("team", team)]),
+        terminating: false,
+    };
+    let teams = [("orchid", "orchid"), ("orchid-old", "orchid"), ("orchid-new", "orchid"), ("lilac", "lilac")];
+    let all = teams.map(|(name, team)| namespace(name, team));
+    let targets = targets(&validate(&propagation.spec).unwrap(), &Reach::default(), all);
+    assert_eq!(targets, present(["orchid-new"]), "the source is no target of its own");
 }

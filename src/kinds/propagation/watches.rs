@@ -15,10 +15,10 @@ use kube::{
 use super::{Propagation, SourceKind, plan::NamespaceState};
 use crate::reconcile::{
     controller::{Due, Lane},
-    seen::Seen,
+    store,
 };
 
-type Propagations = Seen<Propagation>;
+type Propagations = store::Store<Propagation>;
 type NamespaceMeta = PartialObjectMeta<Namespace>;
 
 /// What is noted of a Propagation, whether it is kept or not: its source, so that a change of that finds it.

@@ -37,7 +37,7 @@ use crate::{
     reconcile::{
         apply::field_manager,
         conditions::Conditions,
-        controller::{Again, Controller},
+        controller::{Controller, RequeueAfter},
         finalizer,
         stages::{End, Error, Outcome, Pass, Staged, Stages, Trouble},
     },
@@ -161,11 +161,16 @@ impl Stages for Schedule {
         plan::plan(observed)
     }
 
-    async fn apply(&self, pass: &Pass<Self>, _: &Valid, plan: Plan) -> Result<(Done, Again), End<Done, ApplyError>> {
+    async fn apply(
+        &self,
+        pass: &Pass<Self>,
+        _: &Valid,
+        plan: Plan,
+    ) -> Result<(Done, RequeueAfter), End<Done, ApplyError>> {
         match plan {
             Plan::Rest { now, windows } => {
-                let again = until(now, windows.next);
-                Ok((Done::Rests(windows), again))
+                let after = until(now, windows.next);
+                Ok((Done::Rests(windows), after))
             }
             // The event of this write makes the schedule due again, and then the finalizer is there.
             Plan::AddFinalizer => {
@@ -184,8 +189,8 @@ impl Stages for Schedule {
                 if let Err(error) = scale(pass, &target, (found, replicas)).await {
                     return Err(unscaled(windows, &target, error));
                 }
-                let again = until(now, windows.next);
-                Ok((Done::Rests(windows), again))
+                let after = until(now, windows.next);
+                Ok((Done::Rests(windows), after))
             }
         }
     }
@@ -205,7 +210,7 @@ impl Stages for Schedule {
     }
 
     /// Restores what was saved, then lets the schedule go; at the latest after [`PATIENCE`].
-    async fn finalize(&self, pass: &Pass<Self>) -> Result<Again, Error<ObserveError, ApplyError>> {
+    async fn finalize(&self, pass: &Pass<Self>) -> Result<RequeueAfter, Error<ObserveError, ApplyError>> {
         let schedule = pass.object();
         if !is_held(schedule) {
             return Ok(None);
@@ -267,14 +272,14 @@ fn is_held(schedule: &ScaleSchedule) -> bool {
 }
 
 /// At the next transition, and not much before a change by another writer is noticed.
-fn soon(now: Timestamp, next: Option<Timestamp>) -> Again {
+fn soon(now: Timestamp, next: Option<Timestamp>) -> RequeueAfter {
     Some(until(now, next).map_or(LOOK, |wait| wait.min(LOOK)))
 }
 
-fn until(now: Timestamp, next: Option<Timestamp>) -> Again {
+fn until(now: Timestamp, next: Option<Timestamp>) -> RequeueAfter {
     next.map(|next| Duration::try_from(next.duration_since(now)).unwrap_or_default())
 }
 
-fn retry(written: finalizer::Written) -> Again {
+fn retry(written: finalizer::Written) -> RequeueAfter {
     (written == finalizer::Written::Changed).then_some(CHANGED)
 }

@@ -15,8 +15,8 @@ use super::{plan::validate, *};
 use crate::reconcile::{
     clock::Clock,
     fake::{Answer, Asked, Fake, refusal},
-    seen::Seen,
     stages::Common,
+    store::Store,
 };
 
 fn spec(zone: &str, windows: Value) -> ScaleScheduleSpec {
@@ -225,6 +225,8 @@ struct World {
     replicas: Option<i32>,
     autoscaled: bool,
     refuses: bool,
+    /// Another writer has changed the schedule since it was seen.
+    is_ahead: bool,
 }
 
 fn answer(world: &Mutex<World>, asked: &Asked) -> Answer {
@@ -258,6 +260,7 @@ fn answer(world: &Mutex<World>, asked: &Asked) -> Answer {
             }
             (Some(replicas), _) => Some((200, scale(replicas))),
         },
+        (&Method::PATCH, path) if path.ends_with("/scaleschedules/s") && world.is_ahead => refusal(409, "Conflict"),
         (&Method::PATCH, path) if path.ends_with("/scaleschedules/s") => Some((200, schedule(json!({}), None))),
         (_, path) if path.ends_with("/s/status") => Some((200, asked.body.clone())),
         _ => Some((200, json!({}))),
@@ -280,7 +283,7 @@ fn schedule(status: Value, deleted: Option<&str>) -> Value {
 const IN_WINDOW: &str = "2026-11-23T12:00:00Z";
 const AFTERWARDS: &str = "2026-11-23T19:00:00Z";
 
-type Passed = Result<Again, Error<ObserveError, ApplyError>>;
+type Passed = Result<RequeueAfter, Error<ObserveError, ApplyError>>;
 
 /// One pass over that schedule at that time: what came of it, and what was written, in order.
 async fn pass(object: Value, now: &str, world: World) -> (Passed, Vec<(String, Value)>, Option<i32>) {
@@ -290,7 +293,7 @@ async fn pass(object: Value, now: &str, world: World) -> (Passed, Vec<(String, V
         Fake::new(1, move |asked| answer(&world, asked))
     };
     let stages = Arc::new(Schedule::default());
-    let common = Common::new(stages, Arc::new(Fixed(at(now))), (), Seen::new(()), fake.term.clone());
+    let common = Common::new(stages, Arc::new(Fixed(at(now))), (), Store::new(()), fake.term.clone());
     let pass = Pass::new(&common, Arc::new(serde_json::from_value(object).unwrap()));
     let outcome = pass.reconcile().await;
     let writes = fake.asked().into_iter().filter(|asked| asked.method != Method::GET && !asked.uri.contains("/events"));
@@ -302,7 +305,7 @@ async fn pass(object: Value, now: &str, world: World) -> (Passed, Vec<(String, V
 }
 
 fn there(replicas: i32) -> World {
-    World { replicas: Some(replicas), autoscaled: false, refuses: false }
+    World { replicas: Some(replicas), autoscaled: false, refuses: false, is_ahead: false }
 }
 
 fn kinds(writes: &[(String, Value)]) -> Vec<&str> {
@@ -359,6 +362,19 @@ async fn a_missing_target_is_told_and_looked_for_again() {
     assert_eq!(writes[0].1["status"]["conditions"][1]["reason"], "TargetMissing");
 }
 
+/// The event of that change may have come before, and not every change makes a schedule due.
+#[tokio::test]
+async fn a_schedule_that_changed_while_its_finalizer_was_written_is_due_again_soon() {
+    let mut fresh = schedule(json!({}), None);
+    fresh["metadata"]["finalizers"] = json!([]);
+    for object in [fresh, schedule(json!({}), Some(IN_WINDOW))] {
+        let (outcome, writes, _) = pass(object.clone(), IN_WINDOW, World { is_ahead: true, ..there(3) }).await;
+        assert_eq!((outcome.unwrap(), kinds(&writes)), (Some(CHANGED), vec!["s"]));
+        let (outcome, writes, _) = pass(object, IN_WINDOW, there(3)).await;
+        assert_eq!((outcome.unwrap(), kinds(&writes)), (None, vec!["s"]), "its event makes it due");
+    }
+}
+
 #[tokio::test]
 async fn a_deleted_schedule_restores_and_goes() {
     let object = || schedule(json!({"savedReplicas": 3}), Some(IN_WINDOW));
@@ -372,4 +388,26 @@ async fn a_deleted_schedule_restores_and_goes() {
     assert!(outcome.is_err() && kinds(&writes) == ["scale"], "it is tried again: {writes:?}");
     let (outcome, writes, _) = pass(object(), "2026-11-23T12:10:00Z", refused()).await;
     assert!(outcome.is_ok() && kinds(&writes) == ["scale", "s"], "for so long: {writes:?}");
+}
+
+/// The schedule of docs/scaleschedule.md stops the workload in the nights of working days, in either version.
+#[test]
+fn the_schedule_of_the_page_stops_the_workload_at_night_in_either_version() {
+    let examples = crate::kinds::examples(include_str!("../../../docs/scaleschedule.md"));
+    let [first, second] = &examples[..] else { panic!() };
+    let converted = v1beta1::convert(second.clone(), "v1beta1", "v1alpha1").unwrap();
+    assert_eq!(converted["spec"], first["spec"]);
+    let schedule: ScaleSchedule = serde_json::from_value(first.clone()).unwrap();
+    let valid = validate(&schedule.spec).unwrap();
+    let replicas = |now: &str| plan::windows(at(now), &valid).active.map(|active| active.replicas);
+    // A Friday in Berlin, an hour ahead of UTC: from 20:00 to 06:00 of the Saturday.
+    for (now, expected) in [
+        ("2026-11-27T18:59:59Z", None),
+        ("2026-11-27T19:00:00Z", Some(0)),
+        ("2026-11-28T04:59:59Z", Some(0)),
+        ("2026-11-28T05:00:00Z", None),
+        ("2026-11-28T20:00:00Z", None),
+    ] {
+        assert_eq!(replicas(now), expected, "{now}");
+    }
 }

@@ -9,11 +9,11 @@
 
 use serde_json::{Map, Value};
 
-use crate::reconcile::apply::{APPLIED, fnv1a};
+use crate::reconcile::apply::{self, APPLIED};
 
 /// What [`APPLIED`] bears for that object.
 pub(super) fn digest(object: &Value) -> String {
-    format!("fnv1a:{:016x}", fnv1a(object.to_string().bytes()))
+    apply::digest(object.to_string().bytes())
 }
 
 /// Whether `live` is as `manager` applied `object`, whose digest it would bear.

@@ -1,4 +1,4 @@
-//! Whether another writer undoes what we write, again and again, and how long a child is left to it then. Pure.
+//! Decides whether another writer undoes our writes again and again, and how long a child is left to that writer. Pure.
 //!
 //! A child that is to be written just as it was written last has been undone in between. That is set right at once
 //! [`ROUNDS`] times, and less and less often after that: two controllers that disagree would else write without end. A child
@@ -32,32 +32,32 @@ const MOST: usize = 4096;
 /// Fields and writers that are named.
 const NAMED: usize = 3;
 
-/// What becomes of a child that is not as it shall be.
+/// Whether a child that is not as desired is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Ruling {
+pub(super) enum Decision {
     /// It is written.
     Write,
-    /// It is left as it is until then. `None`: who undoes it is not known yet in this round.
+    /// It is left as it is until then. `None`: the writer that undoes it is not known yet in this round.
     Wait { until: Moment, rival: Option<Rival> },
 }
 
-/// Who undoes what.
+/// A writer that undoes ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rival {
     /// Field managers, a few of them.
     pub(super) managers: Vec<String>,
     /// For people.
-    pub(super) words: String,
+    pub(super) message: String,
 }
 
 /// The children of a kind that were written lately.
 #[derive(Debug, Default)]
 pub(super) struct Fights {
-    bouts: HashMap<u64, Bout>,
+    by_child: HashMap<u64, Fight>,
 }
 
 #[derive(Debug)]
-struct Bout {
+struct Fight {
     /// Of what was written last.
     digest: u64,
     written_at: Moment,
@@ -65,12 +65,12 @@ struct Bout {
     rounds: u32,
     /// The last write was undone, and that is counted.
     is_undone: bool,
-    /// In this round, who does it is known.
+    /// The writer is known in this round.
     is_named: bool,
     rival: Option<Rival>,
 }
 
-impl Bout {
+impl Fight {
     fn new(digest: u64, rounds: u32, written_at: Moment) -> Self {
         Self { digest, written_at, rounds, is_undone: false, is_named: false, rival: None }
     }
@@ -87,82 +87,85 @@ impl Bout {
 }
 
 impl Fights {
-    /// Whether a child that is not as it shall be is written now. `was_contested`: so an earlier term has said.
-    pub(super) fn ruling(&mut self, key: &Key, digest: &str, was_contested: bool, now: Moment) -> Ruling {
+    /// Whether a child that is not as desired is written now. `was_contested`: an earlier term has reported it as contested.
+    pub(super) fn decide(&mut self, key: &Key, digest: &str, was_contested: bool, now: Moment) -> Decision {
         let (number, digest) = (hash(key), hash(digest));
-        if was_contested && !self.bouts.contains_key(&number) {
-            self.keep(number, Bout { is_undone: true, ..Bout::new(digest, ROUNDS, now) });
+        if was_contested && !self.by_child.contains_key(&number) {
+            self.keep(number, Fight { is_undone: true, ..Fight::new(digest, ROUNDS, now) });
         }
-        // What shall be written and was not before is no answer to anybody.
-        let Some(bout) = self.bouts.get_mut(&number).filter(|bout| bout.digest == digest) else { return Ruling::Write };
-        if !std::mem::replace(&mut bout.is_undone, true) {
-            let goes_on = now.since(bout.written_at) < QUIET;
-            bout.rounds = if goes_on { bout.rounds.saturating_add(1) } else { 1 };
+        // A write that differs from the last one answers no other writer.
+        let Some(fight) = self.by_child.get_mut(&number).filter(|fight| fight.digest == digest) else {
+            return Decision::Write;
+        };
+        if !std::mem::replace(&mut fight.is_undone, true) {
+            let goes_on = now.since(fight.written_at) < QUIET;
+            fight.rounds = if goes_on { fight.rounds.saturating_add(1) } else { 1 };
         }
-        match bout.due() {
-            until if bout.is_contested() && now < until => {
-                Ruling::Wait { until, rival: bout.rival.clone().filter(|_| bout.is_named) }
+        match fight.due() {
+            until if fight.is_contested() && now < until => {
+                Decision::Wait { until, rival: fight.rival.clone().filter(|_| fight.is_named) }
             }
-            _ => Ruling::Write,
+            _ => Decision::Write,
         }
     }
 
     /// A child is as it was written. Until when, and with whom, it counts as contested nevertheless.
-    pub(super) fn rests(&mut self, key: &Key, now: Moment) -> Option<(Moment, Rival)> {
+    pub(super) fn settled(&mut self, key: &Key, now: Moment) -> Option<(Moment, Rival)> {
         let number = hash(key);
-        let bout = self.bouts.get_mut(&number)?;
-        bout.is_undone = false;
-        if now.since(bout.written_at) >= QUIET {
-            self.bouts.remove(&number);
+        let fight = self.by_child.get_mut(&number)?;
+        fight.is_undone = false;
+        if now.since(fight.written_at) >= QUIET {
+            self.by_child.remove(&number);
             return None;
         }
-        let rival = bout.rival.clone().filter(|_| bout.is_contested())?;
-        Some((bout.written_at + QUIET, rival))
+        let rival = fight.rival.clone().filter(|_| fight.is_contested())?;
+        Some((fight.written_at + QUIET, rival))
     }
 
     /// A child was written.
     pub(super) fn wrote(&mut self, key: &Key, digest: &str, now: Moment) {
         let (number, digest) = (hash(key), hash(digest));
-        match self.bouts.get_mut(&number) {
-            Some(bout) => {
+        match self.by_child.get_mut(&number) {
+            Some(fight) => {
                 // Another spec ends a fight only if no writer undoes that.
-                if bout.digest != digest && !bout.is_contested() {
-                    bout.rounds = 0;
+                if fight.digest != digest && !fight.is_contested() {
+                    fight.rounds = 0;
                 }
-                (bout.digest, bout.written_at) = (digest, now);
-                (bout.is_undone, bout.is_named) = (false, false);
+                (fight.digest, fight.written_at) = (digest, now);
+                (fight.is_undone, fight.is_named) = (false, false);
             }
-            None => self.keep(number, Bout::new(digest, 0, now)),
+            None => self.keep(number, Fight::new(digest, 0, now)),
         }
     }
 
-    /// Who undoes a contested child.
+    /// Keeps the writer that undoes a contested child.
     pub(super) fn named(&mut self, key: &Key, rival: Rival) {
-        if let Some(bout) = self.bouts.get_mut(&hash(key)) {
-            (bout.is_named, bout.rival) = (true, Some(rival));
+        if let Some(fight) = self.by_child.get_mut(&hash(key)) {
+            (fight.is_named, fight.rival) = (true, Some(rival));
         }
     }
 
     /// How many children are contested. What is quiet for long is none, though it was not looked at since.
     pub(super) fn contested(&self, now: Moment) -> usize {
-        let is_fresh = |bout: &&Bout| {
-            let last = if bout.is_undone { bout.due() } else { bout.written_at };
+        let is_fresh = |fight: &&Fight| {
+            let last = if fight.is_undone { fight.due() } else { fight.written_at };
             now < last + QUIET
         };
-        self.bouts.values().filter(|bout| bout.is_contested()).filter(is_fresh).count()
+        self.by_child.values().filter(|fight| fight.is_contested()).filter(is_fresh).count()
     }
 
     /// Remembers no more than [`MOST`]: what was never undone goes first, then what was written longest ago.
-    fn keep(&mut self, number: u64, bout: Bout) {
-        if self.bouts.len() >= MOST {
-            self.bouts.retain(|_, bout| bout.rounds > 0);
+    fn keep(&mut self, number: u64, fight: Fight) {
+        if self.by_child.len() >= MOST {
+            self.by_child.retain(|_, fight| fight.rounds > 0);
         }
-        if self.bouts.len() >= MOST
-            && let Some(oldest) = self.bouts.iter().min_by_key(|(_, bout)| bout.written_at).map(|(oldest, _)| *oldest)
+        if self.by_child.len() >= MOST
+            && let Some(oldest) =
+                self.by_child.iter().min_by_key(|(_, fight)| fight.written_at).map(|(oldest, _)| *oldest)
         {
-            self.bouts.remove(&oldest);
+            self.by_child.remove(&oldest);
         }
-        self.bouts.insert(number, bout);
+        self.by_child.insert(number, fight);
     }
 }
 
@@ -176,8 +179,8 @@ fn hash(of: &(impl Hash + ?Sized)) -> u64 {
 /// Who has undone `object`, which `manager` has applied, by what is there now. Names fields and writers, and no value.
 pub(super) fn rival(key: &Key, live: Option<&Value>, object: &Value, manager: &str) -> Rival {
     let Some(live) = live else {
-        let words = format!("{key}: another writer deletes it each time it is there: {ADVICE}");
-        return Rival { managers: Vec::new(), words };
+        let message = format!("{key}: another writer deletes it each time it is there: {ADVICE}");
+        return Rival { managers: Vec::new(), message };
     };
     let nothing = Value::Object(serde_json::Map::new());
     let owned = fields(live, manager, "Apply").or_else(|| fields(live, manager, "Update")).unwrap_or(&nothing);
@@ -202,7 +205,7 @@ pub(super) fn rival(key: &Key, live: Option<&Value>, object: &Value, manager: &s
     lost.dedup();
     let what = if lost.is_empty() { "what is applied".to_owned() } else { listed("field", &lost) };
     managers.truncate(NAMED);
-    Rival { managers, words: format!("{key}: {who} changes {what} back each time: {ADVICE}") }
+    Rival { managers, message: format!("{key}: {who} changes {what} back each time: {ADVICE}") }
 }
 
 const ADVICE: &str =
@@ -328,7 +331,7 @@ mod tests {
         let times = (from..until).step_by(100);
         times
             .filter(|time| {
-                let writes = fights.ruling(key, "d", false, at(*time)) == Ruling::Write;
+                let writes = fights.decide(key, "d", false, at(*time)) == Decision::Write;
                 if writes {
                     fights.wrote(key, "d", at(*time));
                 } else {
@@ -355,19 +358,19 @@ mod tests {
     fn quiet_ends_a_fight_and_until_then_it_is_told() {
         let mut fights = Fights::default();
         let last = *writes(&mut fights, &key("a"), 0, 20_000).last().unwrap();
-        assert!(fights.rests(&key("a"), at(last + 59_000)).is_some());
+        assert!(fights.settled(&key("a"), at(last + 59_000)).is_some());
         assert_eq!(fights.contested(at(last + 59_000)), 1);
         assert_eq!(fights.contested(at(last + 61_000)), 0);
-        assert_eq!(fights.rests(&key("a"), at(last + 61_000)), None);
-        assert_eq!(fights.ruling(&key("a"), "d", false, at(last + 62_000)), Ruling::Write);
-        assert!(fights.bouts.is_empty());
+        assert_eq!(fights.settled(&key("a"), at(last + 61_000)), None);
+        assert_eq!(fights.decide(&key("a"), "d", false, at(last + 62_000)), Decision::Write);
+        assert!(fights.by_child.is_empty());
     }
 
     #[test]
     fn who_undoes_a_child_now_and_then_is_answered_each_time() {
         let mut fights = Fights::default();
         for time in (0..100).map(|round| at(round * 61_000)) {
-            assert_eq!(fights.ruling(&key("a"), "d", false, time), Ruling::Write);
+            assert_eq!(fights.decide(&key("a"), "d", false, time), Decision::Write);
             fights.wrote(&key("a"), "d", time);
         }
     }
@@ -376,20 +379,20 @@ mod tests {
     fn another_spec_is_written_at_once_and_the_fight_goes_on_where_it_was() {
         let mut fights = Fights::default();
         let last = *writes(&mut fights, &key("a"), 0, 1000).last().unwrap();
-        assert_eq!(fights.ruling(&key("a"), "other", false, at(last + 200)), Ruling::Write);
+        assert_eq!(fights.decide(&key("a"), "other", false, at(last + 200)), Decision::Write);
         fights.wrote(&key("a"), "other", at(last + 200));
-        assert!(matches!(fights.ruling(&key("a"), "other", false, at(last + 300)), Ruling::Wait { .. }));
+        assert!(matches!(fights.decide(&key("a"), "other", false, at(last + 300)), Decision::Wait { .. }));
     }
 
     #[test]
     fn a_later_term_begins_with_a_wait_if_the_status_says_so() {
         let mut fights = Fights::default();
-        let ruling = fights.ruling(&key("a"), "d", true, at(1000));
-        assert_eq!(ruling, Ruling::Wait { until: at(6000), rival: None });
-        assert_eq!(fights.ruling(&key("a"), "d", true, at(6000)), Ruling::Write);
+        let decision = fights.decide(&key("a"), "d", true, at(1000));
+        assert_eq!(decision, Decision::Wait { until: at(6000), rival: None });
+        assert_eq!(fights.decide(&key("a"), "d", true, at(6000)), Decision::Write);
         fights.wrote(&key("a"), "d", at(6000));
-        let ruling = fights.ruling(&key("a"), "d", true, at(6100));
-        assert_eq!(ruling, Ruling::Wait { until: at(16_000), rival: None });
+        let decision = fights.decide(&key("a"), "d", true, at(6100));
+        assert_eq!(decision, Decision::Wait { until: at(16_000), rival: None });
     }
 
     #[test]
@@ -416,7 +419,7 @@ mod tests {
         let found = rival(&key("web"), Some(&live), &object, "leasehold/webapp");
         assert_eq!(found.managers, ["kubectl-edit", "scaler"]);
         let expected = "ConfigMap ns/web: field managers kubectl-edit, scaler changes fields spec.replicas, spec.template.spec.containers[].image back each time: ";
-        assert!(found.words.starts_with(expected), "{}", found.words);
+        assert!(found.message.starts_with(expected), "{}", found.message);
 
         // All fields are ours by name: it is another installation, or another version, that applies.
         managed = json!([entry(
@@ -426,8 +429,8 @@ mod tests {
         )]);
         let live = json!({"metadata": {"managedFields": managed}});
         let found = rival(&key("web"), Some(&live), &object, "leasehold/webapp");
-        assert_eq!(found.managers, ["leasehold/webapp"], "{}", found.words);
-        assert!(rival(&key("web"), None, &object, "leasehold/webapp").words.contains("deletes it"));
+        assert_eq!(found.managers, ["leasehold/webapp"], "{}", found.message);
+        assert!(rival(&key("web"), None, &object, "leasehold/webapp").message.contains("deletes it"));
     }
 
     proptest! {
@@ -437,7 +440,7 @@ mod tests {
             let (mut fights, mut time, mut times) = (Fights::default(), 0, Vec::new());
             for gap in gaps {
                 time += gap;
-                if fights.ruling(&key("a"), "d", false, at(time)) == Ruling::Write {
+                if fights.decide(&key("a"), "d", false, at(time)) == Decision::Write {
                     fights.wrote(&key("a"), "d", at(time));
                     times.push(time);
                 }
@@ -455,8 +458,8 @@ mod tests {
         writes(&mut fights, &key("fought"), 0, 1000);
         for number in 0..3 * MOST {
             fights.wrote(&key(&number.to_string()), "d", at(2000));
-            assert!(fights.bouts.len() <= MOST);
+            assert!(fights.by_child.len() <= MOST);
         }
-        assert!(matches!(fights.ruling(&key("fought"), "d", false, at(2000)), Ruling::Wait { .. }));
+        assert!(matches!(fights.decide(&key("fought"), "d", false, at(2000)), Decision::Wait { .. }));
     }
 }

@@ -1,6 +1,6 @@
 //! The engine over generated interleavings: an API server as a value, leaders that follow each other, each with a view of the
 //! parent, the children and what is related that lags by itself; edits, meddling, refusals. What decides is the product's own:
-//! [`Plan`] and [`Seen`].
+//! [`Plan`] and [`Store`].
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,15 +17,15 @@ use super::{
     applied::created_entry,
     fights::{CONTESTED, Fights},
     parent::Parent,
-    plan::{Delete, How, Observed, Owner, Plan, Step, Write, meta},
-    report::{Outcome, Trouble},
+    plan::{Cached, Delete, How, Owner, Plan, Step, Write, meta},
 };
 use crate::{
     protocol::moment::Moment,
     reconcile::{
         apply::{LEASEHOLD, MANAGED_BY, OWNER_UID, SHARD},
         name::Name,
-        seen::Seen,
+        stages::{Outcome, Trouble},
+        store::Store,
     },
 };
 
@@ -133,7 +133,7 @@ impl Server {
 
 /// The leader: what it has seen, and the pass that it is in.
 struct Leader {
-    seen: Seen<Parent>,
+    store: Store<Parent>,
     parent: usize,
     children: usize,
     related: usize,
@@ -183,7 +183,7 @@ impl Look {
     }
 }
 
-impl Observed for Look {
+impl Cached for Look {
     fn child(&self, key: &Key) -> Option<Arc<Value>> {
         self.children.get(&key.name).cloned()
     }
@@ -214,7 +214,7 @@ impl Leader {
     fn new(server: &Server, behind: (usize, usize, usize)) -> Self {
         let at = |all: usize, behind: usize| (all - 1).saturating_sub(behind);
         let this = Self {
-            seen: Seen::new(ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk("example.com", "v1", "Widget"))),
+            store: Store::new(ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk("example.com", "v1", "Widget"))),
             parent: at(server.parents.len(), behind.0),
             children: at(server.children.len(), behind.1),
             related: at(server.related.len(), behind.2),
@@ -225,21 +225,21 @@ impl Leader {
             contested: String::new(),
         };
         for event in [Event::Init, Event::InitApply(parent(&server.parents[this.parent])), Event::InitDone] {
-            this.seen.take_in(event);
+            this.store.take_in(event);
         }
-        this.seen.begin();
+        this.store.begin();
         this
     }
 
     fn hear_parent(&mut self, server: &Server) {
         if self.parent + 1 < server.parents.len() {
             self.parent += 1;
-            self.seen.take_in(Event::Apply(parent(&server.parents[self.parent])));
+            self.store.take_in(Event::Apply(parent(&server.parents[self.parent])));
         }
     }
 
     fn known(&self) -> Arc<Parent> {
-        self.seen.get(&Name::new(Some("ns"), "p")).unwrap()
+        self.store.get(&Name::new(Some("ns"), "p")).unwrap()
     }
 
     /// The children as they were last heard of, or left by writes of its own.
@@ -270,11 +270,11 @@ impl Leader {
                 manager: MANAGER.to_owned(),
                 is_held: true,
             };
-            let plan = Plan::new(owner, Arc::clone(&self.fights), self.contested.clone());
+            let plan = Plan::new(owner, Arc::clone(&self.fights), self.contested.clone(), Arc::default());
             let look = Look {
                 parent: serde_json::to_value(&*known).unwrap(),
                 related: server.related[self.related],
-                is_current: self.seen.is_current(&known),
+                is_current: self.store.is_current(&known),
                 children: Children::new(),
             };
             (plan, look)
@@ -286,17 +286,17 @@ impl Leader {
             Step::Compose => plan.composed(Ok(look.composed())),
             Step::Hold | Step::Unfinished => panic!("the object is held, and a pass is short"),
             Step::Confirm => {
-                if !self.seen.has_baseline() {
-                    self.seen.is_at(server.version);
+                if !self.store.has_baseline() {
+                    self.store.is_at(server.version);
                 }
-                if !self.seen.read(&parent(&look.parent), parent(server.parent())) {
+                if !self.store.read(&parent(&look.parent), parent(server.parent())) {
                     return None;
                 }
                 plan.confirmed();
             }
-            Step::Look(keys) => keys.into_iter().for_each(|key| {
+            Step::Read(keys) => keys.into_iter().for_each(|key| {
                 let found = server.now().get(&key.name).cloned();
-                plan.looked(key, found);
+                plan.read(key, found);
             }),
             Step::Write(writes) => {
                 for (number, write) in writes.into_iter().enumerate() {
@@ -319,9 +319,9 @@ impl Leader {
                     plan.deleted(Ok(()));
                 }
             }
-            Step::Report(Outcome::Done { trouble, .. }) => {
-                let contested = trouble.into_iter().filter(|trouble| trouble.reason == CONTESTED);
-                self.contested = contested.map(|trouble| trouble.words).collect();
+            Step::Report(Outcome::Done(done)) => {
+                let contested = done.trouble.into_iter().filter(|trouble| trouble.reason == CONTESTED);
+                self.contested = contested.map(|trouble| trouble.message).collect();
                 let (written, pruned) = plan.counts();
                 return Some(written + pruned);
             }
@@ -334,7 +334,7 @@ impl Leader {
     fn write(&mut self, server: &mut Server, plan: &mut Plan, write: Write, generation: i64, is_refused: bool) {
         let Write { key, object, digest, how } = write;
         let live = server.now().get(&key.name).cloned();
-        let refusal = Trouble { reason: "Conflict", words: String::new() };
+        let refusal = Trouble::new("Conflict", "");
         if is_refused {
             return plan.refused(key, refusal);
         }

@@ -49,7 +49,7 @@ impl Compose for Front {
     }
 }
 
-/// The fields of an object, as whoever created it owns them.
+/// The fields of an object, as its creator owns them.
 fn owned(value: &Value) -> Value {
     let Value::Object(fields) = value else { return json!({}) };
     Value::Object(fields.iter().map(|(name, value)| (format!("f:{name}"), owned(value))).collect())

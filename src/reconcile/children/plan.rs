@@ -1,4 +1,5 @@
-//! What a pass over one object does next. Pure: it looks at what was seen, answers with one [`Step`], and is told what became of it.
+//! The plan of a pass over one object. Pure: [`Plan::next`] reads the caches and answers with one [`Step`]; `apply` carries it out and
+//! tells the plan the result.
 //!
 //! ```text
 //!   compose ─► hold ─► confirm ─► write ─┐   confirm ─► delete ─► report
@@ -7,8 +8,8 @@
 //! ```
 //!
 //! Nothing is written from a view of the object that may be older than the term, or than what a child was applied from,
-//! and nothing is deleted before the object was read in this very pass. What another writer undoes each time is left to it for
-//! a while, as [`Fights`] says, and looked at to name that writer; the other children do not wait for it.
+//! and nothing is deleted before the object was read in this very pass. A child that another writer undoes each time is left to
+//! that writer for a while, as [`Fights`] decides, and is read to name the writer; the other children do not wait for it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -21,13 +22,16 @@ use serde_json::{Value, json};
 use super::{
     Composed, Desired, Failure, Key, Type,
     applied::{digest, is_as_applied, is_created},
-    fights::{CONTESTED, Fights, Rival, Ruling, rival},
+    fights::{CONTESTED, Decision, Fights, Rival, rival},
     ours::{Claim, is_ours, is_superfluous},
-    report::{Outcome, Trouble},
+    report::Done,
 };
 use crate::{
     protocol::moment::Moment,
-    reconcile::apply::{APPLIED, OWNER, OWNER_GENERATION, Ownership, SHARD, ownership},
+    reconcile::{
+        apply::{APPLIED, OWNER, OWNER_GENERATION, Ownership, SHARD, ownership},
+        stages::{Outcome, Trouble},
+    },
 };
 
 /// The reason for a child whose name is another object's.
@@ -35,24 +39,24 @@ pub(super) const CONFLICT: &str = "ChildConflict";
 /// Composing again shows what the last writes have made of it; a child that waits takes one round, and each has an end.
 pub(super) const ROUNDS: usize = 32;
 
-/// What is next.
+/// The next step.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Say what the object shall have, given [what of its children is its own](Plan::mine).
+    /// Ask the front end for the desired children, given [the children that are the object's own](Plan::mine).
     Compose,
     /// Give the object the finalizer, and end the pass: its event makes it due again.
     Hold,
     /// Read the object. The pass goes on if it is as it was seen, and ends if not.
     Confirm,
-    /// Read these children: [what is there](Plan::looked) tells who undoes them.
-    Look(Vec<Key>),
+    /// Read these children: [their managed fields](Plan::read) name the writer that undoes them.
+    Read(Vec<Key>),
     /// Write these, in any order.
     Write(Vec<Write>),
     /// Delete these.
     Delete(Vec<Delete>),
     /// The pass is over.
-    Report(Outcome),
-    /// It does not come to an end.
+    Report(Outcome<Done>),
+    /// The rounds do not end.
     Unfinished,
 }
 
@@ -87,8 +91,8 @@ pub(super) struct Delete {
     pub(super) uid: String,
 }
 
-/// What a pass looks at.
-pub(super) trait Observed {
+/// What a plan asks the caches for.
+pub(super) trait Cached {
     /// The object of that key as it was last seen, whether it is ours or not.
     fn child(&self, key: &Key) -> Option<Arc<Value>>;
     /// The children that bear the label of the object, as they were last seen.
@@ -191,25 +195,25 @@ pub(super) struct Plan {
     written: usize,
     /// How many were deleted; `None`: that was not come to.
     pruned: Option<usize>,
-    contest: Contest,
+    contested: Contested,
 }
 
 /// The children that another writer undoes.
 #[derive(Debug)]
-struct Contest {
+struct Contested {
     fights: Arc<Mutex<Fights>>,
     /// What the status said of them before.
     before: String,
-    /// Those that were looked at in this pass.
-    looked: BTreeSet<Key>,
+    /// Those that were read in this pass.
+    read: BTreeSet<Key>,
     found: BTreeMap<Key, Rival>,
-    /// Those that were found out in this pass.
-    news: Vec<Rival>,
-    /// When the first of them is to be looked at again.
+    /// The writers that were found in this pass.
+    found_out: Vec<Rival>,
+    /// When the first of them is to be read again.
     until: Option<Moment>,
 }
 
-impl Contest {
+impl Contested {
     fn fights(&self) -> MutexGuard<'_, Fights> {
         self.fights.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -221,23 +225,28 @@ impl Contest {
 }
 
 impl Plan {
-    /// `contested`: what the status of the object says of its contested children.
-    pub(super) fn new(owner: Owner, fights: Arc<Mutex<Fights>>, contested: String) -> Self {
-        let contest = Contest {
+    /// `contested`: what the status of the object says of its contested children. `read`: children that are in no cache.
+    pub(super) fn new(
+        owner: Owner,
+        fights: Arc<Mutex<Fights>>,
+        contested: String,
+        read: Arc<HashMap<Key, Arc<Value>>>,
+    ) -> Self {
+        let contested = Contested {
             fights,
             before: contested,
-            looked: BTreeSet::new(),
+            read: BTreeSet::new(),
             found: BTreeMap::new(),
-            news: Vec::new(),
+            found_out: Vec::new(),
             until: None,
         };
         Self {
-            contest,
+            contested,
             owner,
             composed: None,
             rounds: 0,
             confirmed: false,
-            fresh: Arc::default(),
+            fresh: read,
             done: BTreeSet::new(),
             trouble: Vec::new(),
             written: 0,
@@ -255,32 +264,27 @@ impl Plan {
         self.confirmed = true;
     }
 
-    /// When contested children are to be looked at again.
+    /// When contested children are to be read again.
     pub(super) fn contested_until(&self) -> Option<Moment> {
-        self.contest.until
+        self.contested.until
     }
 
-    /// Whom this pass has found out to undo a child.
+    /// The writers that this pass has found to undo a child.
     pub(super) fn take_rivals(&mut self) -> Vec<Rival> {
-        std::mem::take(&mut self.contest.news)
+        std::mem::take(&mut self.contested.found_out)
     }
 
     /// A child was read: what is there; `None`: nothing, or it could not be read.
-    pub(super) fn looked(&mut self, key: Key, object: Option<Arc<Value>>) {
+    pub(super) fn read(&mut self, key: Key, object: Option<Arc<Value>>) {
         if let Some(object) = object {
             Arc::make_mut(&mut self.fresh).insert(key.clone(), object);
         }
-        self.contest.looked.insert(key);
-    }
-
-    /// A child was read, because it is not kept.
-    pub(super) fn read(&mut self, key: Key, object: Arc<Value>) {
-        Arc::make_mut(&mut self.fresh).insert(key, object);
+        self.contested.read.insert(key);
     }
 
     /// A child was written: what is there now.
     pub(super) fn wrote(&mut self, key: Key, digest: &str, object: Arc<Value>, now: Moment) {
-        self.contest.fights().wrote(&key, digest, now);
+        self.contested.fights().wrote(&key, digest, now);
         self.composed = None;
         self.written += 1;
         Arc::make_mut(&mut self.fresh).insert(key.clone(), object);
@@ -307,24 +311,24 @@ impl Plan {
     }
 
     /// What is next.
-    pub(super) fn next(&mut self, seen: &dyn Observed, now: Moment) -> Step {
+    pub(super) fn next(&mut self, seen: &dyn Cached, now: Moment) -> Step {
         let composed = match self.composed.take() {
             None => return Step::Compose,
             Some(Ok(composed)) => composed,
             Some(Err(Failure { reason, message })) => {
-                return Step::Report(Outcome::Invalid(Trouble { reason, words: message }));
+                return Step::Report(Outcome::Invalid(Trouble::new(reason, message)));
             }
         };
         if !self.owner.is_held && composed.children.iter().any(|child| !self.owner.can_own(&child.key)) {
             self.composed = Some(Ok(composed));
             return Step::Hold;
         }
-        // What is refused in a round is looked at again in the next pass, with all that waits for it.
-        let Writes { writes, is_outrun, to_look } =
+        // What is refused in a round is read again in the next pass, with all that waits for it.
+        let Writes { writes, is_outrun, to_read } =
             if self.trouble.is_empty() { self.writes(&composed, seen, now) } else { Writes::default() };
-        if !to_look.is_empty() {
+        if !to_read.is_empty() {
             self.composed = Some(Ok(composed));
-            return Step::Look(to_look);
+            return Step::Read(to_read);
         }
         if !writes.is_empty() {
             self.composed = Some(Ok(composed));
@@ -346,10 +350,10 @@ impl Plan {
                 return Step::Delete(deletes);
             }
         }
-        Step::Report(self.outcome(composed))
+        Step::Report(Outcome::Done(self.done(composed)))
     }
 
-    /// What the object shall have, as it was said.
+    /// The children that the front end desires.
     pub(super) fn composed(&mut self, composed: Result<Composed, Failure>) {
         self.composed = Some(composed.and_then(checked));
     }
@@ -359,19 +363,19 @@ impl Plan {
         Mine { owner: self.owner.clone(), fresh: Arc::clone(&self.fresh) }
     }
 
-    fn child(&self, key: &Key, seen: &dyn Observed) -> Option<Arc<Value>> {
+    fn child(&self, key: &Key, seen: &dyn Cached) -> Option<Arc<Value>> {
         self.fresh.get(key).cloned().or_else(|| seen.child(key))
     }
 
-    /// What is not as it shall be.
-    fn writes(&mut self, composed: &Composed, seen: &dyn Observed, now: Moment) -> Writes {
-        let Writes { mut writes, mut is_outrun, mut to_look } = Writes::default();
+    /// The writes that make the children as desired.
+    fn writes(&mut self, composed: &Composed, seen: &dyn Cached, now: Moment) -> Writes {
+        let Writes { mut writes, mut is_outrun, mut to_read } = Writes::default();
         for child in &composed.children {
             if self.done.contains(&child.key) {
-                self.rests(&child.key, now);
+                self.settled(&child.key, now);
                 continue;
             }
-            if self.contest.found.contains_key(&child.key) {
+            if self.contested.found.contains_key(&child.key) {
                 continue;
             }
             let key = child.key.clone();
@@ -382,10 +386,10 @@ impl Plan {
             let live = self.child(&key, seen);
             let (object, digest) = self.owner.dressed(child);
             let Some(live) = live else {
-                match self.ruling(&key, &digest, None, &object, now) {
-                    Verdict::Write => writes.push(Write { key, object, digest, how: How::Create }),
-                    Verdict::Look => to_look.push(key),
-                    Verdict::Leave => {}
+                match self.decide(&key, &digest, None, &object, now) {
+                    Action::Write => writes.push(Write { key, object, digest, how: How::Create }),
+                    Action::Read => to_read.push(key),
+                    Action::Leave => {}
                 }
                 continue;
             };
@@ -394,58 +398,58 @@ impl Plan {
                 let trouble = conflict(&key, &meta, &self.owner.uid);
                 self.refused(key, trouble);
             } else if meta.deletion_timestamp.is_some() {
-                let words = format!("{key} is being deleted");
-                self.refused(key, Trouble { reason: "ChildTerminating", words });
+                let message = format!("{key} is being deleted");
+                self.refused(key, Trouble::new("ChildTerminating", message));
             } else if is_as_applied(&live, &object, &digest, &self.owner.manager) {
-                self.rests(&key, now);
+                self.settled(&key, now);
             } else {
-                match self.ruling(&key, &digest, Some(&live), &object, now) {
-                    Verdict::Write => {
+                match self.decide(&key, &digest, Some(&live), &object, now) {
+                    Action::Write => {
                         is_outrun |= generation(&meta) > self.owner.generation;
                         let created =
                             is_created(&live, &self.owner.manager).then(|| meta.resource_version.unwrap_or_default());
                         let how = How::Apply { uid: meta.uid.unwrap_or_default(), created };
                         writes.push(Write { key, object, digest, how });
                     }
-                    Verdict::Look => to_look.push(key),
-                    Verdict::Leave => {}
+                    Action::Read => to_read.push(key),
+                    Action::Leave => {}
                 }
             }
         }
-        Writes { writes, is_outrun, to_look }
+        Writes { writes, is_outrun, to_read }
     }
 
-    /// Whether a child that is not as it shall be is written now, or left to who undoes it.
-    fn ruling(&mut self, key: &Key, digest: &str, live: Option<&Value>, object: &Value, now: Moment) -> Verdict {
-        let was_contested = self.contest.before.contains(&format!("{key}:"));
-        let ruling = self.contest.fights().ruling(key, digest, was_contested, now);
-        match ruling {
-            Ruling::Write => Verdict::Write,
-            Ruling::Wait { until, rival: Some(rival) } => {
-                self.contest.holds(key.clone(), rival, until);
-                Verdict::Leave
+    /// Whether a child that is not as desired is written now, or left to the writer that undoes it.
+    fn decide(&mut self, key: &Key, digest: &str, live: Option<&Value>, object: &Value, now: Moment) -> Action {
+        let was_contested = self.contested.before.contains(&format!("{key}:"));
+        let decision = self.contested.fights().decide(key, digest, was_contested, now);
+        match decision {
+            Decision::Write => Action::Write,
+            Decision::Wait { until, rival: Some(rival) } => {
+                self.contested.holds(key.clone(), rival, until);
+                Action::Leave
             }
-            Ruling::Wait { until, rival: None } if self.contest.looked.contains(key) => {
+            Decision::Wait { until, rival: None } if self.contested.read.contains(key) => {
                 let rival = rival(key, live, object, &self.owner.manager);
-                self.contest.fights().named(key, rival.clone());
-                self.contest.news.push(rival.clone());
-                self.contest.holds(key.clone(), rival, until);
-                Verdict::Leave
+                self.contested.fights().named(key, rival.clone());
+                self.contested.found_out.push(rival.clone());
+                self.contested.holds(key.clone(), rival, until);
+                Action::Leave
             }
-            Ruling::Wait { rival: None, .. } => Verdict::Look,
+            Decision::Wait { rival: None, .. } => Action::Read,
         }
     }
 
-    /// A child is as it shall be, perhaps since a moment ago only.
-    fn rests(&mut self, key: &Key, now: Moment) {
-        let contested = self.contest.fights().rests(key, now);
+    /// A child is as desired, perhaps since a moment ago only.
+    fn settled(&mut self, key: &Key, now: Moment) {
+        let contested = self.contested.fights().settled(key, now);
         if let Some((until, rival)) = contested {
-            self.contest.holds(key.clone(), rival, until);
+            self.contested.holds(key.clone(), rival, until);
         }
     }
 
-    /// Children of ours that are not desired any more.
-    fn deletes(&self, composed: &Composed, seen: &dyn Observed) -> Vec<Delete> {
+    /// Children of the object that are no longer desired.
+    fn deletes(&self, composed: &Composed, seen: &dyn Cached) -> Vec<Delete> {
         let desired: BTreeSet<&Key> = composed.children.iter().map(|child| &child.key).collect();
         let mut deletes = Vec::new();
         // Most are desired, and need not be read to know that.
@@ -459,13 +463,13 @@ impl Plan {
         deletes
     }
 
-    fn outcome(&mut self, composed: Composed) -> Outcome {
+    fn done(&mut self, composed: Composed) -> Done {
         let unready = composed.children.iter().filter_map(|child| Some((child, child.unready.as_ref()?)));
         let waiting = composed.waiting.iter().map(|waiting| format!("{} waits {}", waiting.id, waiting.reason));
-        let contested = self.contest.found.values();
-        let contested = contested.map(|rival| Trouble { reason: CONTESTED, words: rival.words.clone() });
+        let contested = self.contested.found.values();
+        let contested = contested.map(|rival| Trouble::new(CONTESTED, &rival.message));
         let trouble = std::mem::take(&mut self.trouble).into_iter().chain(contested).collect();
-        Outcome::Done {
+        Done {
             trouble,
             waiting: waiting.collect(),
             unready: unready.map(|(child, why)| format!("{}: {why}", child.key)).collect(),
@@ -482,13 +486,13 @@ struct Writes {
     writes: Vec<Write>,
     /// A child was applied from a newer object than this one.
     is_outrun: bool,
-    to_look: Vec<Key>,
+    to_read: Vec<Key>,
 }
 
-/// What is done with a child that is not as it shall be.
-enum Verdict {
+/// The action for a child that is not as desired.
+enum Action {
     Write,
-    Look,
+    Read,
     Leave,
 }
 
@@ -533,7 +537,7 @@ fn conflict(key: &Key, meta: &ObjectMeta, uid: &str) -> Trouble {
         Ownership::Ours => "is a copy that bears our labels".to_owned(),
         Ownership::Foreign => "is not ours".to_owned(),
     };
-    Trouble { reason: CONFLICT, words: format!("{key} is there and {whose}: rename or delete it") }
+    Trouble::new(CONFLICT, format!("{key} is there and {whose}: rename or delete it"))
 }
 
 pub(super) fn meta(object: &Value) -> ObjectMeta {
@@ -572,7 +576,7 @@ mod tests {
         }
     }
 
-    impl Observed for Desires {
+    impl Cached for Desires {
         fn child(&self, _: &Key) -> Option<Arc<Value>> {
             None
         }
@@ -601,7 +605,7 @@ mod tests {
             manager: "leasehold/widget".to_owned(),
             is_held: true,
         };
-        Plan::new(owner, Arc::default(), String::new())
+        Plan::new(owner, Arc::default(), String::new(), Arc::default())
     }
 
     fn config_map() -> Type {
@@ -619,7 +623,7 @@ mod tests {
         ] {
             let step = Desires { children, is_current: true }.next(&mut plan());
             let Step::Report(Outcome::Invalid(trouble)) = step else { panic!("{expected}: {step:?}") };
-            assert_eq!(trouble.reason, expected, "{}", trouble.words);
+            assert_eq!(trouble.reason, expected, "{}", trouble.message);
         }
     }
 

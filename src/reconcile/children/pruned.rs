@@ -20,7 +20,7 @@ const NAMED: usize = 10;
 #[derive(Debug, Default)]
 pub(super) struct Pruning {
     known: Known,
-    told: bool,
+    is_reported: bool,
 }
 
 /// Where that is known from.
@@ -57,7 +57,7 @@ impl Pruning {
                 None => Known::Schema(None),
             },
         };
-        Self { known, told: false }
+        Self { known, is_reported: false }
     }
 
     /// What the API server keeps of it.
@@ -81,9 +81,9 @@ impl Pruning {
         }
     }
 
-    /// Which fields of this status are dropped, in words, the first time that there are any.
-    pub(super) fn news(&mut self, sent: &Value) -> Option<String> {
-        if self.told {
+    /// The fields of this status that are dropped, by name, the first time that there are any.
+    pub(super) fn newly_dropped(&mut self, sent: &Value) -> Option<String> {
+        if self.is_reported {
             return None;
         }
         let mut lost = BTreeSet::new();
@@ -91,7 +91,7 @@ impl Pruning {
         if lost.is_empty() {
             return None;
         }
-        self.told = true;
+        self.is_reported = true;
         let shown = |path: &Path| {
             path.iter().fold("status".to_owned(), |all, name| match name.as_str() {
                 "" => format!("{all}[]"),
@@ -251,8 +251,8 @@ mod tests {
             json!({"observedGeneration": 3, "value": "x", "conditions": [{"type": "Ready", "status": "True"}]});
         pruning.wrote(&sent(), &stored);
         assert_eq!(pruning.kept(sent()), stored);
-        assert_eq!(pruning.news(&sent()).unwrap(), "status.conditions[].message, status.map, status.shard");
-        assert_eq!(pruning.news(&sent()), None, "it is said once");
+        assert_eq!(pruning.newly_dropped(&sent()).unwrap(), "status.conditions[].message, status.map, status.shard");
+        assert_eq!(pruning.newly_dropped(&sent()), None, "it is said once");
         pruning.wrote(&sent(), &sent());
         assert_eq!(pruning.kept(sent()), sent());
     }
@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn where_nothing_is_dropped_there_is_nothing_to_say() {
         let keeps = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-        assert_eq!(Pruning::by_crd(&crd(keeps), "v1").news(&sent()), None);
+        assert_eq!(Pruning::by_crd(&crd(keeps), "v1").newly_dropped(&sent()), None);
         assert_eq!(Pruning::by_crd(&crd(json!({"type": "object"})), "v2").kept(sent()), sent(), "another version");
     }
 }

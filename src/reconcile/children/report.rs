@@ -7,7 +7,10 @@ use super::{
     fights::CONTESTED,
     parent::{Status, own},
 };
-use crate::reconcile::conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions, SPEC_VALID};
+use crate::reconcile::{
+    conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions, SPEC_VALID},
+    stages::{Outcome, Trouble},
+};
 
 /// The children do what they are there for.
 pub(super) const CHILDREN_READY: &str = "ChildrenReady";
@@ -16,51 +19,42 @@ pub(super) const EXPRESSION_FAILED: &str = "ExpressionFailed";
 /// Children that a message names.
 const NAMED: usize = 3;
 
-/// Why the children are not all as they shall be: a word in CamelCase and one for people.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Trouble {
-    pub(super) reason: &'static str,
-    pub(super) words: String,
-}
-
-/// What a pass came to.
-#[derive(Debug)]
-pub(super) enum Outcome {
-    /// The object says nothing that could be carried out.
-    Invalid(Trouble),
-    /// It cannot be carried out now, and nothing was tried.
-    Blocked(Trouble),
-    /// It was carried out, as far as it could be.
-    Done {
-        /// What was refused, or is in the way.
-        trouble: Vec<Trouble>,
-        /// What is not said yet.
-        waiting: Vec<String>,
-        /// Children that are not ready.
-        unready: Vec<String>,
-        /// What could not be computed besides the children.
-        failed: Vec<String>,
-        /// What the front end says.
-        own: Map<String, Value>,
-        /// The watch that fails: what is known of the children may be old.
-        stale: Option<String>,
-    },
+/// What was done of what the object shall have, and what is there.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Done {
+    /// What was refused, or is in the way.
+    pub(super) trouble: Vec<Trouble>,
+    /// Children that are not desired yet, and what they wait for.
+    pub(super) waiting: Vec<String>,
+    /// Children that are not ready.
+    pub(super) unready: Vec<String>,
+    /// What could not be computed besides the children.
+    pub(super) failed: Vec<String>,
+    /// The fields of the status that the front end computes.
+    pub(super) own: Map<String, Value>,
+    /// The watch that fails: what is known of the children may be old.
+    pub(super) stale: Option<String>,
 }
 
 /// The status after a pass, given the one before.
-pub(super) fn status(current: Option<&Status>, generation: Option<i64>, outcome: &Outcome, now: Timestamp) -> Status {
+pub(super) fn status(
+    current: Option<&Status>,
+    generation: Option<i64>,
+    outcome: &Outcome<Done>,
+    now: Timestamp,
+) -> Status {
     let previous = current.map(|status| &*status.conditions).unwrap_or_default();
     let mut conditions = Conditions::new(previous, generation, now);
     let mut fields = current.map(|status| status.own.clone()).unwrap_or_default();
     match outcome {
-        Outcome::Invalid(Trouble { reason, words }) => {
-            conditions.set(SPEC_VALID, ConditionStatus::False, reason, words);
+        Outcome::Invalid(Trouble { reason, message }) => {
+            conditions.set(SPEC_VALID, ConditionStatus::False, reason, message);
             conditions.set(APPLIED, ConditionStatus::Unknown, reason, "");
         }
-        Outcome::Blocked(Trouble { reason, words }) => {
-            conditions.set(APPLIED, ConditionStatus::False, reason, words);
+        Outcome::Blocked(Trouble { reason, message }) => {
+            conditions.set(APPLIED, ConditionStatus::False, reason, message);
         }
-        Outcome::Done { trouble, waiting, unready, failed, own: said, stale } => {
+        Outcome::Done(Done { trouble, waiting, unready, failed, own: said, stale }) => {
             if failed.is_empty() {
                 conditions.set(SPEC_VALID, ConditionStatus::True, AS_EXPECTED, "");
             } else {
@@ -73,12 +67,12 @@ pub(super) fn status(current: Option<&Status>, generation: Option<i64>, outcome:
             }
             match (trouble.first(), waiting.is_empty()) {
                 (Some(first), _) => {
-                    let words = few(trouble.iter().map(|trouble| trouble.words.as_str()));
-                    conditions.set(APPLIED, ConditionStatus::False, first.reason, words);
+                    let message = few(trouble.iter().map(|trouble| trouble.message.as_str()));
+                    conditions.set(APPLIED, ConditionStatus::False, first.reason, message);
                 }
                 (None, false) => {
-                    let words = few(waiting.iter().map(String::as_str));
-                    conditions.set(APPLIED, ConditionStatus::Unknown, "WaitingFor", words);
+                    let message = few(waiting.iter().map(String::as_str));
+                    conditions.set(APPLIED, ConditionStatus::Unknown, "WaitingFor", message);
                 }
                 (None, true) => conditions.set(APPLIED, ConditionStatus::True, AS_EXPECTED, ""),
             }
@@ -126,23 +120,12 @@ mod tests {
 
     const GENERATION: Option<i64> = Some(4);
 
-    fn done(trouble: Vec<Trouble>, waiting: &[&str], unready: &[&str]) -> Outcome {
+    fn done(trouble: Vec<Trouble>, waiting: &[&str], unready: &[&str]) -> Outcome<Done> {
         let texts = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect();
-        Outcome::Done {
-            trouble,
-            waiting: texts(waiting),
-            unready: texts(unready),
-            failed: vec![],
-            own: Map::new(),
-            stale: None,
-        }
+        Outcome::Done(Done { trouble, waiting: texts(waiting), unready: texts(unready), ..Done::default() })
     }
 
-    fn trouble(reason: &'static str, words: &str) -> Trouble {
-        Trouble { reason, words: words.to_owned() }
-    }
-
-    fn shown(outcome: &Outcome) -> Vec<(String, String, String)> {
+    fn shown(outcome: &Outcome<Done>) -> Vec<(String, String, String)> {
         let status = status(None, GENERATION, outcome, Timestamp::UNIX_EPOCH);
         assert_eq!(status.observed_generation, Some(4));
         let shown = status.conditions.into_iter();
@@ -165,25 +148,18 @@ mod tests {
                 vec![("SpecValid", "True"), ("Applied", "Unknown"), ("ChildrenReady", "Unknown"), ("Ready", "Unknown")],
             ),
             (
-                done(vec![trouble("ChildConflict", "x")], &["b"], &[]),
+                done(vec![Trouble::new("ChildConflict", "x")], &["b"], &[]),
                 vec![("SpecValid", "True"), ("Applied", "False"), ("ChildrenReady", "Unknown"), ("Ready", "False")],
             ),
             (
-                Outcome::Invalid(trouble("ExpressionFailed", "x")),
+                Outcome::Invalid(Trouble::new("ExpressionFailed", "x")),
                 vec![("SpecValid", "False"), ("Applied", "Unknown"), ("Ready", "False")],
             ),
             (
-                Outcome::Done {
-                    trouble: vec![],
-                    waiting: vec![],
-                    unready: vec![],
-                    failed: vec!["status.x: a number is too large".to_owned()],
-                    own: Map::new(),
-                    stale: None,
-                },
+                Outcome::Done(Done { failed: vec!["status.x: a number is too large".to_owned()], ..Done::default() }),
                 vec![("SpecValid", "False"), ("Applied", "True"), ("ChildrenReady", "True"), ("Ready", "False")],
             ),
-            (Outcome::Blocked(trouble("TypeNotServed", "x")), vec![("Applied", "False"), ("Ready", "False")]),
+            (Outcome::Blocked(Trouble::new("TypeNotServed", "x")), vec![("Applied", "False"), ("Ready", "False")]),
         ] {
             let shown = shown(&outcome);
             let shown: Vec<_> = shown.iter().map(|(type_, status, _)| (type_.as_str(), status.as_str())).collect();
@@ -194,13 +170,12 @@ mod tests {
     #[test]
     fn what_the_front_end_said_stays_while_it_cannot_speak() {
         let own = json!({"phase": "Active"}).as_object().unwrap().clone();
-        let outcome =
-            Outcome::Done { trouble: vec![], waiting: vec![], unready: vec![], failed: vec![], own, stale: None };
+        let outcome = Outcome::Done(Done { own, ..Done::default() });
         let before = status(None, GENERATION, &outcome, Timestamp::UNIX_EPOCH);
         let after = status(
             Some(&before),
             GENERATION,
-            &Outcome::Invalid(trouble("ExpressionFailed", "x")),
+            &Outcome::Invalid(Trouble::new("ExpressionFailed", "x")),
             Timestamp::UNIX_EPOCH,
         );
         assert_eq!(&*after.own, r#"{"phase":"Active"}"#);
@@ -213,10 +188,8 @@ mod tests {
 
     #[test]
     fn a_watch_that_fails_shows() {
-        let mut outcome = done(vec![], &[], &[]);
-        let Outcome::Done { stale, .. } = &mut outcome else { panic!() };
-        *stale = Some("the watch of v1 ConfigMap fails: 500".to_owned());
-        let shown = shown(&outcome);
+        let stale = Some("the watch of v1 ConfigMap fails: 500".to_owned());
+        let shown = shown(&Outcome::Done(Done { stale, ..Done::default() }));
         let expected = ("ChildrenReady".to_owned(), "Unknown".to_owned(), "WatchFailed".to_owned());
         assert!(shown.contains(&expected), "{shown:?}");
         assert_eq!(shown.last().unwrap().1, "Unknown", "Ready");

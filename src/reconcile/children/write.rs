@@ -1,6 +1,6 @@
 //! Writes children and deletes them. Every write goes through the term's client and names the uid it was decided on.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use futures::{FutureExt, StreamExt, stream};
 use kube::{
@@ -12,18 +12,20 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
-    Common, Key, Served, Type,
+    Key, Type,
     applied::created_entry,
+    observe::Served,
     ours::{is_ours, refers_to},
     parent::Parent,
+    pass::Common,
     plan::{Delete, How, Owner, Plan, Write},
-    report::Trouble,
 };
 use crate::{
     reconcile::{
         apply::{children_of, delete, labels},
         input::{Invalid, NamespaceName, ObjectName},
         name::Name,
+        stages::Trouble,
         watches::Objects,
     },
     replica::problem::describe,
@@ -82,7 +84,7 @@ impl<'a> Family<'a> {
     }
 
     /// The object of that key as it was last seen, whether it is ours or not.
-    pub(super) fn seen(&self, key: &Key) -> Option<Arc<Value>> {
+    pub(super) fn cached(&self, key: &Key) -> Option<Arc<Value>> {
         let objects = self.it.children.get(&key.of)?;
         objects.get(&Name::new(key.namespace.as_deref(), &key.name)).map(Arc::new)
     }
@@ -99,25 +101,25 @@ impl<'a> Family<'a> {
         self.it.children.iter().flat_map(keys).collect()
     }
 
-    /// Reads the children of which nothing but the name is kept, and tells the plan what there is.
-    pub(super) async fn read_missing(&self, plan: &mut Plan) -> Result<(), Error> {
+    /// Reads the children of which nothing but the name is kept.
+    pub(super) async fn read_missing(&self) -> Result<HashMap<Key, Arc<Value>>, Error> {
+        let mut read = HashMap::new();
         for (of, objects) in &self.it.children {
             for name in objects.missing(self.parent.uid()) {
                 let namespace = name.namespace().map(str::to_owned);
                 let key = Key { of: Arc::clone(of), namespace, name: name.name().to_owned() };
                 let Ok(api) = self.api(&key) else { continue };
                 if let Some(child) = api.get_opt(&key.name).await? {
-                    plan.read(key, Arc::new(serde_json::to_value(child).map_err(Error::SerdeError)?));
+                    read.insert(key, Arc::new(serde_json::to_value(child).map_err(Error::SerdeError)?));
                 }
             }
         }
-        Ok(())
+        Ok(read)
     }
 
     /// Why a type cannot be written, if it cannot.
     pub(super) fn unserved(&self, of: &Type) -> Option<Trouble> {
-        let words = || format!("{of} is not served");
-        (!self.served.contains_key(of)).then(|| Trouble { reason: TYPE_NOT_SERVED, words: words() })
+        (!self.served.contains_key(of)).then(|| Trouble::new(TYPE_NOT_SERVED, format!("{of} is not served")))
     }
 
     /// Carries all of them out, and tells the plan. `false`: the term drains, and some were left out.
@@ -144,15 +146,15 @@ impl<'a> Family<'a> {
         is_complete
     }
 
-    /// Reads children as they are, with what each of their writers owns, and tells the plan.
-    pub(super) async fn look_at_each(&self, keys: Vec<Key>, plan: &mut Plan) {
+    /// Reads children with the fields that each of their writers owns, and tells the plan.
+    pub(super) async fn read_each(&self, keys: Vec<Key>, plan: &mut Plan) {
         for key in keys {
             let found = match self.api(&key) {
                 Ok(api) => api.get_opt(&key.name).await.ok().flatten(),
                 Err(_) => None,
             };
             let found = found.and_then(|found| serde_json::to_value(found).ok()).map(Arc::new);
-            plan.looked(key, found);
+            plan.read(key, found);
         }
     }
 
@@ -218,7 +220,7 @@ impl<'a> Family<'a> {
     /// longer desired would stay, because the creation goes on owning it.
     async fn own_by_apply(&self, api: &Api<DynamicObject>, key: &Key, uid: &str, version: &str) -> Result<(), Error> {
         let manager = &self.it.manager;
-        let mut found = self.seen(key).filter(|seen| resource_version(seen) == Some(version));
+        let mut found = self.cached(key).filter(|seen| resource_version(seen) == Some(version));
         for attempt in 1.. {
             let live = match found.take() {
                 Some(live) => live,
@@ -261,8 +263,8 @@ impl<'a> Family<'a> {
         match delete(&api, &key.name, uid, None, PropagationPolicy::Background).await {
             Ok(_) => Ok(()),
             Err(error) => {
-                let words = format!("{key} could not be deleted: {}", told(self.it.is_secretive, key, &error));
-                Err(Trouble { reason: "PruneFailed", words })
+                let message = format!("{key} could not be deleted: {}", message_of(self.it.is_secretive, key, &error));
+                Err(Trouble::new("PruneFailed", message))
             }
         }
     }
@@ -299,7 +301,7 @@ impl<'a> Family<'a> {
             }
             if let Err(trouble) = self.delete(key, &child.uid().unwrap_or_default()).await {
                 let about = self.parent.object_ref(&self.it.resource);
-                self.it.events.warning(&about, "FinalizeBlocked", &trouble.words).await;
+                self.it.events.warning(&about, "FinalizeBlocked", &trouble.message).await;
             }
         }
         Ok(all.len())
@@ -312,12 +314,11 @@ impl<'a> Family<'a> {
 
     fn api(&self, key: &Key) -> Result<Api<DynamicObject>, Trouble> {
         let Some((resource, _)) = self.served.get(&key.of) else {
-            return Err(Trouble { reason: TYPE_NOT_SERVED, words: format!("{} is not served", key.of) });
+            return Err(Trouble::new(TYPE_NOT_SERVED, format!("{} is not served", key.of)));
         };
         let client = self.it.term.client();
         // Front ends refuse these with the field; here is the one way to a request about a child.
-        let invalid =
-            |wrong: Invalid| Trouble { reason: "ChildInvalid", words: format!("{}: {}", key.of, wrong.rule()) };
+        let invalid = |wrong: Invalid| Trouble::new("ChildInvalid", format!("{}: {}", key.of, wrong.rule()));
         ObjectName::new(&key.name).map_err(invalid)?;
         Ok(match &key.namespace {
             Some(namespace) => Api::namespaced_with(client, &NamespaceName::new(namespace).map_err(invalid)?, resource),
@@ -326,7 +327,7 @@ impl<'a> Family<'a> {
     }
 
     fn refused(&self, key: &Key, verb: &str, error: &Error) -> Trouble {
-        Trouble { reason: reason(error), words: format!("{verb} {key}: {}", told(self.it.is_secretive, key, error)) }
+        Trouble::new(reason(error), format!("{verb} {key}: {}", message_of(self.it.is_secretive, key, error)))
     }
 }
 
@@ -348,8 +349,8 @@ fn reason(error: &Error) -> &'static str {
     }
 }
 
-/// What the API server says. Where Secrets are seen only the code, and which fields it refuses: it may quote their values.
-fn told(is_secretive: bool, key: &Key, error: &Error) -> String {
+/// The message of a refusal. Where the kind sees Secrets, only its code and the fields: the API server may quote their values.
+fn message_of(is_secretive: bool, key: &Key, error: &Error) -> String {
     match error {
         Error::Api(status) if is_secretive || key.of.kind == "Secret" => {
             let causes = status.details.iter().flat_map(|details| &details.causes);
@@ -374,8 +375,8 @@ mod tests {
         let status: kube::core::Status = serde_json::from_value(status).unwrap();
         let error = Error::Api(Box::new(status));
         let key = |kind: &str| Key { of: Arc::new(Type::new("", "v1", kind)), namespace: None, name: "x".to_owned() };
-        assert_eq!(told(false, &key("Secret"), &error), "422 Invalid of data.key");
-        assert_eq!(told(true, &key("ConfigMap"), &error), "422 Invalid of data.key");
-        assert!(told(false, &key("ConfigMap"), &error).contains("Invalid value"));
+        assert_eq!(message_of(false, &key("Secret"), &error), "422 Invalid of data.key");
+        assert_eq!(message_of(true, &key("ConfigMap"), &error), "422 Invalid of data.key");
+        assert!(message_of(false, &key("ConfigMap"), &error).contains("Invalid value"));
     }
 }

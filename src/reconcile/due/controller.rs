@@ -41,10 +41,10 @@ use crate::{
     ops::work::{Meter, Reconciled, WatchReport, WatchState},
     reconcile::{
         backoff::Backoff,
+        cache::too_large,
         events::Events,
         name::Name,
-        seen::{Seen, Tally},
-        store::{seen::Kept, too_large},
+        store::{Kept, Store, Tally},
         weight::{shown, trim, weigh},
     },
     replica::{
@@ -58,8 +58,8 @@ use crate::{
 /// The share of a resync that is left to chance, so that objects listed together are not reconciled together for ever.
 const JITTER: f64 = 0.1;
 
-/// When to look at an object again if nothing happens before; `None` leaves it to the resync.
-pub type Again = Option<Duration>;
+/// After which time an object is due if no event makes it due before; `None`: at the resync.
+pub type RequeueAfter = Option<Duration>;
 
 /// What an event makes due, and how urgently.
 pub type Due = (Lane, Vec<Name>);
@@ -67,16 +67,16 @@ pub type Due = (Lane, Vec<Name>);
 /// The objects of a kind, and all that makes one of them due.
 #[must_use = "does nothing until it runs"]
 pub struct Controller<K: Resource> {
-    seen: Seen<K>,
-    sources: SelectAll<BoxStream<'static, News>>,
+    store: Store<K>,
+    sources: SelectAll<BoxStream<'static, Trigger>>,
     /// Watches whose first list is not complete.
     unlisted: usize,
     /// How each watch fares.
     watches: Vec<(String, WatchReport)>,
 }
 
-/// What a source has to say.
-struct News {
+/// Objects that a source makes due.
+struct Trigger {
     due: Due,
     /// The first list of this source is complete.
     listed: bool,
@@ -101,21 +101,21 @@ where
 
     /// As [`new`](Self::new), of objects that weigh so much.
     pub(in crate::reconcile) fn weighed(api: Api<K>, dyntype: K::DynamicType, weigh: fn(&K) -> u64) -> Self {
-        let seen = Seen::bounded(dyntype, weigh);
-        let watched = seen.clone();
-        let what = format!("{} {}", K::api_version(seen.dyntype()), K::kind(seen.dyntype()));
+        let store = Store::bounded(dyntype, weigh);
+        let watched = store.clone();
+        let what = format!("{} {}", K::api_version(store.dyntype()), K::kind(store.dyntype()));
         let (watch, report) = source(what.clone(), api, move |event| (Lane::Changed, watched.take_in(event)));
-        Self { seen, sources: stream::select_all([watch]), unlisted: 1, watches: vec![(what, report)] }
+        Self { store, sources: stream::select_all([watch]), unlisted: 1, watches: vec![(what, report)] }
     }
 
-    /// The objects as last seen: to look at them, and to note what was written.
-    pub fn seen(&self) -> Seen<K> {
-        self.seen.clone()
+    /// The objects as the watch has shown them: to read them, and to note what was written.
+    pub fn store(&self) -> Store<K> {
+        self.store.clone()
     }
 
-    /// Notes this of each object, whether it is kept or not: by that [`Seen`] names them.
+    /// Notes this of each object, whether it is kept or not: by that [`Store`] names them.
     pub(crate) fn noting(self, note: fn(&K) -> Arc<str>) -> Self {
-        self.seen.noting(note);
+        self.store.noting(note);
         self
     }
 
@@ -143,27 +143,27 @@ where
     /// complete: a standby is not prepared before, and a term does not wait for it.
     pub fn follow(mut self, due: impl Stream<Item = (Due, bool)> + Send + 'static) -> Self {
         let mut unlisted = true;
-        let news = due.map(move |(due, listed)| {
+        let trigger = due.map(move |(due, listed)| {
             let listed = unlisted && listed;
             unlisted &= !listed;
-            News { due, listed }
+            Trigger { due, listed }
         });
-        self.sources.push(news.boxed());
+        self.sources.push(trigger.boxed());
         self.unlisted += 1;
         self
     }
 
     /// Makes the objects that the stream names due.
     pub fn trigger(mut self, due: impl Stream<Item = Name> + Send + 'static) -> Self {
-        self.sources.push(due.map(|object| News { due: (Lane::Changed, vec![object]), listed: false }).boxed());
+        self.sources.push(due.map(|object| Trigger { due: (Lane::Changed, vec![object]), listed: false }).boxed());
         self
     }
 
     /// Makes every object due for each item of the stream, in its turn.
     pub fn sweep_at(mut self, times: impl Stream<Item = ()> + Send + 'static) -> Self {
-        let seen = self.seen.clone();
-        let news = times.map(move |()| News { due: (Lane::Sweep, seen.names()), listed: false });
-        self.sources.push(news.boxed());
+        let store = self.store.clone();
+        let trigger = times.map(move |()| Trigger { due: (Lane::Sweep, store.names()), listed: false });
+        self.sources.push(trigger.boxed());
         self
     }
 
@@ -179,7 +179,7 @@ where
     where
         B: FnOnce(Term) -> F,
         F: Fn(Arc<K>) -> Fut,
-        Fut: Future<Output = Result<Again, E>> + Send + 'static,
+        Fut: Future<Output = Result<RequeueAfter, E>> + Send + 'static,
         E: StdError + Send + Sync + 'static,
     {
         let mut recent = Recent::default();
@@ -188,22 +188,22 @@ where
             meter.watch(name, Arc::clone(report));
         }
         meter.listed(0, all);
-        self.seen.limit(standby.kind().limits);
+        self.store.limit(standby.kind().limits);
         let term = loop {
             select! {
                 biased;
                 term = standby.lead() => break term,
-                Some(news) = self.sources.next() => {
+                Some(trigger) = self.sources.next() => {
                     // What is due in its turn anyway is due by the sweep.
-                    if let (Lane::Changed, objects) = news.due {
+                    if let (Lane::Changed, objects) = trigger.due {
                         objects.into_iter().for_each(|object| recent.note(object));
                     }
-                    if news.listed {
+                    if trigger.listed {
                         self.unlisted -= 1;
                         meter.listed(all - self.unlisted, all);
                     }
-                    meter.queue(self.seen.count(), 0, None);
-                    tell_kept(&meter, self.seen.tally());
+                    meter.queue(self.store.count(), 0, None);
+                    tell_kept(&meter, self.store.tally());
                     if self.unlisted == 0 {
                         standby.prepared();
                     }
@@ -214,7 +214,7 @@ where
 
         let mut queue = Queue::default();
         recent.newest_first().for_each(|object| queue.add(Lane::Soon, object, clock.now()));
-        self.seen.begin();
+        self.store.begin();
         let reconcile = begin(term.clone());
         let (to_sweep, swept) = (Vec::new().into_iter(), HashSet::new());
         let (backoff, timers) = (Backoff::default(), Timers::default());
@@ -236,8 +236,9 @@ where
         };
         work.run(reconcile).await;
         work.show(0);
-        let Work { controller: Self { seen, sources, .. }, queue, too_large, to_sweep, swept, term, timers, .. } = work;
-        term.leave((sources, seen, (queue, too_large), to_sweep, swept, timers));
+        let Work { controller: Self { store, sources, .. }, queue, too_large, to_sweep, swept, term, timers, .. } =
+            work;
+        term.leave((sources, store, (queue, too_large), to_sweep, swept, timers));
     }
 }
 
@@ -250,7 +251,7 @@ fn source<W>(
     what: String,
     api: Api<W>,
     mut due: impl FnMut(Event<W>) -> Due + Send + 'static,
-) -> (BoxStream<'static, News>, WatchReport)
+) -> (BoxStream<'static, Trigger>, WatchReport)
 where
     W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
@@ -263,7 +264,7 @@ where
             let listed = unlisted && matches!(event, Event::InitDone);
             unlisted &= !listed;
             let due = due(event);
-            future::ready((listed || !due.1.is_empty()).then_some(News { due, listed }))
+            future::ready((listed || !due.1.is_empty()).then_some(Trigger { due, listed }))
         })
         .boxed();
     (source, Arc::new(move || state.lock().unwrap_or_else(PoisonError::into_inner).clone()))
@@ -332,7 +333,7 @@ struct Work<K: Resource> {
 
 /// What is next in a term.
 enum Step<K, E> {
-    News(News),
+    Trigger(Trigger),
     Time(Lane, Name),
     Ended(Ended<K, E>),
     Sweep,
@@ -358,7 +359,7 @@ where
     async fn run<F, Fut, E>(&mut self, reconcile: F)
     where
         F: Fn(Arc<K>) -> Fut,
-        Fut: Future<Output = Result<Again, E>> + Send + 'static,
+        Fut: Future<Output = Result<RequeueAfter, E>> + Send + 'static,
         E: StdError + Send + Sync + 'static,
     {
         let concurrency = usize::from(self.term.kind().concurrency);
@@ -385,7 +386,7 @@ where
                 // None of these may keep another one waiting for ever, so they are asked in no order.
                 step = async {
                     select! {
-                        Some(news) = self.controller.sources.next() => Step::News(news),
+                        Some(trigger) = self.controller.sources.next() => Step::Trigger(trigger),
                         Some((lane, key)) = self.timers.next() => Step::Time(lane, key),
                         Some(ended) = running.next() => Step::Ended(ended),
                         () = future::ready(()), if !self.to_sweep.as_slice().is_empty() => Step::Sweep,
@@ -394,7 +395,7 @@ where
                 } => step,
             };
             match step {
-                Step::News(News { due: (lane, keys), listed }) => {
+                Step::Trigger(Trigger { due: (lane, keys), listed }) => {
                     let now = self.clock.now();
                     keys.into_iter().for_each(|key| self.queue.add(lane, key, now));
                     self.controller.unlisted -= usize::from(listed);
@@ -420,11 +421,11 @@ where
 
     /// Reads an object that is not kept.
     fn read<E: 'static>(&self, key: Name) -> BoxFuture<'static, Ended<K, E>> {
-        let (seen, client, clock) = (self.controller.seen.clone(), self.term.client(), self.clock);
+        let (store, client, clock) = (self.controller.store.clone(), self.term.client(), self.clock);
         let began = clock.now();
         async move {
-            let outcome = match too_large::read::<K, K>(&client, seen.dyntype(), &key).await {
-                Ok(Some(fresh)) => match seen.fetched(fresh) {
+            let outcome = match too_large::read::<K, K>(&client, store.dyntype(), &key).await {
+                Ok(Some(fresh)) => match store.fetched(fresh) {
                     Some(object) => return Ended::Read(key, object),
                     None => Ok(Some(CHANGED)),
                 },
@@ -437,9 +438,9 @@ where
     }
 
     /// Says of an object that it is too large.
-    fn refuse<E: 'static>(&self, key: Name, it: too_large::Seen) -> BoxFuture<'static, Ended<K, E>> {
+    fn refuse<E: 'static>(&self, key: Name, it: too_large::Oversized) -> BoxFuture<'static, Ended<K, E>> {
         let (term, events, clock) = (self.term.clone(), Arc::clone(&self.events), self.clock);
-        let (dyntype, began) = (self.controller.seen.dyntype().clone(), clock.now());
+        let (dyntype, began) = (self.controller.store.dyntype().clone(), clock.now());
         async move {
             let outcome = match too_large::say::<K>(&term, &events, &dyntype, &key, &it).await {
                 Ok(true) => Ok(None),
@@ -454,7 +455,7 @@ where
     /// Brings what is shown of the work up to date.
     fn show(&mut self, running: usize) {
         let meter = self.term.meter();
-        let tally = self.controller.seen.tally();
+        let tally = self.controller.store.tally();
         tell_kept(meter, tally);
         if tally.not_kept > 0 && !self.is_full {
             let cache = shown(self.term.kind().limits.cache);
@@ -468,7 +469,7 @@ where
         self.is_full = tally.not_kept > 0;
         let oldest = [&self.queue, &self.too_large].into_iter().filter_map(Queue::waits_since).min();
         let oldest = oldest.map(|since| self.clock.instant(since));
-        meter.queue(self.controller.seen.count(), self.queue.len() + self.too_large.len(), oldest);
+        meter.queue(self.controller.store.count(), self.queue.len() + self.too_large.len(), oldest);
         meter.running(running);
         meter.listed(self.all - self.controller.unlisted, self.all);
         // What a sweep has made due waits with the rest.
@@ -477,8 +478,8 @@ where
 
     /// Begins to make every object due, if the first list of the kind is complete. Returns whether it is.
     fn sweep(&mut self) -> bool {
-        self.to_sweep = self.controller.seen.names().into_iter();
-        self.controller.seen.is_listed()
+        self.to_sweep = self.controller.store.names().into_iter();
+        self.controller.store.is_listed()
     }
 
     /// Makes some more objects due, in their turn.
@@ -494,7 +495,7 @@ where
     fn start(&mut self) -> Option<(Name, Option<Arc<K>>)> {
         while let Some(key) = self.queue.start() {
             self.timers.cancel(&key);
-            let kept = self.controller.seen.kept(&key);
+            let kept = self.controller.store.kept(&key);
             if kept.is_some() && !self.to_sweep.as_slice().is_empty() {
                 self.swept.insert(key.clone());
             }
@@ -510,13 +511,13 @@ where
     }
 
     /// The next object of which it is to be said that it is too large, if it still is, and if that is said of none.
-    fn start_to_refuse(&mut self) -> Option<(Name, too_large::Seen)> {
+    fn start_to_refuse(&mut self) -> Option<(Name, too_large::Oversized)> {
         while !self.refuses
             && let Some(key) = self.too_large.start()
         {
-            if let Some(Kept::TooLarge { bytes, generation }) = self.controller.seen.kept(&key) {
+            if let Some(Kept::TooLarge { bytes, generation }) = self.controller.store.kept(&key) {
                 self.refuses = true;
-                return Some((key, too_large::Seen { bytes, generation }));
+                return Some((key, too_large::Oversized { bytes, generation }));
             }
             self.too_large.done(key, self.clock.now());
         }
@@ -542,9 +543,9 @@ where
     fn review<E: StdError + 'static>(&mut self, key: &Name, outcome: Outcome<E>, took: Duration) -> (Lane, Duration) {
         self.term.meter().reconciled(kind_of(&outcome), took);
         match outcome {
-            Ok(again) => {
+            Ok(requeue_after) => {
                 self.backoff.reset(key);
-                due_in(again, self.term.kind().resync, fastrand::f64())
+                due_in(requeue_after, self.term.kind().resync, fastrand::f64())
             }
             Err(failure) => {
                 let wait = self.backoff.failed(key, fastrand::f64());
@@ -574,7 +575,7 @@ fn one<K, F, Fut, E>(reconcile: &F, key: Name, object: Arc<K>, clock: Clock) -> 
 where
     K: Send + Sync + 'static,
     F: Fn(Arc<K>) -> Fut,
-    Fut: Future<Output = Result<Again, E>> + Send + 'static,
+    Fut: Future<Output = Result<RequeueAfter, E>> + Send + 'static,
     E: 'static,
 {
     let began = clock.now();
@@ -636,16 +637,16 @@ pub fn logged<T: Send + 'static>(
 }
 
 /// When an object is due again. `chance` is in `0.0..1.0`.
-fn due_in(again: Again, resync: Duration, chance: f64) -> (Lane, Duration) {
+fn due_in(requeue_after: RequeueAfter, resync: Duration, chance: f64) -> (Lane, Duration) {
     let resync = resync.mul_f64(1.0 - JITTER * chance);
-    match again {
-        Some(again) if again < resync => (Lane::Soon, again),
+    match requeue_after {
+        Some(after) if after < resync => (Lane::Soon, after),
         _ => (Lane::Sweep, resync),
     }
 }
 
 /// What became of a reconciliation.
-type Outcome<E> = Result<Again, Failure<E>>;
+type Outcome<E> = Result<RequeueAfter, Failure<E>>;
 
 enum Failure<E> {
     Failed(E),

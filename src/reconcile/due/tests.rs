@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::controller::{Again, Controller, Lane};
+use super::controller::{Controller, Lane, RequeueAfter};
 use crate::{
     reconcile::{
         fake::{Answer, Asked, Fake},
@@ -129,7 +129,7 @@ fn names(count: usize) -> impl Iterator<Item = String> {
     (0..count).map(|number| number.to_string())
 }
 
-type Reconcile = Box<dyn Fn(Arc<ConfigMap>) -> BoxFuture<'static, Result<Again, io::Error>> + Send>;
+type Reconcile = Box<dyn Fn(Arc<ConfigMap>) -> BoxFuture<'static, Result<RequeueAfter, io::Error>> + Send>;
 
 /// What was reconciled, in which generation, and when.
 #[derive(Clone)]
@@ -197,7 +197,7 @@ async fn a_standby_is_prepared_when_all_its_lists_are_complete_and_only_reads() 
         let (log, begun) = (Log::new(), CancellationToken::new());
         let controller = controller(&fake)
             .watch(Api::<Secret>::all(fake.term.client()), |_| (Lane::Changed, vec![Name::new(Some("ns"), "0")]));
-        let objects = controller.seen();
+        let objects = controller.store();
         let begin = {
             let begun = begun.clone();
             let begin = log.clone().taking(MILLISECOND);

@@ -21,7 +21,7 @@
 //!     Access,
 //!     reconcile::{
 //!         conditions::{APPLIED, AS_EXPECTED, Conditions, ConditionStatus},
-//!         controller::{Again, Controller},
+//!         controller::{RequeueAfter, Controller},
 //!         stages::{End, Pass, Staged, Stages, Trouble},
 //!         status::Shard,
 //!     },
@@ -96,7 +96,7 @@
 //!         pass: &Pass<Self>,
 //!         _: &usize,
 //!         (count, warn): (usize, bool),
-//!     ) -> Result<(Self::Done, Again), End<Self::Done, Infallible>> {
+//!     ) -> Result<(Self::Done, RequeueAfter), End<Self::Done, Infallible>> {
 //!         if warn {
 //!             pass.warning("TooMany", &format!("{count} ConfigMaps in {}", pass.object().name_any())).await;
 //!         }

@@ -7,7 +7,7 @@ use super::Stages;
 use crate::{
     reconcile::{
         conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions, SPEC_VALID},
-        controller::Again,
+        controller::RequeueAfter,
         status::{Reported, Stamped},
     },
     replica::problem::describe,
@@ -63,14 +63,14 @@ pub enum Outcome<D> {
 /// The end of a pass before its last stage: what is reported, and what follows.
 #[derive(Debug)]
 pub struct End<D, E> {
-    pub(super) outcome: Option<Outcome<D>>,
-    pub(super) then: Result<Again, E>,
+    pub(in crate::reconcile) outcome: Option<Outcome<D>>,
+    pub(in crate::reconcile) then: Result<RequeueAfter, E>,
 }
 
 impl<D, E> End<D, E> {
-    /// Reports the outcome, and looks again then.
-    pub fn reported(outcome: Outcome<D>, again: Again) -> Self {
-        Self { outcome: Some(outcome), then: Ok(again) }
+    /// Reports the outcome, and makes the object due after that time.
+    pub fn reported(outcome: Outcome<D>, after: RequeueAfter) -> Self {
+        Self { outcome: Some(outcome), then: Ok(after) }
     }
 
     /// Reports the outcome, and tries again with back-off.
@@ -78,9 +78,9 @@ impl<D, E> End<D, E> {
         Self { outcome: Some(outcome), then: Err(error) }
     }
 
-    /// Reports nothing, and looks again then.
-    pub fn unreported(again: Again) -> Self {
-        Self { outcome: None, then: Ok(again) }
+    /// Reports nothing, and makes the object due after that time.
+    pub fn unreported(after: RequeueAfter) -> Self {
+        Self { outcome: None, then: Ok(after) }
     }
 }
 

@@ -7,7 +7,7 @@ use kube::{Api, Client, Resource};
 
 use super::{End, Outcome, Stages, status};
 use crate::{
-    reconcile::{clock::Clock, controller::Again, events::Events, seen::Seen, status::Statuses},
+    reconcile::{clock::Clock, controller::RequeueAfter, events::Events, status::Statuses, store::Store},
     replica::term::Term,
 };
 
@@ -40,11 +40,11 @@ impl<S: Stages> Common<S> {
         stages: Arc<S>,
         clock: Arc<dyn Clock>,
         watched: S::Watched,
-        seen: Seen<S::Object>,
+        store: Store<S::Object>,
         term: Term,
     ) -> Arc<Self> {
         let events = Arc::new(Events::new(&term));
-        let statuses = Statuses::new(term.clone(), Arc::clone(&events), seen);
+        let statuses = Statuses::new(term.clone(), Arc::clone(&events), store);
         Arc::new(Self { stages, clock, watched, statuses, events, term })
     }
 }
@@ -117,7 +117,7 @@ impl<S: Stages> Pass<S> {
     }
 
     /// All stages, one after the other.
-    pub(crate) async fn reconcile(self) -> Result<Again, Error<S::ObserveError, S::ApplyError>> {
+    pub(crate) async fn reconcile(self) -> Result<RequeueAfter, Error<S::ObserveError, S::ApplyError>> {
         let stages = &self.common.stages;
         if self.object.meta().deletion_timestamp.is_some() {
             return stages.finalize(&self).await;
@@ -135,7 +135,7 @@ impl<S: Stages> Pass<S> {
         };
         let plan = stages.plan(&valid, observed);
         let end = match stages.apply(&self, &valid, plan).await {
-            Ok((done, again)) => End::reported(Outcome::Done(done), again),
+            Ok((done, after)) => End::reported(Outcome::Done(done), after),
             Err(end) => end,
         };
         self.end(end, Error::Apply).await
@@ -145,7 +145,7 @@ impl<S: Stages> Pass<S> {
         &self,
         end: End<S::Done, E>,
         error: fn(E) -> Error<S::ObserveError, S::ApplyError>,
-    ) -> Result<Again, Error<S::ObserveError, S::ApplyError>> {
+    ) -> Result<RequeueAfter, Error<S::ObserveError, S::ApplyError>> {
         let End { outcome, then } = end;
         if let Some(outcome) = outcome {
             self.report(&outcome).await.map_err(Error::WriteStatus)?;

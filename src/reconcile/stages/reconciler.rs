@@ -14,14 +14,14 @@ use crate::{
     reconcile::{
         clock::{Clock, WallClock},
         conditions::Conditions,
-        controller::{Again, Controller},
+        controller::{Controller, RequeueAfter},
         status::Reported,
     },
     replica::term::{Access, BoxError, Reconciler, Standby, Term},
 };
 
 /// What a kind has done and when it looks again, or the end of the pass.
-pub type Applied<S> = Result<(<S as Stages>::Done, Again), End<<S as Stages>::Done, <S as Stages>::ApplyError>>;
+pub type Applied<S> = Result<(<S as Stages>::Done, RequeueAfter), End<<S as Stages>::Done, <S as Stages>::ApplyError>>;
 
 /// A kind whose passes go through stages; see [the table](super). Each stage that is pure can be tested without a cluster.
 pub trait Stages: Send + Sync + Sized + 'static {
@@ -105,7 +105,7 @@ pub trait Stages: Send + Sync + Sized + 'static {
     fn finalize(
         &self,
         pass: &Pass<Self>,
-    ) -> impl Future<Output = Result<Again, Error<Self::ObserveError, Self::ApplyError>>> + Send {
+    ) -> impl Future<Output = Result<RequeueAfter, Error<Self::ObserveError, Self::ApplyError>>> + Send {
         let _ = pass;
         ready(Ok(None))
     }
@@ -135,9 +135,9 @@ impl<S: Stages> Staged<S> {
         let client = standby.client();
         let controller = Controller::new(Api::<S::Object>::all(client.clone()), ());
         let (controller, watched) = stages.watch(controller, client);
-        let seen = controller.seen();
+        let store = controller.store();
         let begin = |term: Term| {
-            let common = Common::new(stages, clock, watched, seen, term);
+            let common = Common::new(stages, clock, watched, store, term);
             move |object| Pass::new(&common, object).reconcile()
         };
         controller.run(standby, begin).map(Ok).boxed()

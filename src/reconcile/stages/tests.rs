@@ -16,15 +16,15 @@ use crate::{
     reconcile::{
         clock::WallClock,
         conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions},
-        controller::{Again, Controller},
+        controller::{Controller, RequeueAfter},
         fake::Fake,
-        seen::Seen,
         status::Shard,
+        store::Store,
     },
     replica::term::Access,
 };
 
-const SOON: Again = Some(Duration::from_secs(7));
+const SOON: RequeueAfter = Some(Duration::from_secs(7));
 
 #[derive(CustomResource, Clone, Debug, Serialize, Deserialize)]
 #[kube(group = "example.com", version = "v1", kind = "Probe", namespaced, status = "ProbeStatus", schema = "disabled")]
@@ -111,7 +111,7 @@ impl Stages for Routes {
         _: &Pass<Self>,
         route: &String,
         plan: u32,
-    ) -> Result<(Self::Done, Again), End<Self::Done, Broken>> {
+    ) -> Result<(Self::Done, RequeueAfter), End<Self::Done, Broken>> {
         self.enter("apply");
         match &**route {
             "refused" => Err(End::failed(Outcome::Done((plan, Some(Trouble::new("Half", "of it")))), Broken("write"))),
@@ -131,7 +131,7 @@ impl Stages for Routes {
         ProbeStatus { total: current.total, ..ProbeStatus::default() }
     }
 
-    async fn finalize(&self, _: &Pass<Self>) -> Result<Again, Error<Broken, Broken>> {
+    async fn finalize(&self, _: &Pass<Self>) -> Result<RequeueAfter, Error<Broken, Broken>> {
         self.enter("finalize");
         Ok(SOON)
     }
@@ -143,7 +143,7 @@ async fn pass(
     filled: bool,
     meta: Value,
     status: Value,
-) -> (Vec<&'static str>, Result<Again, String>, Option<ProbeStatus>) {
+) -> (Vec<&'static str>, Result<RequeueAfter, String>, Option<ProbeStatus>) {
     let mut object = json!({
         "apiVersion": "example.com/v1", "kind": "Probe", "spec": {"route": route}, "status": status,
         "metadata": {"name": "p", "namespace": "ns", "uid": "u", "resourceVersion": "1", "generation": 4},
@@ -151,7 +151,7 @@ async fn pass(
     object["metadata"].as_object_mut().unwrap().extend(meta.as_object().unwrap().clone());
     let fake = Fake::new(1, |asked| Some((200, asked.body.clone())));
     let stages = Arc::new(Routes::default());
-    let common = Common::new(Arc::clone(&stages), Arc::new(WallClock), filled, Seen::new(()), fake.term.clone());
+    let common = Common::new(Arc::clone(&stages), Arc::new(WallClock), filled, Store::new(()), fake.term.clone());
     let ended = Pass::new(&common, Arc::new(serde_json::from_value(object).unwrap())).reconcile().await;
     let written =
         fake.asked().into_iter().find(|asked| asked.method == Method::PUT && asked.uri.contains("/ns/probes/p/status"));

@@ -1,9 +1,9 @@
 //! Watches that the kinds of a replica share: one of each query, however many kinds want it, closed with the last of them.
 //!
-//! [`source`] asks the API server, [`state`] keeps what it says and for whom it is news; here is who listens.
+//! [`source`] asks the API server. [`state`] keeps the objects, and the events that a [`Subscriber`] has not taken yet.
 //!
 //! Nothing is spawned: the subscriber that is polled drives the watch, and the others are woken. So a watch lives exactly as long as
-//! those who listen. Its client is none of a term's, and only reads.
+//! its subscribers. Its client is none of a term's, and only reads.
 
 mod room;
 mod source;
@@ -29,8 +29,8 @@ use serde_json::Value;
 
 pub(super) use self::room::RELATED;
 use self::room::Rooms;
+pub use self::state::{Event, Readiness};
 use self::state::{Held, Opening, Selection, Shard, State};
-pub use self::state::{News, Sight};
 use super::{apply::SHARD, children::Type, name::Name};
 use crate::ops::work::WatchState;
 
@@ -103,8 +103,8 @@ impl Watches {
         self.rooms.of(&Arc::from(shard)).missing()
     }
 
-    /// Listens to a watch, which begins with the first who does: for what bears that shard, or for everything.
-    pub fn listen(&self, query: &Query, shard: Option<&str>) -> Listener {
+    /// Subscribes to a watch, which begins with its first subscriber: to the objects that bear that shard, or to all.
+    pub fn subscribe(&self, query: &Query, shard: Option<&str>) -> Subscriber {
         let mut open = lock(&self.open);
         open.retain(|_, shared| shared.strong_count() > 0);
         let key = (query.clone(), shard.is_some());
@@ -117,11 +117,11 @@ impl Watches {
             shared
         });
         drop(open);
-        Listener::new(shared, shard)
+        Subscriber::new(shared, shard)
     }
 }
 
-/// One watch. Dropped with the last listener.
+/// One watch. Dropped with the last subscriber.
 struct Shared {
     state: Mutex<State>,
     wakers: Arc<Wakers>,
@@ -146,18 +146,18 @@ impl Shared {
     }
 }
 
-/// One who listens to a watch: what is new comes from the stream, what is there is asked for.
-pub struct Listener {
+/// A subscriber of a watch: the stream has the events, [`objects`](Self::objects) has the objects.
+pub struct Subscriber {
     shared: Arc<Shared>,
     number: u64,
     shard: Option<Shard>,
 }
 
-impl Listener {
+impl Subscriber {
     fn new(shared: Arc<Shared>, shard: Option<&str>) -> Self {
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
         let shard = shard.map(Shard::from);
-        lock(&shared.state).listen(number, shard.clone());
+        lock(&shared.state).subscribe(number, shard.clone());
         Self { shared, number, shard }
     }
 
@@ -167,22 +167,28 @@ impl Listener {
     }
 }
 
-impl Stream for Listener {
-    type Item = News;
+impl Stream for Subscriber {
+    type Item = Event;
 
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<News>> {
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
         lock(&self.shared.wakers.0).insert(self.number, context.waker().clone());
         let mut state = lock(&self.shared.state);
         let waker = Waker::from(Arc::clone(&self.shared.wakers));
         for _ in 0..STRIDE {
-            if let Some(news) = state.ears.get_mut(&self.number).and_then(|ear| ear.news.pop_front()) {
-                return Poll::Ready(Some(news));
+            if let Some(event) =
+                state.subscriptions.get_mut(&self.number).and_then(|subscription| subscription.events.pop_front())
+            {
+                return Poll::Ready(Some(event));
             }
             match state.poll(&mut Context::from_waker(&waker)) {
                 Poll::Ready(true) => {
                     let others: Vec<Waker> = {
                         let mut wakers = lock(&self.shared.wakers.0);
-                        let told = state.ears.iter().filter(|(_, ear)| !ear.news.is_empty()).map(|(number, _)| number);
+                        let told = state
+                            .subscriptions
+                            .iter()
+                            .filter(|(_, subscription)| !subscription.events.is_empty())
+                            .map(|(number, _)| number);
                         told.filter(|number| **number != self.number)
                             .filter_map(|number| wakers.remove(number))
                             .collect()
@@ -198,10 +204,10 @@ impl Stream for Listener {
     }
 }
 
-impl Drop for Listener {
+impl Drop for Subscriber {
     fn drop(&mut self) {
         lock(&self.shared.wakers.0).remove(&self.number);
-        lock(&self.shared.state).hang_up(self.number);
+        lock(&self.shared.state).unsubscribe(self.number);
         // The watch may have been waiting for this one to look at it.
         Arc::clone(&self.shared.wakers).wake();
     }
@@ -226,17 +232,17 @@ impl Objects {
         self.look(|state| state.served.clone()).flatten()
     }
 
-    /// Whether what is seen is all there is of what was listened for.
-    pub fn sight(&self) -> Sight {
-        self.look(|state| state.sight(self.shard.as_ref())).unwrap_or(Sight::Unlisted)
+    /// Whether the objects are all that the API server has of the subscriber's.
+    pub fn readiness(&self) -> Readiness {
+        self.look(|state| state.readiness(self.shard.as_ref())).unwrap_or(Readiness::Unlisted)
     }
 
-    /// How the watch fares.
-    pub fn fares(&self) -> WatchState {
-        self.look(|state| state.fares(self.shard.as_ref())).unwrap_or_default()
+    /// For how long the watch has failed, and how often.
+    pub fn health(&self) -> WatchState {
+        self.look(|state| state.health(self.shard.as_ref())).unwrap_or_default()
     }
 
-    /// An object as it was last seen.
+    /// An object as the watch, or a write of ours, has last shown it.
     pub fn get(&self, name: &Name) -> Option<Value> {
         self.look(|state| state.objects.get(name).and_then(Held::value)).flatten()
     }

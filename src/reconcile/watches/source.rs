@@ -1,4 +1,4 @@
-//! What the API server says of a query, whenever it knows the type: one whose CRD is removed is looked for again.
+//! The events of a query, as long as the API server serves its type. A type whose CRD is removed is discovered again.
 
 use std::time::Duration;
 
@@ -21,17 +21,17 @@ use crate::replica::{
 /// Between two looks whether a type is served.
 const UNSERVED: Duration = Duration::from_secs(10);
 
-/// What a watch says.
+/// An event of a watch.
 #[expect(clippy::large_enum_variant, reason = "almost all are of the largest variant, and none is kept")]
-pub(super) enum Event {
+pub(super) enum SourceEvent {
     Served(ApiResource, Scope),
     Unserved,
     Trouble(String),
     Watched(watcher::Event<DynamicObject>),
 }
 
-/// Looks for the type, after that time, until it is served; then watches.
-pub(super) fn events(client: Client, query: Query, after: Duration) -> BoxStream<'static, Event> {
+/// Discovers the type, after that time, until the API server serves it; then watches.
+pub(super) fn events(client: Client, query: Query, after: Duration) -> BoxStream<'static, SourceEvent> {
     let find = stream::unfold((client, query), |(client, query)| async move {
         match discovery::pinned_kind(&client, &query.of.gvk()).await {
             Ok((resource, capabilities)) => {
@@ -47,11 +47,11 @@ pub(super) fn events(client: Client, query: Query, after: Duration) -> BoxStream
                 let watched = watcher(api, config).default_backoff().flat_map({
                     let name = query.to_string();
                     move |item| match item {
-                        Ok(event) => stream::iter(vec![Some(Event::Watched(event))]),
+                        Ok(event) => stream::iter(vec![Some(SourceEvent::Watched(event))]),
                         Err(error) => {
                             let why = describe(&error);
                             warn!(watch = name, error = why, "watch failed");
-                            let mut events = vec![Some(Event::Trouble(why))];
+                            let mut events = vec![Some(SourceEvent::Trouble(why))];
                             // Then the type is looked for, as in the beginning.
                             events.extend(is_gone(&error).then_some(None));
                             stream::iter(events)
@@ -60,18 +60,18 @@ pub(super) fn events(client: Client, query: Query, after: Duration) -> BoxStream
                 });
                 let watched = watched.take_while(|event| std::future::ready(event.is_some()));
                 let watched = watched.filter_map(std::future::ready);
-                let served = stream::iter([Event::Served(resource, capabilities.scope)]);
+                let served = stream::iter([SourceEvent::Served(resource, capabilities.scope)]);
                 Some((served.chain(watched).boxed(), (client, query)))
             }
             Err(error) => {
-                let news = if is_unserved(&error) {
-                    Event::Unserved
+                let event = if is_unserved(&error) {
+                    SourceEvent::Unserved
                 } else {
-                    Event::Trouble(format!("failed to discover {}: {}", query.of, describe(&error)))
+                    SourceEvent::Trouble(format!("failed to discover {}: {}", query.of, describe(&error)))
                 };
                 let pause = tokio::time::sleep(UNSERVED.mul_f64(0.8 + 0.4 * fastrand::f64()));
                 let waiting = stream::once(pause).filter_map(|()| std::future::ready(None));
-                Some((stream::iter([news]).chain(waiting).boxed(), (client, query)))
+                Some((stream::iter([event]).chain(waiting).boxed(), (client, query)))
             }
         }
     });

@@ -1,4 +1,4 @@
-//! What a watch has shown, and who has not heard of it yet. No IO.
+//! The objects of a watch, and the events that each subscriber has not taken yet. No IO.
 //!
 //! For the objects of shards, the API server picks out those of the shards that have a subscriber. A further shard is listed
 //! and watched by a source of its own at first; when none has come for a while, one source for all takes the place of the others.
@@ -23,35 +23,35 @@ use super::{
     super::{
         apply::{OWNER, OWNER_UID, SHARD},
         name::Name,
+        store,
         weight::trim_annotations,
     },
     room::{Room, Rooms, Taken},
-    source::Event,
+    source::SourceEvent,
 };
 use crate::ops::work::WatchState;
-use crate::protocol::lease::version_number;
 
 /// What is new in a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
-    /// The first list is complete of what the listener wants, or what was seen has grown old because the watch fails.
+pub enum Event {
+    /// The first list of the subscriber's objects is complete, or the objects have grown old because the watch fails.
     Listed,
     /// An object has come, changed or gone: whose it is by what is written on it, now or before.
     Changed(Option<Name>),
 }
 
-/// Whether a watch shows all objects there are.
+/// Whether a watch shows all objects that the API server has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sight {
-    /// It has, and says what changes.
-    Clear,
+pub enum Readiness {
+    /// It does, and follows their changes.
+    Ready,
     /// The API server does not know the type: there are none.
     Unserved,
     /// The first list is not complete.
     Unlisted,
-    /// It cannot be, and why.
-    Troubled(String),
-    /// It was, and the watch has failed for a while: what has changed since is not seen, and why.
+    /// The first list fails, and why.
+    Failing(String),
+    /// The first list was complete, and the watch has failed for a while since: it does not show what has changed, and why.
     Stale(String),
 }
 
@@ -66,7 +66,7 @@ pub(super) enum Selection {
 pub(super) type Shard = Arc<str>;
 
 impl Selection {
-    /// Whether it shows what that listener wants; `None`: all.
+    /// Whether it shows what that subscriber wants; `None`: all.
     fn covers(&self, wanted: Option<&Shard>) -> bool {
         match (self, wanted) {
             (Self::All, _) => true,
@@ -75,7 +75,7 @@ impl Selection {
         }
     }
 
-    /// The shard that an object bears, if that is in reach.
+    /// The shard that an object bears, if that is in the selection.
     fn shard_of(&self, object: &DynamicObject) -> Option<Option<Shard>> {
         let borne = object.labels().get(SHARD).map(String::as_str);
         match self {
@@ -100,7 +100,7 @@ impl Selection {
 }
 
 /// Opens a watch of so much, after that time.
-pub(super) type Opening = Box<dyn Fn(&Selection, Duration) -> BoxStream<'static, Event> + Send>;
+pub(super) type Opening = Box<dyn Fn(&Selection, Duration) -> BoxStream<'static, SourceEvent> + Send>;
 
 /// How long no further shard must have come before the sources are joined: that lists everything once more.
 const QUIET: Duration = Duration::from_secs(15);
@@ -121,15 +121,15 @@ pub(super) struct State {
     /// How many bytes of text they are.
     pub(super) bytes: u64,
     pub(super) of_owner: HashMap<Arc<str>, Vec<Name>>,
-    pub(super) ears: HashMap<u64, Ear>,
-    /// There may be objects out of reach.
+    pub(super) subscriptions: HashMap<u64, Subscription>,
+    /// There may be objects out of the selection.
     untidy: bool,
     /// How many requests have failed.
     failures: u64,
 }
 
 struct Source {
-    events: BoxStream<'static, Event>,
+    events: BoxStream<'static, SourceEvent>,
     selection: Selection,
     listed: bool,
     /// A list that is not complete; `None`: as the object is known.
@@ -163,18 +163,18 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// What a listener has not heard yet.
-pub(super) struct Ear {
+/// The events that a subscriber has not taken yet.
+pub(super) struct Subscription {
     shard: Option<Shard>,
     listed: bool,
-    pub(super) news: VecDeque<News>,
+    pub(super) events: VecDeque<Event>,
 }
 
-impl Ear {
-    fn tell(&mut self, news: News) {
+impl Subscription {
+    fn tell(&mut self, event: Event) {
         // A subscriber that has not looked since needs the same event only once.
-        if self.news.back() != Some(&news) {
-            self.news.push_back(news);
+        if self.events.back() != Some(&event) {
+            self.events.push_back(event);
         }
     }
 }
@@ -263,11 +263,11 @@ impl Held {
 }
 
 fn version(object: &DynamicObject) -> u64 {
-    object.metadata.resource_version.as_deref().and_then(version_number).unwrap_or_default()
+    store::version(&object.metadata).unwrap_or_default()
 }
 
 impl Source {
-    fn new(events: BoxStream<'static, Event>, selection: Selection) -> Self {
+    fn new(events: BoxStream<'static, SourceEvent>, selection: Selection) -> Self {
         Self { events, selection, listed: false, listing: BTreeMap::new(), trouble: None }
     }
 
@@ -323,21 +323,21 @@ impl State {
             objects: BTreeMap::new(),
             bytes: 0,
             of_owner: HashMap::new(),
-            ears: HashMap::new(),
+            subscriptions: HashMap::new(),
             untidy: false,
             failures: 0,
         }
     }
 
-    /// One more who listens: for what bears that shard, or for everything.
-    pub(super) fn listen(&mut self, number: u64, shard: Option<Shard>) {
+    /// Adds a subscriber: to the objects that bear that shard, or to all.
+    pub(super) fn subscribe(&mut self, number: u64, shard: Option<Shard>) {
         if self.source_of(shard.as_ref()).is_none() {
             let selection = shard.clone().map_or(Selection::All, |shard| Selection::Shards([shard].into()));
             self.sources.push(Source::new((self.opening)(&selection, Duration::ZERO), selection));
         }
-        self.ears.insert(number, Ear { shard, listed: false, news: VecDeque::new() });
+        self.subscriptions.insert(number, Subscription { shard, listed: false, events: VecDeque::new() });
         if self.sources.len() > 1 {
-            let shards = self.ears.values().filter_map(|ear| ear.shard.clone()).collect();
+            let shards = self.subscriptions.values().filter_map(|subscription| subscription.shard.clone()).collect();
             let all = Selection::Shards(shards);
             self.joining = Some(Source::new((self.opening)(&all, QUIET), all));
         }
@@ -373,10 +373,10 @@ impl State {
         Poll::Pending
     }
 
-    pub(super) fn hang_up(&mut self, number: u64) {
-        let Some(ear) = self.ears.remove(&number) else { return };
-        if let Some(shard) = ear.shard
-            && !self.ears.values().any(|ear| ear.shard.as_ref() == Some(&shard))
+    pub(super) fn unsubscribe(&mut self, number: u64) {
+        let Some(subscription) = self.subscriptions.remove(&number) else { return };
+        if let Some(shard) = subscription.shard
+            && !self.subscriptions.values().any(|subscription| subscription.shard.as_ref() == Some(&shard))
         {
             self.sources.iter_mut().chain(&mut self.joining).for_each(|source| source.selection.without(&shard));
             self.sources.retain(|source| !source.selection.is_nothing());
@@ -400,28 +400,28 @@ impl State {
         }
     }
 
-    pub(super) fn sight(&self, shard: Option<&Shard>) -> Sight {
+    pub(super) fn readiness(&self, shard: Option<&Shard>) -> Readiness {
         match self.source_of(shard) {
-            _ if self.unserved => Sight::Unserved,
+            _ if self.unserved => Readiness::Unserved,
             Some(source) if source.listed => match &source.trouble {
-                Some(failing) if failing.is_stale(now()) => Sight::Stale(failing.why.clone()),
-                _ => Sight::Clear,
+                Some(failing) if failing.is_stale(now()) => Readiness::Stale(failing.why.clone()),
+                _ => Readiness::Ready,
             },
-            Some(Source { trouble: Some(failing), .. }) => Sight::Troubled(failing.why.clone()),
-            _ => Sight::Unlisted,
+            Some(Source { trouble: Some(failing), .. }) => Readiness::Failing(failing.why.clone()),
+            _ => Readiness::Unlisted,
         }
     }
 
-    /// How the watch of that shard fares.
-    pub(super) fn fares(&self, shard: Option<&Shard>) -> WatchState {
+    /// For how long the watch of that shard has failed, and how often.
+    pub(super) fn health(&self, shard: Option<&Shard>) -> WatchState {
         let failing = self.source_of(shard).and_then(|source| source.trouble.as_ref());
         let failing_since = failing.filter(|failing| now() - failing.last < WELL).map(|failing| failing.since);
         WatchState { failing_since, failures: self.failures }
     }
 
     /// Until it has listed there is nothing in it that the others do not say.
-    fn take_in_joining(&mut self, event: Event) {
-        if let Event::Watched(event) = event
+    fn take_in_joining(&mut self, event: SourceEvent) {
+        if let SourceEvent::Watched(event) = event
             && let Some(joining) = &mut self.joining
             && joining.list(event, &self.objects, |shard| room_of(shard, &self.rooms, &self.room)).is_some()
         {
@@ -430,17 +430,17 @@ impl State {
         }
     }
 
-    fn take_in(&mut self, number: usize, event: Event) {
+    fn take_in(&mut self, number: usize, event: SourceEvent) {
         let Some(source) = self.sources.get_mut(number) else { return };
         match event {
-            Event::Served(resource, scope) => {
+            SourceEvent::Served(resource, scope) => {
                 // What is listed now is news for those who were told that there is nothing.
                 if std::mem::take(&mut self.unserved) {
-                    self.ears.values_mut().for_each(|ear| ear.listed = false);
+                    self.subscriptions.values_mut().for_each(|subscription| subscription.listed = false);
                 }
                 self.served = Some((resource, scope));
             }
-            Event::Unserved => {
+            SourceEvent::Unserved => {
                 // What there was went with its CRD.
                 source.listing.clear();
                 self.take_over(number);
@@ -452,7 +452,7 @@ impl State {
                 self.unserved = true;
                 self.tell_listed();
             }
-            Event::Trouble(why) => {
+            SourceEvent::Trouble(why) => {
                 self.failures += 1;
                 let now = now();
                 let before = source.trouble.take().filter(|failing| now - failing.last < WELL);
@@ -464,12 +464,14 @@ impl State {
                 if is_news {
                     // All objects have to say so.
                     let selection = source.selection.clone();
-                    let concerned =
-                        self.ears.values_mut().filter(|ear| ear.listed && selection.covers(ear.shard.as_ref()));
-                    concerned.for_each(|ear| ear.tell(News::Listed));
+                    let concerned = self
+                        .subscriptions
+                        .values_mut()
+                        .filter(|subscription| subscription.listed && selection.covers(subscription.shard.as_ref()));
+                    concerned.for_each(|subscription| subscription.tell(Event::Listed));
                 }
             }
-            Event::Watched(event) => {
+            SourceEvent::Watched(event) => {
                 match source.list(event, &self.objects, |shard| room_of(shard, &self.rooms, &self.room)) {
                     None | Some(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                     Some(watcher::Event::InitDone) => self.take_over(number),
@@ -492,7 +494,7 @@ impl State {
         }
     }
 
-    /// What a source has listed is what there is within its reach.
+    /// What a source has listed is what there is within its selection.
     fn take_over(&mut self, number: usize) {
         let Some(source) = self.sources.get_mut(number) else { return };
         source.listed = true;
@@ -563,19 +565,22 @@ impl State {
             all.retain(|(shard, owner)| shard.is_some() || owner.is_some());
         }
         for (shard, owner) in all {
-            let concerned = self.ears.values_mut().filter(|ear| ear.shard.is_none() || ear.shard == shard);
-            concerned.for_each(|ear| ear.tell(News::Changed(owner.clone())));
+            let concerned = self
+                .subscriptions
+                .values_mut()
+                .filter(|subscription| subscription.shard.is_none() || subscription.shard == shard);
+            concerned.for_each(|subscription| subscription.tell(Event::Changed(owner.clone())));
         }
     }
 
-    /// Tells those who see all they listen for, and were not told.
+    /// Sends `Listed` to each subscriber whose objects are complete, once.
     fn tell_listed(&mut self) {
         let (unserved, sources) = (self.unserved, &self.sources);
-        for ear in self.ears.values_mut().filter(|ear| !ear.listed) {
+        for subscription in self.subscriptions.values_mut().filter(|subscription| !subscription.listed) {
             let mut listed = sources.iter().filter(|source| source.listed);
-            if unserved || listed.any(|source| source.selection.covers(ear.shard.as_ref())) {
-                ear.listed = true;
-                ear.tell(News::Listed);
+            if unserved || listed.any(|source| source.selection.covers(subscription.shard.as_ref())) {
+                subscription.listed = true;
+                subscription.tell(Event::Listed);
             }
         }
     }

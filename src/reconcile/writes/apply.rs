@@ -9,7 +9,7 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-pub use crate::protocol::hash::fnv1a;
+pub use crate::protocol::hash::digest;
 use crate::replica::term::Term;
 
 /// Names the Lease of the shard that wrote an object.

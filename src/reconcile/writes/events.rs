@@ -8,7 +8,10 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
-use crate::{reconcile::apply::field_manager, replica::term::Term};
+use crate::{
+    reconcile::apply::field_manager,
+    replica::{problem::describe, term::Term},
+};
 
 /// One event for a reason and an object in this time.
 const QUIET: Duration = Duration::from_secs(5 * 60);
@@ -57,7 +60,7 @@ impl Events {
         };
         match timeout(PATIENCE, self.recorder.publish(&event, about)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(%error, reason, "event not published"),
+            Ok(Err(error)) => debug!(error = %describe(&error), reason, "event not published"),
             Err(_) => debug!(reason, "event given up"),
         }
     }

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    reconcile::{apply::field_manager, conditions, events::Events, seen::Seen},
+    reconcile::{apply::field_manager, conditions, events::Events, store::Store},
     replica::term::Term,
 };
 
@@ -85,11 +85,15 @@ pub fn changed<S: Stamped>(current: Option<&S>, next: &S) -> bool {
 /// The most often that a status is computed anew because another writer changed the object in between.
 const ATTEMPTS: u32 = 4;
 
+/// Why no status of a kind can be written.
+const NO_SUBRESOURCE: &str =
+    "the CRD serves no status of its own: add `subresources: {status: {}}` to the version of the kind";
+
 /// Writes the statuses of the objects of a kind during one term.
 pub struct Statuses<K: Resource> {
     term: Term,
     events: Arc<Events>,
-    seen: Seen<K>,
+    store: Store<K>,
 }
 
 impl<K> Statuses<K>
@@ -98,8 +102,8 @@ where
     K::Status: Stamped,
 {
     /// Through the term's client; what is written is seen at once.
-    pub fn new(term: Term, events: Arc<Events>, seen: Seen<K>) -> Self {
-        Self { term, events, seen }
+    pub fn new(term: Term, events: Arc<Events>, store: Store<K>) -> Self {
+        Self { term, events, store }
     }
 
     /// Writes the status that `next` makes of the current one, if it is news, and says so if it is bad news.
@@ -126,10 +130,10 @@ where
         let Some(written) = write_if(&self.term, api, object, |object| next(object.status())).await? else {
             return Ok(None);
         };
-        let about = written.object_ref(self.seen.dyntype());
+        let about = written.object_ref(self.store.dyntype());
         let stored = written.status().cloned();
         let bad = stored.as_ref().and_then(|status| conditions::not_ready(status.conditions())).cloned();
-        self.seen.note(written);
+        self.store.note(written);
         // `Unknown` is no trouble yet, so it makes no event.
         if let Some(bad) = bad.filter(|bad| bad.status == "False") {
             self.events.warning(&about, &bad.reason, &bad.message).await;
@@ -185,7 +189,12 @@ where
                 }
                 object = fresh;
             }
-            Err(Error::Api(gone)) if gone.code == 404 => return Ok(None),
+            Err(Error::Api(gone)) if gone.code == 404 => {
+                // The API server says the same of an object that is gone and of a status that is no subresource.
+                let found = api.get_opt(&name).await?;
+                let is_there = found.is_some_and(|found| found.meta().uid == object.meta().uid);
+                return if is_there { Err(Error::Service(NO_SUBRESOURCE.into())) } else { Ok(None) };
+            }
             Err(error) => return Err(error),
         }
     }
@@ -291,6 +300,22 @@ mod tests {
         let (result, asked) = written(100, answer).await;
         assert!(result.unwrap().is_none());
         assert_eq!(asked.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_status_that_is_no_subresource_is_an_error_and_that_of_an_object_that_is_gone_is_none() {
+        for (is_there, uid, is_error) in [(true, "u", true), (true, "another", false), (false, "u", false)] {
+            let answer = move |asked: &Asked| match asked.method {
+                Method::GET if is_there => Some((200, object("10", uid, 3))),
+                _ => refusal(404, "NotFound"),
+            };
+            let (result, asked) = written(4, answer).await;
+            assert_eq!(result.is_err(), is_error, "{is_there} {uid}");
+            assert_eq!(asked.len(), 2);
+            if let Err(error) = result {
+                assert!(error.to_string().contains("subresources: {status: {}}"), "{error}");
+            }
+        }
     }
 
     #[tokio::test]

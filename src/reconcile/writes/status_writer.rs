@@ -33,7 +33,11 @@ use super::{
 };
 use crate::{
     protocol::moment::Moment,
-    reconcile::{name::Name, observe::Observed, seen::Seen, store::seen::Kept},
+    reconcile::{
+        name::Name,
+        observe::Observed,
+        store::{Kept, Store},
+    },
     replica::{
         clock::Clock,
         fence::Fenced,
@@ -71,7 +75,7 @@ pub struct StatusWriter<K: Resource + HasStatus> {
 
 struct Inner<K: Resource + HasStatus> {
     api: fn(Client, &Name) -> Api<K>,
-    seen: Seen<K>,
+    store: Store<K>,
     states: Mutex<States<K::Status>>,
     changed: Notify,
     clock: Clock,
@@ -90,9 +94,9 @@ impl<K> StatusWriter<K>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + HasStatus,
 {
-    /// For a kind whose objects live in namespaces. `seen` is that of an [`Observer`](crate::reconcile::observe::Observer).
-    pub fn new(seen: Seen<K>, limits: Limits) -> Self {
-        Self::with(seen, limits, |client, name| Api::namespaced(client, name.namespace().unwrap_or_default()))
+    /// For a kind whose objects live in namespaces. `store` is that of an [`Observer`](crate::reconcile::observe::Observer).
+    pub fn new(store: Store<K>, limits: Limits) -> Self {
+        Self::with(store, limits, |client, name| Api::namespaced(client, name.namespace().unwrap_or_default()))
     }
 }
 
@@ -101,16 +105,16 @@ where
     K: Resource<Scope = ClusterResourceScope, DynamicType = ()> + HasStatus,
 {
     /// For a kind whose objects live in no namespace.
-    pub fn cluster_wide(seen: Seen<K>, limits: Limits) -> Self {
-        Self::with(seen, limits, |client, _| Api::all(client))
+    pub fn cluster_wide(store: Store<K>, limits: Limits) -> Self {
+        Self::with(store, limits, |client, _| Api::all(client))
     }
 }
 
 impl<K: Resource<DynamicType = ()> + HasStatus> StatusWriter<K> {
-    fn with(seen: Seen<K>, limits: Limits, api: fn(Client, &Name) -> Api<K>) -> Self {
+    fn with(store: Store<K>, limits: Limits, api: fn(Client, &Name) -> Api<K>) -> Self {
         let inner = Inner {
             api,
-            seen,
+            store,
             states: Mutex::new(States::new(limits)),
             changed: Notify::new(),
             clock: Clock::tokio(),
@@ -154,7 +158,7 @@ where
         let bytes = serde_json::to_vec(&status).map_or(0, |json| json.len());
         let uid = object.meta().uid.as_deref().unwrap_or_default().into();
         let state = State { uid, revision, status: Arc::new(status), bytes };
-        let seen = self.inner.seen.get(&name);
+        let seen = self.inner.store.get(&name);
         let taken = self.states().hand_in(name, state, seen.as_deref().map(known), self.inner.clock.now());
         match taken {
             HandedIn::Kept => self.inner.changed.notify_waiters(),
@@ -169,7 +173,7 @@ where
         let mut states = self.states();
         match change {
             Observed::Restarted(_) => {
-                states.listed(|name, state| match self.inner.seen.kept(name) {
+                states.listed(|name, state| match self.inner.store.kept(name) {
                     Some(Kept::Whole(seen)) => known(&*seen).lacks(&state.uid, state.revision),
                     // What it bears is read when the state is written.
                     Some(Kept::Marks | Kept::TooLarge { .. }) => true,
@@ -238,7 +242,7 @@ where
         let outcome = match self.try_write(term, &name, &state).await {
             Ok(written) => {
                 if let Some(written) = written {
-                    self.inner.seen.note(written);
+                    self.inner.store.note(written);
                     self.inner.written.fetch_add(1, Ordering::Relaxed);
                 }
                 Outcome::Settled
@@ -256,7 +260,7 @@ where
 
     async fn try_write(&self, term: &Term, name: &Name, state: &State<K::Status>) -> Result<Option<K>, Error> {
         let api = (self.inner.api)(term.client(), name);
-        let seen = self.inner.seen.get(name).filter(|seen| seen.meta().uid.as_deref() == Some(&*state.uid));
+        let seen = self.inner.store.get(name).filter(|seen| seen.meta().uid.as_deref() == Some(&*state.uid));
         let object = match seen {
             Some(seen) => (*seen).clone(),
             // It is not kept, or it is new or gone, and the watch has not told yet.
@@ -340,7 +344,7 @@ mod tests {
     }
 
     fn writer(seen: Option<Propagation>) -> StatusWriter<Propagation> {
-        let store = Seen::new(());
+        let store = Store::new(());
         let first = seen.into_iter().map(Event::InitApply);
         for event in [Event::Init].into_iter().chain(first).chain([Event::InitDone]) {
             store.take_in(event);
@@ -408,7 +412,7 @@ mod tests {
             assert_eq!(writer.counts().kept, 1);
             if let Observed::Restarted(_) = change {
                 for event in [Event::Init, Event::InitDone] {
-                    writer.inner.seen.take_in(event);
+                    writer.inner.store.take_in(event);
                 }
             }
             writer.saw(&change);
@@ -418,13 +422,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_status_of_an_object_that_is_not_kept_outlives_a_list() {
-        let seen = Seen::bounded((), |_| 100);
+        let store = Store::bounded((), |_| 100);
         let none = crate::config::Limits { object: 100, cache: 0 };
-        seen.limit(none);
+        store.limit(none);
         for event in [Event::Init, Event::InitApply(object(10, 3)), Event::InitDone] {
-            seen.take_in(event);
+            store.take_in(event);
         }
-        let writer = StatusWriter::cluster_wide(seen, Limits::default());
+        let writer = StatusWriter::cluster_wide(store, Limits::default());
         writer.hand_in(&object(10, 3), status(7));
         writer.saw(&Observed::Restarted(Vec::new()));
         assert_eq!(writer.counts().kept, 1);

@@ -18,21 +18,21 @@ use super::{name::Name, weight::trim};
 use crate::{
     config::Limits,
     protocol::lease::version_number,
-    reconcile::{apply::fnv1a, finalizer},
+    reconcile::{apply::digest, finalizer},
 };
 
 /// What is known of the objects of a kind. Clones are handles on the same.
-pub struct Seen<K: Resource> {
+pub struct Store<K: Resource> {
     dyntype: K::DynamicType,
     state: Arc<Mutex<State<K>>>,
 }
 
 struct State<K> {
-    objects: Store<K>,
+    objects: Objects<K>,
     /// A list is complete.
     listed: bool,
     /// The list that is not complete yet.
-    listing: Store<K>,
+    listing: Objects<K>,
     /// What is not in it as it was known.
     missed: Vec<Name>,
     /// Uids of the objects that are being deleted, and whose children shall stay, whatever they say of that later.
@@ -59,7 +59,7 @@ impl<K> Clone for Bounds<K> {
 impl<K> Copy for Bounds<K> {}
 
 /// Objects by name, and what they come to.
-struct Store<K> {
+struct Objects<K> {
     objects: HashMap<Name, Entry<K>>,
     bounds: Bounds<K>,
     tally: Tally,
@@ -109,7 +109,7 @@ impl<K: Resource> Entry<K> {
     }
 }
 
-impl<K: Resource> Store<K> {
+impl<K: Resource> Objects<K> {
     fn new(bounds: Bounds<K>) -> Self {
         Self { objects: HashMap::new(), bounds, tally: Tally::default() }
     }
@@ -160,7 +160,7 @@ const FINALIZERS: usize = 1024;
 fn marks(meta: &ObjectMeta) -> ObjectMeta {
     let mut finalizers = meta.finalizers.clone();
     if let Some(all) = finalizers.as_mut().filter(|all| all.iter().map(String::len).sum::<usize>() > FINALIZERS) {
-        *all = vec![format!("fnv1a:{:016x}", fnv1a(all.join("/").bytes()))];
+        *all = vec![digest(all.join("/").bytes())];
     }
     ObjectMeta {
         name: meta.name.clone(),
@@ -188,7 +188,7 @@ struct Current {
     read: HashSet<Name>,
 }
 
-impl<K: Resource> Clone for Seen<K>
+impl<K: Resource> Clone for Store<K>
 where
     K::DynamicType: Clone,
 {
@@ -197,7 +197,7 @@ where
     }
 }
 
-impl<K: Resource> Seen<K> {
+impl<K: Resource> Store<K> {
     /// Nothing yet.
     pub fn new(dyntype: K::DynamicType) -> Self {
         Self::bounded(dyntype, |_| 0)
@@ -207,9 +207,9 @@ impl<K: Resource> Seen<K> {
     pub(in crate::reconcile) fn bounded(dyntype: K::DynamicType, weigh: fn(&K) -> u64) -> Self {
         let bounds = Bounds { limits: Limits { object: u64::MAX, cache: u64::MAX }, weigh, note: None };
         let state = State {
-            objects: Store::new(bounds),
+            objects: Objects::new(bounds),
             listed: false,
-            listing: Store::new(bounds),
+            listing: Objects::new(bounds),
             missed: Vec::new(),
             orphaning: HashMap::new(),
             current: Current::default(),
@@ -321,7 +321,7 @@ impl<K: Resource> Seen<K> {
             Event::Init => {
                 state.current.is_listing = state.current.has_begun;
                 state.missed.clear();
-                state.listing = Store::new(state.objects.bounds);
+                state.listing = Objects::new(state.objects.bounds);
                 Vec::new()
             }
             // A list is taken over when it is complete, so what has changed is not due before.
@@ -433,7 +433,7 @@ impl<K: Resource> Seen<K> {
 impl<K: Resource> State<K> {
     /// What was listed is what there is; but what a write of ours has left since is newer.
     fn take_over(&mut self) {
-        let listing = std::mem::replace(&mut self.listing, Store::new(self.objects.bounds));
+        let listing = std::mem::replace(&mut self.listing, Objects::new(self.objects.bounds));
         for (name, known) in std::mem::replace(&mut self.objects, listing).objects {
             let listed = self.known(&name, known.meta());
             if listed.is_some_and(|listed| is_newer(known.meta(), listed)) {
@@ -478,7 +478,8 @@ fn is_version(one: &ObjectMeta, other: &ObjectMeta) -> bool {
     one.resource_version == other.resource_version
 }
 
-fn version(object: &ObjectMeta) -> Option<u64> {
+/// The resource version as a number, in the order of which versions came.
+pub(in crate::reconcile) fn version(object: &ObjectMeta) -> Option<u64> {
     object.resource_version.as_deref().and_then(version_number)
 }
 
@@ -514,123 +515,123 @@ mod tests {
         object(version, Some(generation), &[])
     }
 
-    fn seen(first: Propagation) -> Seen<Propagation> {
-        let seen = Seen::new(());
+    fn store(first: Propagation) -> Store<Propagation> {
+        let store = Store::new(());
         for event in [Event::Init, Event::InitApply(first), Event::InitDone] {
-            assert_eq!(seen.take_in(event), [], "the first list is for the sweep");
+            assert_eq!(store.take_in(event), [], "the first list is for the sweep");
         }
-        seen
+        store
     }
 
-    fn version(seen: &Seen<Propagation>) -> String {
-        seen.all()[0].resource_version().unwrap()
+    fn version(store: &Store<Propagation>) -> String {
+        store.all()[0].resource_version().unwrap()
     }
 
     #[test]
     fn a_new_spec_and_a_new_finalizer_are_due_and_a_new_status_is_not() {
-        let seen = seen(of(1, 10));
+        let store = store(of(1, 10));
         for (object, due) in
             [(of(1, 11), 0), (of(2, 12), 1), (object(13, Some(2), &["f"]), 1), (object(14, Some(2), &["f"]), 0)]
         {
-            assert_eq!(seen.take_in(Event::Apply(object.clone())).len(), due, "{:?}", object.metadata);
+            assert_eq!(store.take_in(Event::Apply(object.clone())).len(), due, "{:?}", object.metadata);
         }
     }
 
     #[test]
     fn a_later_list_makes_due_what_has_changed_meanwhile_once_it_is_complete() {
-        let seen = seen(of(1, 10));
+        let store = store(of(1, 10));
         for (event, due) in [(Event::Init, 0), (Event::InitApply(of(2, 12)), 0), (Event::InitDone, 1)] {
             let told = format!("{event:?}");
-            assert_eq!(seen.take_in(event).len(), due, "{told}");
+            assert_eq!(store.take_in(event).len(), due, "{told}");
         }
     }
 
     #[test]
     fn what_a_write_left_is_seen_at_once_and_older_events_do_not_undo_it() {
-        let seen = seen(of(1, 10));
-        seen.note(of(1, 12));
-        assert_eq!(version(&seen), "12");
-        assert_eq!(seen.take_in(Event::Apply(of(1, 11))), []);
-        assert_eq!(version(&seen), "12");
-        seen.note(of(1, 11));
-        assert_eq!(version(&seen), "12");
-        assert_eq!(seen.take_in(Event::Apply(of(2, 13))).len(), 1);
-        assert_eq!(version(&seen), "13");
+        let store = store(of(1, 10));
+        store.note(of(1, 12));
+        assert_eq!(version(&store), "12");
+        assert_eq!(store.take_in(Event::Apply(of(1, 11))), []);
+        assert_eq!(version(&store), "12");
+        store.note(of(1, 11));
+        assert_eq!(version(&store), "12");
+        assert_eq!(store.take_in(Event::Apply(of(2, 13))).len(), 1);
+        assert_eq!(version(&store), "13");
     }
 
     #[test]
     fn that_children_shall_stay_is_remembered_until_the_object_is_gone() {
-        let seen = Seen::new(());
+        let store = Store::new(());
         let deleted = |version, finalizers: &[&str]| {
             let mut object = object(version, Some(1), finalizers);
             object.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
             object
         };
-        seen.take_in(Event::Apply(object(1, Some(1), &["orphan"])));
-        assert!(!seen.orphans(&object(1, Some(1), &["orphan"])), "it is not being deleted");
-        seen.take_in(Event::Apply(deleted(2, &["orphan", "ours"])));
-        seen.take_in(Event::Apply(deleted(3, &["ours"])));
-        assert!(seen.orphans(&deleted(3, &["ours"])));
+        store.take_in(Event::Apply(object(1, Some(1), &["orphan"])));
+        assert!(!store.orphans(&object(1, Some(1), &["orphan"])), "it is not being deleted");
+        store.take_in(Event::Apply(deleted(2, &["orphan", "ours"])));
+        store.take_in(Event::Apply(deleted(3, &["ours"])));
+        assert!(store.orphans(&deleted(3, &["ours"])));
         let mut another = deleted(3, &["ours"]);
         another.metadata.uid = Some("another".to_owned());
-        assert!(!seen.orphans(&another));
-        seen.take_in(Event::Delete(deleted(3, &["ours"])));
-        assert!(!seen.orphans(&deleted(3, &["ours"])));
+        assert!(!store.orphans(&another));
+        store.take_in(Event::Delete(deleted(3, &["ours"])));
+        assert!(!store.orphans(&deleted(3, &["ours"])));
     }
 
     #[test]
     fn a_write_that_shows_more_than_itself_is_left_to_the_watch() {
-        let seen = seen(of(1, 10));
+        let store = store(of(1, 10));
         for more in [of(2, 12), object(12, Some(1), &["f"]), object(12, None, &[])] {
-            seen.note(more.clone());
-            assert_eq!(version(&seen), "10", "{:?}", more.metadata);
+            store.note(more.clone());
+            assert_eq!(version(&store), "10", "{:?}", more.metadata);
         }
-        assert_eq!(seen.take_in(Event::Apply(of(2, 12))).len(), 1, "and is due then");
+        assert_eq!(store.take_in(Event::Apply(of(2, 12))).len(), 1, "and is due then");
     }
 
     /// Each row: what has happened since the term began, and whether the object that was seen in version 10 is current then.
     #[test]
     fn what_a_standby_saw_is_current_when_the_term_has_shown_it() {
-        let listed = |seen: &Seen<Propagation>| {
+        let listed = |store: &Store<Propagation>| {
             for event in [Event::Init, Event::InitApply(of(1, 10)), Event::InitDone] {
-                seen.take_in(event);
+                store.take_in(event);
             }
         };
-        type Row = (&'static str, fn(&Seen<Propagation>), bool);
+        type Row = (&'static str, fn(&Store<Propagation>), bool);
         let rows: [Row; 5] = [
             ("nothing", |_| (), false),
-            ("the kind is ahead", |seen| seen.is_at(11), false),
-            ("the kind is no further", |seen| seen.is_at(10), true),
-            ("it was read, and is the same", |seen| assert!(seen.read(&of(1, 10), of(1, 12))), true),
-            ("it was read, and has changed", |seen| assert!(!seen.read(&of(1, 10), of(2, 12))), true),
+            ("the kind is ahead", |store| store.is_at(11), false),
+            ("the kind is no further", |store| store.is_at(10), true),
+            ("it was read, and is the same", |store| assert!(store.read(&of(1, 10), of(1, 12))), true),
+            ("it was read, and has changed", |store| assert!(!store.read(&of(1, 10), of(2, 12))), true),
         ];
         for (what, happen, expected) in rows {
-            let seen = seen(of(1, 10));
-            seen.begin();
-            happen(&seen);
-            assert_eq!(seen.is_current(&seen.all()[0]), expected, "{what}");
+            let store = store(of(1, 10));
+            store.begin();
+            happen(&store);
+            assert_eq!(store.is_current(&store.all()[0]), expected, "{what}");
         }
-        let seen = seen(of(1, 10));
-        seen.take_in(Event::Init);
-        seen.begin();
-        seen.take_in(Event::InitDone);
-        assert!(!seen.is_current(&of(1, 10)), "a list that began before the term tells nothing");
-        listed(&seen);
-        assert!(seen.is_current(&of(1, 10)));
+        let store = store(of(1, 10));
+        store.take_in(Event::Init);
+        store.begin();
+        store.take_in(Event::InitDone);
+        assert!(!store.is_current(&of(1, 10)), "a list that began before the term tells nothing");
+        listed(&store);
+        assert!(store.is_current(&of(1, 10)));
     }
 
     #[test]
     fn what_was_read_is_seen_and_an_older_event_does_not_undo_it() {
-        let seen = seen(of(1, 10));
-        seen.begin();
-        assert!(!seen.read(&of(1, 10), of(3, 14)));
-        assert_eq!(version(&seen), "14");
-        assert_eq!(seen.take_in(Event::Apply(of(2, 12))), []);
-        assert_eq!(version(&seen), "14");
+        let store = store(of(1, 10));
+        store.begin();
+        assert!(!store.read(&of(1, 10), of(3, 14)));
+        assert_eq!(version(&store), "14");
+        assert_eq!(store.take_in(Event::Apply(of(2, 12))), []);
+        assert_eq!(version(&store), "14");
         let mut other = of(1, 20);
         other.metadata.uid = Some("another".to_owned());
-        assert!(!seen.read(&of(3, 14), other));
-        assert_eq!(version(&seen), "14", "another one of that name is left to the watch");
+        assert!(!store.read(&of(3, 14), other));
+        assert_eq!(version(&store), "14", "another one of that name is left to the watch");
     }
 
     /// An object that names so many namespaces.
@@ -643,18 +644,18 @@ mod tests {
     }
 
     /// Room for two objects of a hundred namespaces, and none for one of two hundred.
-    fn limited() -> Seen<Propagation> {
-        let seen = Seen::bounded((), weigh);
-        seen.limit(Limits { object: 3000, cache: 5000 });
-        seen
+    fn limited() -> Store<Propagation> {
+        let store = Store::bounded((), weigh);
+        store.limit(Limits { object: 3000, cache: 5000 });
+        store
     }
 
-    fn apply(seen: &Seen<Propagation>, object: Propagation) -> usize {
-        seen.take_in(Event::Apply(object)).len()
+    fn apply(store: &Store<Propagation>, object: Propagation) -> usize {
+        store.take_in(Event::Apply(object)).len()
     }
 
-    fn shown(seen: &Seen<Propagation>, name: &str) -> &'static str {
-        match seen.kept(&Name::new(None, name)) {
+    fn shown(store: &Store<Propagation>, name: &str) -> &'static str {
+        match store.kept(&Name::new(None, name)) {
             None => "gone",
             Some(Kept::Whole(_)) => "whole",
             Some(Kept::Marks) => "marks",
@@ -664,95 +665,95 @@ mod tests {
 
     #[test]
     fn an_object_that_is_too_large_is_known_by_its_marks_until_it_is_smaller() {
-        let seen = limited();
-        assert_eq!(apply(&seen, heavy("a", 1, 200)), 1);
-        assert_eq!((shown(&seen, "a"), seen.count(), seen.all().len()), ("too large", 1, 0));
-        assert_eq!(seen.tally(), Tally { bytes: 0, too_large: 1, not_kept: 0 });
-        assert_eq!(apply(&seen, heavy("a", 2, 200)), 0, "a status is no news");
+        let store = limited();
+        assert_eq!(apply(&store, heavy("a", 1, 200)), 1);
+        assert_eq!((shown(&store, "a"), store.count(), store.all().len()), ("too large", 1, 0));
+        assert_eq!(store.tally(), Tally { bytes: 0, too_large: 1, not_kept: 0 });
+        assert_eq!(apply(&store, heavy("a", 2, 200)), 0, "a status is no news");
         let mut smaller = heavy("a", 3, 100);
         smaller.metadata.generation = Some(2);
-        assert_eq!((apply(&seen, smaller), shown(&seen, "a")), (1, "whole"));
-        assert_eq!((seen.tally().too_large, seen.tally().bytes > 1800), (0, true));
+        assert_eq!((apply(&store, smaller), shown(&store, "a")), (1, "whole"));
+        assert_eq!((store.tally().too_large, store.tally().bytes > 1800), (0, true));
         let mut deleted = heavy("a", 4, 200);
         deleted.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
-        assert_eq!((apply(&seen, deleted), shown(&seen, "a")), (1, "marks"), "it is let go whatever it weighs");
+        assert_eq!((apply(&store, deleted), shown(&store, "a")), (1, "marks"), "it is let go whatever it weighs");
     }
 
     #[test]
     fn what_there_is_no_room_for_is_read_and_kept_when_there_is() {
-        let seen = limited();
+        let store = limited();
         for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
-            apply(&seen, heavy(name, number as u64, 100));
+            apply(&store, heavy(name, number as u64, 100));
         }
-        assert_eq!(["a", "b", "c"].map(|name| shown(&seen, name)), ["whole", "whole", "marks"]);
-        assert_eq!((seen.tally().not_kept, seen.tally().bytes < 5000), (1, true));
-        assert!(seen.fetched(heavy("c", 2, 100)).is_some());
-        assert_eq!(shown(&seen, "c"), "marks");
-        assert!(seen.fetched(heavy("c", 1, 100)).is_none(), "an older one is not what was seen");
-        assert!(seen.fetched(heavy("c", 3, 200)).is_none(), "it has grown");
-        assert_eq!(shown(&seen, "c"), "too large");
-        assert!(seen.fetched(heavy("c", 4, 100)).is_some());
-        seen.take_in(Event::Delete(heavy("a", 5, 100)));
-        assert!(seen.fetched(heavy("c", 4, 100)).is_some());
-        assert_eq!((shown(&seen, "c"), seen.tally().not_kept), ("whole", 0));
-        assert!(seen.fetched(heavy("gone", 1, 100)).is_none());
+        assert_eq!(["a", "b", "c"].map(|name| shown(&store, name)), ["whole", "whole", "marks"]);
+        assert_eq!((store.tally().not_kept, store.tally().bytes < 5000), (1, true));
+        assert!(store.fetched(heavy("c", 2, 100)).is_some());
+        assert_eq!(shown(&store, "c"), "marks");
+        assert!(store.fetched(heavy("c", 1, 100)).is_none(), "an older one is not what was seen");
+        assert!(store.fetched(heavy("c", 3, 200)).is_none(), "it has grown");
+        assert_eq!(shown(&store, "c"), "too large");
+        assert!(store.fetched(heavy("c", 4, 100)).is_some());
+        store.take_in(Event::Delete(heavy("a", 5, 100)));
+        assert!(store.fetched(heavy("c", 4, 100)).is_some());
+        assert_eq!((shown(&store, "c"), store.tally().not_kept), ("whole", 0));
+        assert!(store.fetched(heavy("gone", 1, 100)).is_none());
     }
 
     #[test]
     fn a_new_list_counts_anew_and_keeps_nothing_twice() {
-        let seen = limited();
+        let store = limited();
         let list = |objects: [Propagation; 3]| {
-            seen.take_in(Event::Init);
+            store.take_in(Event::Init);
             for object in objects {
-                seen.take_in(Event::InitApply(object));
+                store.take_in(Event::InitApply(object));
             }
-            seen.take_in(Event::InitDone)
+            store.take_in(Event::InitDone)
         };
         let all = || [heavy("a", 1, 100), heavy("b", 2, 100), heavy("c", 3, 200)];
         list(all());
-        let (before, tally) = (seen.get(&Name::new(None, "a")).unwrap(), seen.tally());
+        let (before, tally) = (store.get(&Name::new(None, "a")).unwrap(), store.tally());
         assert_eq!(list(all()), []);
-        assert!(Arc::ptr_eq(&before, &seen.get(&Name::new(None, "a")).unwrap()));
-        assert_eq!((seen.tally(), tally.too_large), (tally, 1));
+        assert!(Arc::ptr_eq(&before, &store.get(&Name::new(None, "a")).unwrap()));
+        assert_eq!((store.tally(), tally.too_large), (tally, 1));
         let mut changed = all();
         changed[2] = heavy("c", 4, 1);
         changed[2].metadata.generation = Some(2);
         assert_eq!(list(changed), [Name::new(None, "c")]);
-        assert_eq!(shown(&seen, "c"), "whole");
+        assert_eq!(shown(&store, "c"), "whole");
     }
 
     #[test]
     fn many_finalizers_are_marks_as_well() {
-        let seen = limited();
+        let store = limited();
         let with = |version, count: usize| {
             let mut object = heavy("a", version, 200);
             object.metadata.finalizers = Some((0..count).map(|number| format!("example.com/{number}")).collect());
             object
         };
-        assert_eq!([with(1, 500), with(2, 500), with(3, 499)].map(|object| apply(&seen, object)), [1, 0, 1]);
-        let kept = seen.lock().objects.meta(&Name::new(None, "a")).unwrap().finalizers.clone().unwrap();
+        assert_eq!([with(1, 500), with(2, 500), with(3, 499)].map(|object| apply(&store, object)), [1, 0, 1]);
+        let kept = store.lock().objects.meta(&Name::new(None, "a")).unwrap().finalizers.clone().unwrap();
         assert_eq!(kept.len(), 1);
     }
 
     #[test]
     fn what_is_noted_is_found_whether_the_object_is_kept_or_not() {
-        let seen = limited();
-        seen.noting(|object| object.spec.source.name.as_str().into());
-        apply(&seen, heavy("a", 1, 200));
-        apply(&seen, heavy("b", 1, 10));
-        assert_eq!(seen.noted(|name| name == "settings").len(), 2);
-        assert!(seen.noted(|name| name == "other").is_empty());
+        let store = limited();
+        store.noting(|object| object.spec.source.name.as_str().into());
+        apply(&store, heavy("a", 1, 200));
+        apply(&store, heavy("b", 1, 10));
+        assert_eq!(store.noted(|name| name == "settings").len(), 2);
+        assert!(store.noted(|name| name == "other").is_empty());
     }
 
     #[test]
     fn what_is_gone_or_another_of_that_name_is_not_brought_back() {
-        let seen = seen(of(1, 10));
+        let store = store(of(1, 10));
         let mut other = of(1, 12);
         other.metadata.uid = Some("another".to_owned());
-        seen.note(other);
-        assert_eq!(version(&seen), "10");
-        assert_eq!(seen.take_in(Event::Delete(of(1, 13))), []);
-        seen.note(of(1, 12));
-        assert!(seen.all().is_empty());
+        store.note(other);
+        assert_eq!(version(&store), "10");
+        assert_eq!(store.take_in(Event::Delete(of(1, 13))), []);
+        store.note(of(1, 12));
+        assert!(store.all().is_empty());
     }
 }

@@ -10,7 +10,7 @@ use futures::{FutureExt, Stream, StreamExt, future::BoxFuture};
 use kube::{Api, Resource, runtime::watcher::Event};
 use serde::de::DeserializeOwned;
 
-use super::seen::Seen;
+use super::store::Store;
 use crate::{
     reconcile::controller::watch,
     replica::{
@@ -40,7 +40,7 @@ pub enum Observed<K> {
 /// use leasehold::{BoxError, Observation, Reconciler, Term, reconcile::observe::{Observed, Observer}};
 ///
 /// struct Settings {
-///     observer: Observer<ConfigMap>, // its `seen()` is what any task may read
+///     observer: Observer<ConfigMap>, // its `store()` is what any task may read
 /// }
 ///
 /// impl Reconciler for Settings {
@@ -65,7 +65,7 @@ pub enum Observed<K> {
 /// }
 /// ```
 pub struct Observer<K: Resource> {
-    seen: Seen<K>,
+    store: Store<K>,
 }
 
 impl<K: Resource> Clone for Observer<K>
@@ -73,7 +73,7 @@ where
     K::DynamicType: Clone,
 {
     fn clone(&self) -> Self {
-        Self { seen: self.seen.clone() }
+        Self { store: self.store.clone() }
     }
 }
 
@@ -93,26 +93,26 @@ where
 {
     /// Has seen nothing yet.
     pub fn new(dyntype: K::DynamicType) -> Self {
-        Self { seen: Seen::new(dyntype) }
+        Self { store: Store::new(dyntype) }
     }
 
     /// The objects as last seen. They outlive terms and pauses; before the first list there are none, and
-    /// [`Seen::is_listed`] says so.
-    pub fn seen(&self) -> Seen<K> {
-        self.seen.clone()
+    /// [`Store::is_listed`] says so.
+    pub fn store(&self) -> Store<K> {
+        self.store.clone()
     }
 
     /// Every change, in the order in which the API server stored those of one object. Each stored version is told, but for
     /// those that a [`Restarted`](Observed::Restarted) skips. Nothing is buffered here: a consumer that is so slow that the
     /// API server forgets what comes next gets a new list.
     pub fn changes(&self, observation: &Observation) -> impl Stream<Item = Observed<K>> + Send + 'static {
-        let seen = self.seen();
-        let api = Api::all_with(observation.client(), seen.dyntype());
-        let what = format!("{} (observer)", K::kind(seen.dyntype()));
-        watch(what, api).filter_map(move |event| ready(take_in(&seen, event)))
+        let store = self.store();
+        let api = Api::all_with(observation.client(), store.dyntype());
+        let what = format!("{} (observer)", K::kind(store.dyntype()));
+        watch(what, api).filter_map(move |event| ready(take_in(&store, event)))
     }
 
-    /// Calls `on` for every change, after [`seen`](Self::seen) shows it. Does not end by itself.
+    /// Calls `on` for every change, after [`store`](Self::store) shows it. Does not end by itself.
     pub async fn run(&self, observation: &Observation, mut on: impl FnMut(Observed<K>)) {
         let mut changes = std::pin::pin!(self.changes(observation));
         while let Some(change) = changes.next().await {
@@ -129,7 +129,7 @@ where
 /// use leasehold::{Observation, Term, reconcile::observe::{Observer, observing}};
 ///
 /// let observer = Observer::<ConfigMap>::default();
-/// let seen = observer.seen(); // for the tasks that serve
+/// let store = observer.store(); // for the tasks that serve
 /// let reconciler = observing(
 ///     |term: Term| async move {
 ///         term.draining().await;
@@ -181,17 +181,17 @@ where
 }
 
 /// What an event of the watch is to others.
-fn take_in<K: Resource + Clone>(seen: &Seen<K>, event: Event<K>) -> Option<Observed<K>> {
+fn take_in<K: Resource + Clone>(store: &Store<K>, event: Event<K>) -> Option<Observed<K>> {
     let told = match &event {
         Event::Apply(object) => Some(Observed::Applied(Arc::new(object.clone()))),
         Event::Delete(object) => Some(Observed::Deleted(Arc::new(object.clone()))),
         Event::Init | Event::InitApply(_) => None,
         Event::InitDone => {
-            seen.take_in(event);
-            return Some(Observed::Restarted(seen.all()));
+            store.take_in(event);
+            return Some(Observed::Restarted(store.all()));
         }
     };
-    seen.take_in(event);
+    store.take_in(event);
     told
 }
 
@@ -207,11 +207,11 @@ mod tests {
         serde_json::from_value(json!({"metadata": metadata})).unwrap()
     }
 
-    fn told(seen: &Seen<ConfigMap>, event: Event<ConfigMap>) -> Option<String> {
+    fn told(store: &Store<ConfigMap>, event: Event<ConfigMap>) -> Option<String> {
         let version = |object: &Arc<ConfigMap>| {
             format!("{}@{}", object.metadata.name.as_ref().unwrap(), object.metadata.resource_version.as_ref().unwrap())
         };
-        take_in(seen, event).map(|change| match change {
+        take_in(store, event).map(|change| match change {
             Observed::Restarted(all) => {
                 let mut all: Vec<_> = all.iter().map(version).collect();
                 all.sort();
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn each_version_is_told_and_a_list_when_it_is_whole() {
-        let seen = Seen::new(());
+        let store = Store::new(());
         for (event, expected) in [
             (Event::Init, None),
             (Event::InitApply(object("a", 1)), None),
@@ -238,7 +238,7 @@ mod tests {
             (Event::InitDone, Some("all c@6")),
         ] {
             let shown = format!("{event:?}");
-            assert_eq!(told(&seen, event).as_deref(), expected, "{shown}");
+            assert_eq!(told(&store, event).as_deref(), expected, "{shown}");
         }
     }
 }

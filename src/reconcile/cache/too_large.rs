@@ -67,7 +67,7 @@ pub(in crate::reconcile) async fn read<K: Resource, T: DeserializeOwned>(
 }
 
 /// An object that was seen, and how much it weighs.
-pub(in crate::reconcile) struct Seen {
+pub(in crate::reconcile) struct Oversized {
     pub(in crate::reconcile) bytes: u64,
     pub(in crate::reconcile) generation: Option<i64>,
 }
@@ -79,17 +79,17 @@ pub(in crate::reconcile) async fn say<K: Resource>(
     events: &Events,
     dyntype: &K::DynamicType,
     name: &Name,
-    seen: &Seen,
+    oversized: &Oversized,
 ) -> Result<bool, Error> {
     let client = term.client();
     let Some(light) = read::<K, Light>(&client, dyntype, name).await? else { return Ok(true) };
-    if light.metadata.generation != seen.generation {
+    if light.metadata.generation != oversized.generation {
         return Ok(false);
     }
     let kind = K::kind(dyntype);
     let message = format!(
         "the object weighs {} as JSON, and an object of the kind may weigh {}: it is not reconciled, and what it has made stays as it is; make it smaller, or raise `limits.object` of {kind} in the configuration of leasehold",
-        shown(seen.bytes),
+        shown(oversized.bytes),
         shown(term.kind().limits.object),
     );
     let Some(status) = next(light.status.unwrap_or_default(), &light.metadata, &message, term) else {
