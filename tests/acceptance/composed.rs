@@ -176,6 +176,11 @@ pub async fn web_apps(installation: &Installation) -> Result<()> {
     ensure(scaled(4)(&deployment), || format!("it was set back: {deployment}"))?;
     let scale = json!({"spec": {"replicas": 3}});
     deployments.patch_scale("storefront", &PatchParams::default(), &Patch::Merge(scale)).await?;
+    // A pass that has not seen the number yet writes the one before: what follows comes later on the same watch.
+    let is_taken_up = |deployment: &Value| {
+        scaled(3)(deployment) && deployment["status"]["observedGeneration"] == deployment["metadata"]["generation"]
+    };
+    installation.becomes("its controller has taken that up", &path, is_taken_up).await?;
     patched(&web_apps, "storefront", json!({"spec": {"image": "nginx:1.31"}})).await?;
     let deployment = installation.becomes("it is applied after it", &path, with_image("nginx:1.31")).await?;
     ensure(scaled(3)(&deployment), || format!("the autoscaler was fought: {deployment}"))?;

@@ -28,9 +28,13 @@ async fn bad_input_is_told_and_costs_its_object_only() -> Result<()> {
         rows.create("Thing", "many", json!({"count": 100_000})).await?;
         let said = rows.says("Thing", "many", "SpecValid", "False", "TooManyChildren").await?;
         ensure(said.contains("100000"), || said)?;
-        rows.create("Thing", "large", json!({"large": "x".repeat(1 << 20)})).await?;
+        // Its child holds that five times.
+        rows.create("Thing", "large", json!({"large": "x".repeat(400 << 10)})).await?;
         let said = rows.says("Thing", "large", "SpecValid", "False", "ChildTooLarge").await?;
-        ensure(said.contains("5242"), || said)?;
+        ensure(said.contains("2048"), || said)?;
+        rows.create("Thing", "larger", json!({"large": "x".repeat(1 << 20)})).await?;
+        let said = rows.says("Thing", "larger", "SpecValid", "False", "TooLarge").await?;
+        ensure(said.contains("1025 KiB") && said.contains("`limits.object` of Thing"), || said)?;
         rows.create("Thing", "null", json!({"count": null})).await?;
         rows.says("Thing", "null", "SpecValid", "False", "ExpressionFailed").await?;
         rows.create("Thing", "same", json!({"name": "same", "value": "x", "second": "same"})).await?;
