@@ -228,11 +228,13 @@ pub fn sign(lease: &mut Lease, record: &Record, purpose: Purpose, now: MicroTime
 }
 
 /// client-go reads the times of a Lease in whole seconds, and takes a renewal that says the second of the one before for none:
-/// it would go on counting from that one. So a second renewal of one second says the next, and no later one.
+/// it would go on counting from that one. So a second renewal of one second says the next, and no later one. The time never goes
+/// back: to a client that sees each other renewal only, one that goes to and fro stands still.
 fn next_second(last: Option<&MicroTime>, now: MicroTime) -> MicroTime {
-    let next = last.and_then(|last| Timestamp::from_second(last.0.as_second().checked_add(1)?).ok());
-    let ahead = |next: &Timestamp| next.as_second() == now.0.as_second() + 1;
-    next.filter(ahead).map_or(now.clone(), MicroTime)
+    let next = now.0.as_second() + 1;
+    let is_close = |last: &MicroTime| last.0.as_second() == next || last.0.as_second() + 1 == next;
+    let next = last.filter(|last| is_close(last)).and_then(|_| Timestamp::from_second(next).ok());
+    next.map_or(now, MicroTime)
 }
 
 #[cfg(test)]
@@ -386,7 +388,12 @@ mod tests {
         assert_eq!(say(None, now), at(now));
         assert_eq!(say(Some("2026-01-01T00:00:04.900000Z"), now), at(now));
         assert_eq!(say(Some("2026-01-01T00:00:05.100000Z"), now), at("2026-01-01T00:00:06Z"));
-        assert_eq!(say(Some("2026-01-01T00:00:06Z"), now), at(now), "it says no time that is further ahead");
+        assert_eq!(
+            say(Some("2026-01-01T00:00:06Z"), now),
+            at("2026-01-01T00:00:06Z"),
+            "no later one, and none before it"
+        );
+        assert_eq!(say(Some("2026-01-01T00:00:07Z"), now), at(now));
         assert_eq!(say(Some("2030-01-01T00:00:00Z"), now), at(now));
 
         let mut lease: Lease = serde_json::from_value(stored()).unwrap();

@@ -7,7 +7,7 @@
 //! | [`observe`] | the object | `Observed`: what the caches have, and children that had to be read | reads |
 //! | [`plan`] | `Observed` | `Plan`: it says one step after the other | pure |
 //! | [`apply`] | `Observed`, `Plan` | `Done`: what is there, and what stands in the way | writes |
-//! | [`report`] | `Done` | the status and its conditions | pure |
+//! | [`mod@report`] | `Done` | the status and its conditions | pure |
 //!
 //! The front end validates the object when it says what its children shall be ([`desired`]). It says so anew after each round of
 //! writes, so `apply` asks the plan for the next step until there is none. [`applied`] tells whether a child is still what we

@@ -34,6 +34,8 @@ use tokio::{runtime::Runtime, sync::OnceCell};
 
 /// How long an API server may take to stop before it is killed.
 const API_SERVER_GRACE: Duration = Duration::from_secs(2);
+/// How long the token of a service account is good: longer than a test takes, a thousand takeovers among them.
+const TOKEN_SECONDS: i64 = 24 * 3600;
 
 /// A control plane on this machine. Clones share it; the last one dropped stops it and removes its files.
 #[derive(Clone)]
@@ -272,7 +274,7 @@ impl Cluster {
         self.inner.audit.events(from)
     }
 
-    /// A kubeconfig with a token of this ServiceAccount, good for an hour, its context in that namespace.
+    /// A kubeconfig with a token of this ServiceAccount, good for a day, its context in that namespace.
     ///
     /// # Errors
     /// When the ServiceAccount does not exist.
@@ -286,7 +288,7 @@ impl Cluster {
     /// When the ServiceAccount does not exist.
     pub async fn service_account_kubeconfig_at(&self, namespace: &str, account: &str, url: &str) -> Result<PathBuf> {
         let request = TokenRequest {
-            spec: TokenRequestSpec { expiration_seconds: Some(3600), ..TokenRequestSpec::default() },
+            spec: TokenRequestSpec { expiration_seconds: Some(TOKEN_SECONDS), ..TokenRequestSpec::default() },
             ..TokenRequest::default()
         };
         let token = Api::<ServiceAccount>::namespaced(self.client()?, namespace)
