@@ -154,9 +154,7 @@ impl<'a> ReadApi<'a> {
         std::fs::write(folder.path().join("leasehold.yaml"), config)?;
         let crd = tokio::process::Command::new(example("read_api")?).arg("crd").output().await?;
         stage.cluster.apply(&String::from_utf8(crd.stdout)?).await?;
-        let established =
-            ["wait", "--for=condition=Established", "--timeout=60s", "crd/backends.examples.leasehold.dev"];
-        stage.cluster.kubectl(&established).await?;
+        stage.cluster.established("backends.examples.leasehold.dev").await?;
         stage.cluster.apply(&RIGHTS.replace("@NAMESPACE@", &stage.namespace)).await?;
         for number in 0..BACKENDS {
             let object = format!(

@@ -155,9 +155,7 @@ spec:
                 singular = kind.to_lowercase()
             ))
             .await?;
-        let crd = format!("crd/{plural}.observer.leasehold.dev");
-        self.cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]).await?;
-        Ok(())
+        self.cluster.established(&format!("{plural}.observer.leasehold.dev")).await
     }
 
     /// The object that a kind's reconciler writes to.

@@ -80,9 +80,7 @@ impl<'a> Things<'a> {
     pub async fn install(&self) -> Result<()> {
         let definition = CRD.replace("@GROUP@", &self.group);
         self.stage.cluster.apply(&definition).await?;
-        let crd = format!("crd/{}", self.resource());
-        self.stage.cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]).await?;
-        Ok(())
+        self.stage.cluster.established(&self.resource()).await
     }
 
     pub async fn uninstall(&self) -> Result<()> {

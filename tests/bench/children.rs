@@ -83,8 +83,7 @@ pub(crate) async fn measure(field: &Field, trials: usize, report: &mut Report) -
         field.cluster.apply(&DEFINITION.replace("@N@", &kind.to_string())).await?;
     }
     for kind in 0..KINDS {
-        let crd = format!("crd/items{kind}.{GROUP}");
-        field.cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]).await?;
+        field.cluster.established(&format!("items{kind}.{GROUP}")).await?;
     }
     let mut measured: [Vec<Figure>; CREWS.len()] = Default::default();
     for trial in 0..trials {

@@ -119,8 +119,7 @@ impl Field {
             self.cluster.apply(&KIND.replace("@N@", &kind.to_string())).await?;
         }
         for kind in 0..count {
-            let crd = format!("crd/probe{kind}s.{GROUP}");
-            self.cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd]).await?;
+            self.cluster.established(&format!("probe{kind}s.{GROUP}")).await?;
         }
         Ok(())
     }

@@ -220,6 +220,19 @@ impl Cluster {
         self.kubectl_with_input(arguments, "").await
     }
 
+    /// Waits until the API server serves what this CRD defines. One that was stored a moment ago has no conditions yet, which
+    /// `kubectl wait` takes for an error.
+    ///
+    /// # Errors
+    /// When it does not within a minute.
+    pub async fn established(&self, crd: &str) -> Result<()> {
+        let crd = format!("crd/{crd}");
+        let arguments = ["wait", "--for=condition=Established", "--timeout=60s", &crd];
+        let what = format!("{crd} is established");
+        eventually(&what, Duration::from_secs(60), || self.kubectl(&arguments), |_| true).await?;
+        Ok(())
+    }
+
     /// Runs `kubectl apply -f -` on this YAML.
     ///
     /// # Errors
