@@ -3,7 +3,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use k8s_openapi::{api::coordination::v1, apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use k8s_openapi::{
+    api::coordination::v1,
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+    jiff::{SignedDuration, Timestamp},
+};
 use kube::{
     Api, Client,
     core::{ApiResource, NotUsed, Object},
@@ -228,13 +232,17 @@ pub fn sign(lease: &mut Lease, record: &Record, purpose: Purpose, now: MicroTime
 }
 
 /// client-go reads the times of a Lease in whole seconds, and takes a renewal that says the second of the one before for none:
-/// it would go on counting from that one. So a second renewal of one second says the next, and no later one. The time never goes
-/// back: to a client that sees each other renewal only, one that goes to and fro stands still.
+/// it would go on counting from that one. So a second renewal of one second says the next, and no later one. The second never
+/// goes back: to a client that sees each other renewal only, one that goes to and fro stands still. And no two renewals say
+/// the same: the API server would store nothing, and no replica would see the second one.
 fn next_second(last: Option<&MicroTime>, now: MicroTime) -> MicroTime {
     let next = now.0.as_second() + 1;
-    let is_close = |last: &MicroTime| last.0.as_second() == next || last.0.as_second() + 1 == next;
-    let next = last.filter(|last| is_close(last)).and_then(|_| Timestamp::from_second(next).ok());
-    next.map_or(now, MicroTime)
+    let said = match last {
+        Some(last) if last.0.as_second() + 1 == next => Timestamp::from_second(next).ok(),
+        Some(last) if last.0.as_second() == next => last.0.checked_add(SignedDuration::from_micros(1)).ok(),
+        _ => None,
+    };
+    said.map_or(now, MicroTime)
 }
 
 #[cfg(test)]
