@@ -396,11 +396,16 @@ mod tests {
         assert_eq!(say(None, now), at(now));
         assert_eq!(say(Some("2026-01-01T00:00:04.900000Z"), now), at(now));
         assert_eq!(say(Some("2026-01-01T00:00:05.100000Z"), now), at("2026-01-01T00:00:06Z"));
-        assert_eq!(
-            say(Some("2026-01-01T00:00:06Z"), now),
-            at("2026-01-01T00:00:06Z"),
-            "no later one, and none before it"
-        );
+        let third = say(Some("2026-01-01T00:00:06Z"), now);
+        assert_eq!(third, at("2026-01-01T00:00:06.000001Z"), "no later second, none before it, and not the same");
+        let mut last = None;
+        for millis in (0..5_000).step_by(90) {
+            let now = MicroTime(at(now).0 + SignedDuration::from_millis(millis));
+            let next = next_second(last.as_ref(), now.clone());
+            let ahead = next.0.as_second() - now.0.as_second();
+            assert!((0..2).contains(&ahead) && last.is_none_or(|last| next.0 > last.0), "{next:?} at {now:?}");
+            last = Some(next);
+        }
         assert_eq!(say(Some("2026-01-01T00:00:07Z"), now), at(now));
         assert_eq!(say(Some("2030-01-01T00:00:00Z"), now), at(now));
 
