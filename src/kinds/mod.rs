@@ -141,7 +141,10 @@ mod tests {
     use tokio::time::{sleep, timeout};
 
     use super::*;
-    use crate::{reconcile::fake::Fake, webhooks::configuration::Coverages};
+    use crate::{
+        reconcile::fake::{self, Fake},
+        webhooks::configuration::Coverages,
+    };
 
     #[test]
     fn committed_crds_are_those_of_the_types() {
@@ -232,7 +235,7 @@ mod tests {
                 Method::GET if asked.uri.contains("/expirypolicies") => {
                     Some((200, json!({"metadata": {"resourceVersion": "1"}, "items": items})))
                 }
-                Method::GET => crate::reconcile::fake::refusal(500, "InternalError"),
+                Method::GET => fake::refusal(500, "InternalError"),
                 _ => Some((200, asked.body.clone())),
             }
         });
@@ -271,7 +274,7 @@ mod tests {
             _ => json!({"target": {"apiVersion": "v1", "kind": "ConfigMap"}}),
         };
         let items: Vec<_> = of_ours.then(|| json!({"metadata": metadata, "spec": spec})).into_iter().collect();
-        json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items})
+        fake::list(items)
     }
 
     /// A standby of that kind, to which the list at one path never comes: whether it was prepared, and what it listed.

@@ -102,6 +102,18 @@ impl Fake {
     }
 }
 
+/// A list of these objects as the API server writes it.
+pub(crate) fn list(items: Vec<Value>) -> Value {
+    json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items})
+}
+
+/// Discovery of a group's version: of these types, each by its plural and its kind, in namespaces.
+pub(crate) fn resources(version: &str, types: &[(&str, &str)]) -> Value {
+    let resource = |(plural, kind): &(&str, &str)| json!({"name": plural, "singularName": "", "namespaced": true, "kind": kind, "verbs": ["get", "list", "delete"]});
+    let resources: Vec<_> = types.iter().map(resource).collect();
+    json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources})
+}
+
 /// A refusal as the API server writes it.
 pub(crate) fn refusal(code: u16, reason: &str) -> Answer {
     let status = json!({

@@ -252,7 +252,8 @@ async fn set(cluster: &Cluster, table: &Table) -> Result<()> {
         ])
         .await?;
     let crds = ["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"];
-    cluster.kubectl(&crds).await?;
+    // One without conditions yet is an error to kubectl.
+    eventually("the definitions are established", PATIENCE, || cluster.kubectl(&crds), |_| true).await?;
     let there: Vec<_> = table.there.iter().map(|object| format!("---\n{object}\n")).collect();
     let apply = || async { cluster.apply(&there.concat()).await };
     // A new kind is served a moment after its definition is established.

@@ -22,7 +22,7 @@ use crate::{
         reach::Authors,
         schedule::ScheduleConversion,
     },
-    reconcile::fake::{Answer, Asked as Request, Fake, refusal as refused},
+    reconcile::fake::{Answer, Asked as Request, Fake, refusal as refused, resources},
     webhooks::{
         action::Place,
         review::{Reviews, Route},
@@ -71,16 +71,14 @@ fn serving(fake: &Fake) -> Reviews {
 /// Discovery of the types of these tests.
 fn discovery(path: &str) -> Option<Value> {
     let kinds: &[(&str, &str)] = match path {
-        "/api/v1" => &[("Secret", "secrets"), ("ConfigMap", "configmaps"), ("Service", "services")],
-        "/apis/apps/v1" => &[("Deployment", "deployments")],
-        "/apis/autoscaling/v2" => &[("HorizontalPodAutoscaler", "horizontalpodautoscalers")],
-        "/apis/networking.k8s.io/v1" => &[("Ingress", "ingresses")],
+        "/api/v1" => &[("secrets", "Secret"), ("configmaps", "ConfigMap"), ("services", "Service")],
+        "/apis/apps/v1" => &[("deployments", "Deployment")],
+        "/apis/autoscaling/v2" => &[("horizontalpodautoscalers", "HorizontalPodAutoscaler")],
+        "/apis/networking.k8s.io/v1" => &[("ingresses", "Ingress")],
         _ => return None,
     };
-    let resource = |(kind, plural): &(&str, &str)| json!({"name": plural, "singularName": "", "namespaced": true, "kind": kind, "verbs": ["get", "list", "delete"]});
     let version = path.trim_start_matches("/apis/").trim_start_matches("/api/");
-    let resources: Vec<_> = kinds.iter().map(resource).collect();
-    Some(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources}))
+    Some(resources(version, kinds))
 }
 
 /// Answers discovery, and access reviews by what `allows` says of their spec.

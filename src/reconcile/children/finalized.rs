@@ -18,7 +18,7 @@ use super::{Children, Compose, Composed, Desired, Effort, Failure, Key, Related,
 use crate::{
     config::Kind,
     reconcile::{
-        fake::{Answer, Asked, Fake, refusal},
+        fake::{Answer, Asked, Fake, list, refusal, resources},
         watches::Watches,
     },
     replica::term::Reconciler,
@@ -67,12 +67,6 @@ const MAPS: &str = "/api/v1/configmapses";
 async fn written(is_deleted: bool, trouble: Trouble) -> (Vec<Value>, Vec<String>) {
     let conflicts = AtomicUsize::new(trouble.conflicts);
     let answer = move |asked: Asked| {
-        let list = |items: Vec<Value>| json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items});
-        let resources = |version: &str, all: &[(&str, &str)]| {
-            let resource = |(name, kind): &(&str, &str)| json!({"name": name, "singularName": "", "namespaced": true, "kind": kind, "verbs": ["list"]});
-            let all: Vec<_> = all.iter().map(resource).collect();
-            json!({"kind": "APIResourceList", "groupVersion": version, "resources": all})
-        };
         let widget = || {
             let mut metadata =
                 json!({"name": "w", "namespace": "ns", "uid": "u", "generation": 1, "resourceVersion": "5"});

@@ -15,7 +15,7 @@ use super::{Children, Compose, Composed, Desired, Effort, Failure, Key, Related,
 use crate::{
     config::{Kind, Limits},
     reconcile::{
-        fake::{Asked, Fake, refusal},
+        fake::{Asked, Fake, list, refusal, resources},
         watches::Watches,
     },
     replica::term::Reconciler,
@@ -59,12 +59,6 @@ fn owned(value: &Value) -> Value {
 fn fake(limits: Limits, child: &Arc<Mutex<Option<Value>>>) -> Fake {
     let child = Arc::clone(child);
     let answer = move |asked: Asked| {
-        let list = |items: Vec<Value>| json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items});
-        let resources = |version: &str, name: &str, kind: &str| {
-            let resource =
-                json!({"name": name, "singularName": "", "namespaced": true, "kind": kind, "verbs": ["list"]});
-            json!({"kind": "APIResourceList", "groupVersion": version, "resources": [resource]})
-        };
         let widget = || {
             let metadata = json!({"name": "w", "namespace": "ns", "uid": "u", "generation": 1, "resourceVersion": "5"});
             json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": metadata, "spec": {"x": "y".repeat(100)}})
@@ -72,8 +66,10 @@ fn fake(limits: Limits, child: &Arc<Mutex<Option<Value>>>) -> Fake {
         let mut child = child.lock().unwrap();
         let answer = match (&asked.method, asked.uri.split('?').next().unwrap()) {
             _ if asked.uri.contains("watch=true") => None,
-            (&Method::GET, "/apis/example.com/v1") => Some((200, resources("example.com/v1", "widgets", "Widget"))),
-            (&Method::GET, "/api/v1") => Some((200, resources("v1", "configmaps", "ConfigMap"))),
+            (&Method::GET, "/apis/example.com/v1") => {
+                Some((200, resources("example.com/v1", &[("widgets", "Widget")])))
+            }
+            (&Method::GET, "/api/v1") => Some((200, resources("v1", &[("configmaps", "ConfigMap")]))),
             (&Method::GET, "/apis/example.com/v1/widgets") => Some((200, list(vec![widget()]))),
             (&Method::GET, "/apis/example.com/v1/namespaces/ns/widgets/w") => Some((200, widget())),
             (&Method::PUT, "/apis/example.com/v1/namespaces/ns/widgets/w/status") => Some((200, asked.body)),

@@ -677,7 +677,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{Kind, Limits},
-        reconcile::fake::{Answer, Asked, Fake, refusal},
+        reconcile::fake::{Answer, Asked, Fake, list, refusal},
     };
 
     /// Lists these ConfigMaps; nothing happens to them.
@@ -686,8 +686,7 @@ mod tests {
             let item =
                 |name: &&str| json!({"metadata": {"name": name, "namespace": "ns", "generation": 1, "uid": name}});
             let items: Vec<_> = names.iter().map(item).collect();
-            let list = json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items});
-            (!asked.uri.contains("watch=true")).then_some((200, list))
+            (!asked.uri.contains("watch=true")).then(|| (200, list(items)))
         }
     }
 
@@ -855,7 +854,17 @@ mod tests {
 
     /// ConfigMaps with data of so many bytes. One that is read is as it was listed, and what is written of a status stands.
     fn weighing(sizes: &'static [(&'static str, usize)], limits: Limits) -> Fake {
-        let kind = Kind { concurrency: 2, limits, ..Kind::new("", "v1", "ConfigMap") };
+        weighing_slowly(sizes, limits, 2, Duration::ZERO)
+    }
+
+    /// The same, with that concurrency, and each read of one takes so long.
+    fn weighing_slowly(
+        sizes: &'static [(&'static str, usize)],
+        limits: Limits,
+        concurrency: u16,
+        time: Duration,
+    ) -> Fake {
+        let kind = Kind { concurrency, limits, ..Kind::new("", "v1", "ConfigMap") };
         let status = Arc::new(Mutex::new(Value::Null));
         Fake::of_kind(kind, 1, move |asked| {
             let one = |name: &str, size: usize| {
@@ -863,6 +872,7 @@ mod tests {
                     json!({"name": name, "namespace": "ns", "generation": 3, "uid": name, "resourceVersion": "7"});
                 json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"x": "x".repeat(size)}})
             };
+            let is_of_one = asked.method == http::Method::GET && asked.uri.contains("/configmaps/");
             let path = asked.uri.split('?').next().unwrap().to_owned();
             let parts: Vec<_> = path.split('/').collect();
             let answer = match (&asked.method, parts.last()) {
@@ -874,10 +884,7 @@ mod tests {
                 _ if asked.uri.contains("watch=true") => None,
                 (_, Some(&"configmaps")) => {
                     let items: Vec<_> = sizes.iter().map(|(name, size)| one(name, *size)).collect();
-                    Some((
-                        200,
-                        json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}),
-                    ))
+                    Some((200, list(items)))
                 }
                 (_, name) => sizes.iter().find(|(of, _)| Some(of) == name).map(|(name, size)| {
                     let mut read = one(name, *size);
@@ -885,7 +892,12 @@ mod tests {
                     (200, read)
                 }),
             };
-            future::ready(answer)
+            async move {
+                if is_of_one {
+                    sleep(time).await;
+                }
+                answer
+            }
         })
     }
 
@@ -929,38 +941,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn objects_that_are_too_large_hold_up_no_other() {
-        const SIZES: &[(&str, usize)] = &[("l1", 5000), ("l2", 5000), ("l3", 5000), ("small", 50)];
-        let kind = Kind {
-            concurrency: 1,
-            limits: Limits { object: 4096, cache: 1 << 20 },
-            ..Kind::new("", "v1", "ConfigMap")
-        };
-        let fake = Fake::of_kind(kind, 1, |asked| async move {
-            let one = |(name, size): &(&str, usize)| {
-                let metadata =
-                    json!({"name": name, "namespace": "ns", "generation": 3, "uid": name, "resourceVersion": "7"});
-                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"x": "x".repeat(*size)}})
-            };
-            let named = SIZES.iter().find(|(name, _)| asked.uri.ends_with(name));
-            match named {
-                Some(named) => {
-                    sleep(Duration::from_secs(100)).await;
-                    Some((200, one(named)))
-                }
-                None if asked.uri.contains("watch=true") => None,
-                None => {
-                    let items: Vec<_> = SIZES.iter().map(one).collect();
-                    let metadata = json!({"resourceVersion": "1"});
-                    Some((
-                        200,
-                        json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": metadata, "items": items}),
-                    ))
-                }
-            }
-        });
+        let sizes = &[("l1", 5000), ("l2", 5000), ("l3", 5000), ("small", 50)];
+        let limits = Limits { object: 4096, cache: 1 << 20 };
+        let fake = weighing_slowly(sizes, limits, 1, Duration::from_secs(100));
         let log = reconciled(&fake, 99).await;
         assert_eq!(log.of("small"), [0]);
-        let reads = fake.asked().iter().filter(|asked| SIZES.iter().any(|(name, _)| asked.uri.ends_with(name))).count();
+        let reads = fake.asked().iter().filter(|asked| asked.uri.contains("/configmaps/")).count();
         assert_eq!(reads, 1, "one at a time");
     }
 
