@@ -35,9 +35,16 @@ pub(super) struct Options {
     /// Namespace of the replicas and of the accounts
     #[arg(long, default_value = "leasehold-system", value_name = "NAME")]
     namespace: String,
-    /// The replicas' own ServiceAccount; the names of the policies begin with it
+    /// The replicas' own ServiceAccount
     #[arg(long, default_value = "leasehold", value_name = "NAME")]
     service_account: String,
+    /// What the names of the policies begin with, which are in no namespace; two installations need two [default: the
+    /// replicas' ServiceAccount]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Namespaces of other installations, in which the accounts of this one write nothing; may be given several times
+    #[arg(long, value_name = "NAME")]
+    other: Vec<String>,
 }
 
 pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
@@ -89,7 +96,10 @@ struct Account {
 }
 
 struct Installation {
+    name: String,
     namespace: String,
+    /// Namespaces of other installations.
+    others: Vec<String>,
     leases: String,
     replicas: String,
     accounts: BTreeMap<String, Account>,
@@ -146,7 +156,9 @@ impl Installation {
         let locks = config.kinds.iter().filter(|kind| kind.lock != LockKind::Lease);
         let converted = kinds::webhooks().into_iter().filter(|(_, hook)| hook.converts());
         Self {
+            name: options.name.as_ref().unwrap_or(&options.service_account).clone(),
             namespace: options.namespace.clone(),
+            others: options.other.clone(),
             leases: config.lease_namespace.clone().unwrap_or_else(|| options.namespace.clone()),
             replicas: options.service_account.clone(),
             locks: locks.map(|kind| kind.lease_name.clone()).collect(),
@@ -160,14 +172,14 @@ impl Installation {
         [self.own_namespace(), self.system_namespaces(), self.cluster(), self.grants(), self.children()].concat()
     }
 
-    /// In our own namespace a write could change the replicas themselves: their configuration, their Pods, their rights.
+    /// Where replicas run, a write could change the replicas themselves: their configuration, their Pods, their rights.
     fn own_namespace(&self) -> Vec<Value> {
         let mut constraints = everything("Namespaced", &["CREATE", "UPDATE", "DELETE", "CONNECT"]);
         constraints["namespaceSelector"] = json!({
-            "matchExpressions": [{"key": NAME_LABEL, "operator": "In", "values": [self.namespace]}],
+            "matchExpressions": [{"key": NAME_LABEL, "operator": "In", "values": self.of_replicas()}],
         });
         let expression = format!("variables.tells || {}", self.elections());
-        let why = "in the namespace of the replicas the accounts of Leasehold write Leases, events, the Secret of the webhooks \
+        let why = "in a namespace of replicas the accounts of Leasehold write Leases, events, the Secret of the webhooks \
                    and the status of their own objects, and nothing else";
         self.policy("own-namespace", &constraints, &[], &[], &[(expression, quoted(why))])
     }
@@ -221,9 +233,9 @@ impl Installation {
             written.push(format!("({by_replicas} && variables.key == '{DEFINITIONS}' && variables.name in {names})"));
         }
         let spaces = format!(
-            "variables.resource != '/namespaces' ||\n!(variables.name.startsWith({}) || variables.name == {})",
+            "variables.resource != '/namespaces' ||\n!(variables.name.startsWith({}) || variables.name in {})",
             quoted(SYSTEM),
-            quoted(&self.namespace)
+            list(&self.of_replicas())
         );
         let validations = [
             (any(&written), quoted("no file of a kind of this account says that it writes that")),
@@ -373,6 +385,11 @@ impl Installation {
         self.policy("children", &constraints, &[condition], &variables, &validations)
     }
 
+    /// Namespaces that replicas run in, of this installation and of others.
+    fn of_replicas(&self) -> BTreeSet<String> {
+        self.others.iter().chain([&self.namespace]).cloned().collect()
+    }
+
     fn prefix(&self) -> String {
         format!("system:serviceaccount:{}:", self.namespace)
     }
@@ -397,7 +414,7 @@ impl Installation {
         variables: &[(&str, String)],
         validations: &[(String, String)],
     ) -> Vec<Value> {
-        let metadata = json!({"name": format!("{}-{name}", self.replicas)});
+        let metadata = json!({"name": format!("{}-{name}", self.name)});
         let by_us = json!({
             "name": "by-an-account-of-the-replicas-namespace",
             "expression": format!(
@@ -506,6 +523,10 @@ mod tests {
     use super::*;
 
     fn policies(kinds: &str, files: &[(&str, &str)]) -> Vec<Value> {
+        named(kinds, files, None, &[])
+    }
+
+    fn named(kinds: &str, files: &[(&str, &str)], name: Option<&str>, others: &[&str]) -> Vec<Value> {
         let folder = tempfile::tempdir().unwrap();
         let list = format!(
             "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\nleases: {{namespace: locks}}\nkinds:\n{kinds}"
@@ -518,6 +539,8 @@ mod tests {
             file: folder.path().to_owned(),
             namespace: "ours".to_owned(),
             service_account: "robots".to_owned(),
+            name: name.map(str::to_owned),
+            other: others.iter().copied().map(str::to_owned).collect(),
         };
         Installation::of(&options, &loaded).policies()
     }
@@ -542,6 +565,22 @@ mod tests {
         let own = text(&all, "robots-own-namespace").unwrap();
         assert!(own.contains(r#""values":["ours"]"#), "{own}");
         assert!(own.contains("request.namespace == 'locks' && variables.key == 'coordination.k8s.io/leases'"), "{own}");
+    }
+
+    #[test]
+    fn two_installations_have_policies_of_their_own_and_write_nothing_where_the_other_runs() {
+        let kinds = "- {apiVersion: e.com/v1, kind: A, reconciler: {compose: a.yaml}}\n";
+        let all = named(kinds, &[("a.yaml", MAPS)], Some("apart"), &["theirs"]);
+        let own = text(&all, "apart-own-namespace").unwrap();
+        assert!(own.contains(r#""values":["ours","theirs"]"#), "{own}");
+        assert!(own.contains("variables.account == 'robots' && request.namespace == 'locks'"), "{own}");
+        let cluster = text(&all, "apart-cluster-scope").unwrap();
+        assert!(cluster.contains("variables.name in ['ours', 'theirs']"), "{cluster}");
+        for policy in &all {
+            let name = policy["metadata"]["name"].as_str().unwrap();
+            assert!(name.starts_with("apart-"), "{name}");
+            assert_eq!(policy["kind"] == "ValidatingAdmissionPolicyBinding", policy["spec"]["policyName"] == name);
+        }
     }
 
     #[test]

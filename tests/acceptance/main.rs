@@ -45,5 +45,6 @@ mod stage;
 mod stale;
 mod starved;
 mod things;
+mod trust;
 mod typed_rows;
 mod webhooks;

@@ -47,10 +47,20 @@ fn configuration() -> config::Configuration {
 #[test]
 fn roles_and_policies_are_those_that_the_configuration_asks_for() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for (command, file) in [("rbac", "deploy/kinds.yaml"), ("policies", "deploy/policies/accounts.yaml")] {
+    let (system, tenants) = (
+        &["--other", "leasehold-tenants"][..],
+        &["--namespace", "leasehold-tenants", "--name", "leasehold-tenants", "--other", "leasehold-system"][..],
+    );
+    for (command, of, options, file) in [
+        ("rbac", "config", &[][..], "deploy/kinds.yaml"),
+        ("policies", "config", &[][..], "deploy/policies/accounts.yaml"),
+        ("policies", "overlays/trust-levels/system", system, "overlays/trust-levels/system/policies.yaml"),
+        ("policies", "overlays/trust-levels/tenants", tenants, "overlays/trust-levels/tenants/policies.yaml"),
+    ] {
         let said = std::process::Command::new(env!("CARGO_BIN_EXE_leasehold"))
             .args([command, "-f"])
-            .arg(folder.join("config"))
+            .arg(folder.join(of))
+            .args(options)
             .output()
             .unwrap();
         assert!(said.status.success(), "{said:?}");
@@ -64,6 +74,35 @@ fn roles_and_policies_are_those_that_the_configuration_asks_for() {
 }
 
 const POLICIES: [&str; 2] = ["deploy/policies/accounts.yaml", "deploy/policies/hosts.yaml"];
+
+/// Together the two installations are the one that is shipped; what they leave out is the default, as it is there.
+#[test]
+fn installations_by_trust_level_have_the_shipped_kinds_between_them() {
+    let read = |file: &str| documents(file).pop().unwrap();
+    let kinds = |of: &Value| of["kinds"].as_array().unwrap().clone();
+    let all = kinds(&read("config/leasehold.yaml"));
+    let mut both = Vec::new();
+    for (level, instance, namespace) in
+        [("system", "leasehold", "leasehold-system"), ("tenants", "leasehold-tenants", "leasehold-tenants")]
+    {
+        let folder = format!("overlays/trust-levels/{level}");
+        let config = read(&format!("{folder}/leasehold.yaml"));
+        let [kustomization] = &documents(&format!("{folder}/kustomization.yaml"))[..] else { panic!("one document") };
+        assert_eq!(kustomization["namespace"], namespace);
+        assert_eq!((&config["instance"], &config["leases"]["namespace"]), (&instance.into(), &namespace.into()));
+        both.extend(kinds(&config));
+    }
+    // Those that say a default say it in the shipped file only.
+    for kind in &mut both {
+        let shipped = all.iter().find(|it| it["kind"] == kind["kind"]).unwrap();
+        let says = |field: &str| shipped.get(field).cloned().unwrap();
+        for field in kind.as_object().unwrap().keys() {
+            assert_eq!(kind[field], says(field), "{}", kind["kind"]);
+        }
+    }
+    let names = |kinds: &[Value]| -> BTreeSet<String> { kinds.iter().map(|kind| kind["kind"].to_string()).collect() };
+    assert_eq!((both.len(), names(&both)), (all.len(), names(&all)));
+}
 
 #[test]
 fn policies_are_on_refuse_what_they_cannot_judge_and_are_about_our_accounts_only() {
