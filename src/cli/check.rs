@@ -1,22 +1,37 @@
 //! `leasehold check`: are these files a configuration?
 
 use std::{
+    collections::BTreeSet,
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use clap::Args;
-use leasehold::config::{Configuration, Election, Kind, LockKind};
+use leasehold::{
+    config::{Configuration, Election, Kind, LockKind},
+    kinds::openapi::{Mistake, Schemas},
+    reconcile::children::Type,
+};
 use serde_json::json;
 
-use super::{Failure, Output, load::load};
+use super::{
+    Failure, Output,
+    load::{Loaded, load},
+    schemas,
+};
 
 #[derive(Args)]
 pub(super) struct Options {
     /// The configuration file, or a folder with a leasehold.yaml
     #[arg(short, long, value_name = "PATH")]
     file: PathBuf,
+    /// CRDs, or OpenAPI documents of an API server, in a file or all of a folder: compositions are held to their schemas
+    #[arg(long, value_name = "PATH")]
+    crd: Vec<PathBuf>,
+    /// Hold compositions to the schemas of the API server that kubectl talks to
+    #[arg(long)]
+    cluster: bool,
     /// How to print the outcome
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -24,8 +39,23 @@ pub(super) struct Options {
 
 pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
     let file = options.file.display();
-    match (options.output, load(&options.file)) {
+    let loaded = load(&options.file);
+    let held = match &loaded {
+        Ok(loaded) if options.cluster || !options.crd.is_empty() => options.held(loaded)?,
+        _ => Held::default(),
+    };
+    match (options.output, loaded) {
+        (Output::Text, Ok(_)) if !held.mistakes.is_empty() => {
+            let lines: Vec<_> = { held.mistakes.iter() }
+                .map(|(file, Mistake { path, message })| format!("{}: {path}: {message}\n", file.display()))
+                .collect();
+            let count = lines.len();
+            Err(Failure::Usage(format!("{}{count} error{}", lines.concat(), plural(count))))
+        }
         (Output::Text, Ok(loaded)) => {
+            if let Some(note) = options.note(&held) {
+                writeln!(io::stderr(), "{file}: {note}")?;
+            }
             for warning in warnings(&loaded.config) {
                 writeln!(io::stderr(), "{file}: warning: {warning}")?;
             }
@@ -39,15 +69,69 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
         (Output::Json, Ok(loaded)) => {
             let kinds: Vec<_> = loaded.config.kinds.iter().map(|kind| kind.name()).collect();
             let warnings = warnings(&loaded.config);
-            let document = json!({"file": file.to_string(), "kinds": kinds, "errors": [], "warnings": warnings});
+            let errors: Vec<_> = { held.mistakes.iter() }
+                .map(|(file, Mistake { path, message })| {
+                    json!({"file": file.display().to_string(), "path": path, "message": message})
+                })
+                .collect();
+            let warnings: Vec<_> = warnings.into_iter().chain(options.note(&held)).collect();
+            let document = json!({"file": file.to_string(), "kinds": kinds, "errors": errors, "warnings": warnings});
             writeln!(io::stdout(), "{document:#}")?;
-            Ok(ExitCode::SUCCESS)
+            Ok(if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
         }
         (Output::Json, Err(bad)) => {
             let document = json!({"file": file.to_string(), "kinds": [], "errors": bad.json(), "warnings": []});
             writeln!(io::stdout(), "{document:#}")?;
             Ok(ExitCode::from(2))
         }
+    }
+}
+
+/// What came of holding compositions to schemas.
+#[derive(Default)]
+struct Held {
+    /// With the file of the composition.
+    mistakes: Vec<(PathBuf, Mistake)>,
+    /// Types that no schema was found of.
+    unknown: BTreeSet<String>,
+}
+
+impl Options {
+    fn held(&self, loaded: &Loaded) -> Result<Held, Failure> {
+        let composed: Vec<_> = { loaded.config.kinds.iter() }
+            .filter_map(|kind| Some((Type::of_kind(kind), kind.composition.as_ref()?, loaded.composition(kind)?)))
+            .collect();
+        let mut types = BTreeSet::new();
+        for (of, _, composition) in &composed {
+            types.extend(composition.held_types());
+            types.insert(of.clone());
+        }
+        let mut schemas: Schemas = schemas::of(&schemas::documents(&self.crd)?, &self.crd)?;
+        if self.cluster {
+            schemas::ask(&types, &mut schemas)?;
+        }
+        let folder = if self.file.is_dir() { Some(&*self.file) } else { self.file.parent() }.unwrap_or(Path::new(""));
+        let mut held = Held::default();
+        for (of, name, composition) in composed {
+            let mistakes = composition.held_to(&schemas, &of).into_iter();
+            held.mistakes.extend(mistakes.map(|mistake| (folder.join(name), mistake)));
+        }
+        let unknown = types.into_iter().filter(|of| schemas.of(of).is_none());
+        held.unknown = unknown.map(|of| format!("{} {}", of.api_version(), of.kind)).collect();
+        Ok(held)
+    }
+
+    /// What was not looked at, and how it could be.
+    fn note(&self, held: &Held) -> Option<String> {
+        if held.unknown.is_empty() {
+            return None;
+        }
+        let types: Vec<_> = held.unknown.iter().map(String::as_str).collect();
+        let help = match self.cluster {
+            true => "the API server does not serve them",
+            false => "--cluster asks the API server for theirs",
+        };
+        Some(format!("not held to a schema: {}; {help}", types.join(", ")))
     }
 }
 

@@ -12,6 +12,7 @@ mod rbac;
 mod render;
 mod run;
 mod schema;
+mod schemas;
 
 use std::{
     fmt,
@@ -37,7 +38,7 @@ enum Command {
     /// Run one replica: elect, reconcile, serve health and metrics
     #[command(after_help = EXIT_CODES)]
     Run(run::Options),
-    /// Check a configuration and its compositions, offline, and show all of their errors
+    /// Check a configuration and its compositions, and show all of their errors; offline, unless --cluster is given
     Check(check::Options),
     /// Hand a kind over to another replica, without a gap that anybody notices
     HandOver(hand_over::Options),

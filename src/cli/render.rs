@@ -13,12 +13,15 @@ use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum};
 use leasehold::{
     config::Kind,
-    kinds::compose::Composition,
+    kinds::{
+        compose::Composition,
+        openapi::{Mistake, Schemas},
+    },
     reconcile::children::{Compose as _, Composed, Effort, Failure as NotComposed, Key, Type, View},
 };
 use serde_json::{Value, json};
 
-use super::{Failure, defaults, load::load};
+use super::{Failure, defaults, load::load, schemas};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -31,7 +34,8 @@ pub(super) struct Options {
     /// Objects that are there: related ones, and children with the status that expressions ask for
     #[arg(long, value_name = "FILE")]
     related: Vec<PathBuf>,
-    /// CRDs, in a file or all of a folder, whose defaults are filled in as the API server does
+    /// CRDs, in a file or all of a folder: the object gets their defaults and is held to their schemas, as the API server does
+    /// it, and its children are held to those that are there
     #[arg(long, value_name = "PATH")]
     crd: Vec<PathBuf>,
     /// How to print the children
@@ -87,8 +91,14 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
         return Err(Failure::Usage(message));
     };
     let mut parent = parent.clone();
+    let definitions = schemas::documents(&options.crd)?;
+    let schemas = schemas::of(&definitions, &options.crd)?;
     if !options.crd.is_empty() {
-        fill_in(&mut parent, &options.crd)?;
+        fill_in(&mut parent, &definitions, &options.crd)?;
+        let mistakes = held(&schemas, &parent);
+        if !mistakes.is_empty() {
+            return Err(Failure::Usage(listed(&file.display().to_string(), &mistakes)));
+        }
     }
     let found = loaded.config.kinds.iter().find(|kind| is_of(kind, &parent));
     let (kind, composition) =
@@ -99,6 +109,13 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
     let composed = compose(composition, &parent, there)
         .map_err(|failure| anyhow!("{}: {}: {}", kind.name(), failure.reason, failure.message))?;
     print(&composed, options.output)?;
+    for child in &composed.children {
+        let mistakes = held(&schemas, &child.object);
+        if !mistakes.is_empty() {
+            let (_, kind, _, name) = name(&child.object);
+            return Err(anyhow!("{}", listed(&format!("{kind} {name}"), &mistakes)).into());
+        }
+    }
     Ok(if composed.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -109,17 +126,24 @@ fn is_of(kind: &Kind, object: &Value) -> bool {
     object["kind"] == kind.kind && group == kind.group
 }
 
+/// What is wrong with an object by its schema, if there is one.
+fn held(schemas: &Schemas, object: &Value) -> Vec<Mistake> {
+    let version = object["apiVersion"].as_str().unwrap_or_default();
+    let (group, version) = version.split_once('/').unwrap_or(("", version));
+    let schema = schemas.get(group, version, object["kind"].as_str().unwrap_or_default());
+    schema.map(|schema| schema.mistakes(object, "")).unwrap_or_default()
+}
+
+fn listed(of: &str, mistakes: &[Mistake]) -> String {
+    let lines: Vec<_> = mistakes.iter().map(|Mistake { path, message }| format!("{of}: {path}: {message}")).collect();
+    lines.join("\n")
+}
+
 /// Fills in the defaults of the object's own CRD.
-fn fill_in(object: &mut Value, paths: &[PathBuf]) -> Result<(), Failure> {
+fn fill_in(object: &mut Value, definitions: &[Value], paths: &[PathBuf]) -> Result<(), Failure> {
     let version = object["apiVersion"].as_str().unwrap_or_default();
     let ((group, version), kind) =
         (version.split_once('/').unwrap_or_default(), object["kind"].as_str().unwrap_or_default());
-    let mut definitions = Vec::new();
-    for path in paths {
-        for file in files(path)? {
-            definitions.extend(objects(&file)?);
-        }
-    }
     let schema = definitions.iter().find_map(|crd| defaults::schema(crd, group, kind, version)).cloned();
     let Some(schema) = schema else {
         let shown: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
@@ -128,23 +152,6 @@ fn fill_in(object: &mut Value, paths: &[PathBuf]) -> Result<(), Failure> {
     };
     defaults::fill(object, &schema);
     Ok(())
-}
-
-/// The file itself, or the YAML files of a folder.
-fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let unreadable = |error: io::Error| Failure::Usage(format!("{}: {error}", path.display()));
-    let mut files = Vec::new();
-    for entry in fs::read_dir(path).map_err(unreadable)? {
-        let file = entry.map_err(unreadable)?.path();
-        if file.extension().is_some_and(|ending| ending == "yaml" || ending == "yml" || ending == "json") {
-            files.push(file);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// The objects of a file of one or several documents.

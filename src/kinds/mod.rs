@@ -6,6 +6,7 @@ pub mod expiry;
 pub mod guard;
 #[cfg(test)]
 mod maxima;
+pub mod openapi;
 pub mod propagation;
 pub mod reach;
 pub mod reaching;

@@ -38,6 +38,7 @@ mod pruned;
 mod rails;
 mod renamed;
 mod rows;
+mod schemas;
 mod shipped;
 mod signal;
 mod spread;

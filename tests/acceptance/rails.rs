@@ -253,11 +253,13 @@ impl Attack {
     pub async fn refused(&self, client: &Client) -> Result<Option<String>> {
         let and = if self.path.contains('?') { '&' } else { '?' };
         let content = if self.method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        // Options in the body of a DELETE would take the place of the dry run.
+        let body = if self.body.is_null() { Vec::new() } else { serde_json::to_vec(&self.body)? };
         let request = http::Request::builder()
             .method(self.method)
             .uri(format!("{}{and}dryRun=All", self.path))
             .header("content-type", content)
-            .body(serde_json::to_vec(&self.body)?)?;
+            .body(body)?;
         match client.request::<Value>(request).await {
             Ok(_) => Ok(None),
             Err(kube::Error::Api(status)) if status.code == 403 => Ok(Some(status.message.clone())),
@@ -329,7 +331,7 @@ fn attacks() -> Vec<Attack> {
                 format!("delete a ConfigMap in {namespace}"),
                 "DELETE",
                 core("configmaps/kube-root-ca.crt"),
-                json!({}),
+                Value::Null,
             ),
             Attack::new(
                 format!("create a Service in {namespace}"),

@@ -154,11 +154,11 @@ impl Level {
         let object =
             |version: &str, kind: &str| json!({"apiVersion": version, "kind": kind, "metadata": {"name": "x"}});
         let attacks = [
-            Attack::new("delete the configuration", "DELETE", format!("{core}/configmaps/{name}"), json!({})),
+            Attack::new("delete the configuration", "DELETE", format!("{core}/configmaps/{name}"), Value::Null),
             Attack::new("make a ConfigMap", "POST", format!("{core}/configmaps"), object("v1", "ConfigMap")),
             Attack::new("make a Secret", "POST", format!("{core}/secrets"), object("v1", "Secret")),
             Attack::new("make a Lease", "POST", leases.clone(), object("coordination.k8s.io/v1", "Lease")),
-            Attack::new("delete a Lease", "DELETE", format!("{leases}/{}", other.kinds[0]), json!({})),
+            Attack::new("delete a Lease", "DELETE", format!("{leases}/{}", other.kinds[0]), Value::Null),
             Attack::new(
                 "give a token",
                 "POST",
@@ -174,7 +174,7 @@ impl Level {
                 json!({"spec": {"replicas": 0}}),
             ),
             Attack::new("label the namespace", "PATCH", core.clone(), json!({"metadata": {"labels": {"a": "b"}}})),
-            Attack::new("delete the namespace", "DELETE", core.clone(), json!({})),
+            Attack::new("delete the namespace", "DELETE", core.clone(), Value::Null),
         ];
         for account in self.accounts.iter().copied().chain(["leasehold"]) {
             let thief = as_account(cluster, self.namespace, account).await?;

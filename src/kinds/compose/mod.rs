@@ -2,8 +2,8 @@
 //!
 //! [`composition`] is the file, [`template`] a tree with expressions at its leaves, [`cel`] the expressions, [`admission`]
 //! says what is filled in and refused before an object is stored, [`outline`] what is known of all children without an object,
-//! [`footprint`] where those of one can be, [`evaluate`] makes of an object the children that it shall have. What carries that
-//! out is the engine, [`crate::reconcile::children`].
+//! [`footprint`] where those of one can be, [`typed`] holds all of it to the schemas of its types, [`evaluate`] makes of an
+//! object the children that it shall have. What carries that out is the engine, [`crate::reconcile::children`].
 
 mod admission;
 mod cel;
@@ -12,6 +12,7 @@ mod evaluate;
 mod footprint;
 mod outline;
 mod template;
+mod typed;
 
 #[cfg(test)]
 mod tests;

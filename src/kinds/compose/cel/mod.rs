@@ -8,6 +8,7 @@
 mod budget;
 #[cfg(test)]
 mod compare;
+mod fields;
 mod functions;
 mod parse;
 mod run;
