@@ -37,6 +37,8 @@ mod parent;
 mod pass;
 mod plan;
 mod pruned;
+#[cfg(test)]
+mod related;
 mod report;
 mod status;
 mod write;
