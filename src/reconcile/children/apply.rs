@@ -158,6 +158,21 @@ impl Pass {
         })
     }
 
+    /// Writes nothing but the finalizer and the status: with it, the deletion of the object waits too, and the garbage collector
+    /// takes no child meanwhile.
+    pub(super) async fn pause(&self) -> Result<RequeueAfter, Error> {
+        let it = &self.common;
+        if self.meta().deletion_timestamp.is_none() {
+            let held = finalizer::add(&self.api(), &*self.object, &it.finalizer).await;
+            let failed = |error| Error::Apply(ApplyError::WriteFinalizer(error));
+            if held.map_err(failed)? == finalizer::Written::Changed {
+                return Ok(self.read().await.map_err(Error::Apply)?.requeue_after());
+            }
+        }
+        self.report(&Outcome::Paused).await.map_err(Error::WriteStatus)?;
+        Ok(None)
+    }
+
     /// Deletes what the garbage collector does not, then lets the object go.
     pub(super) async fn finalize(&self) -> Result<RequeueAfter, Error> {
         let it = &self.common;

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     reconcile::{
+        asked::is_paused,
         clock::Clock,
         controller::RequeueAfter,
         events::Events,
@@ -71,6 +72,9 @@ impl Pass {
 
     /// All stages, one after the other.
     pub(super) async fn reconcile(self) -> Result<RequeueAfter, Error> {
+        if is_paused(self.meta()) {
+            return self.pause().await;
+        }
         if self.meta().deletion_timestamp.is_some() {
             return self.finalize().await;
         }

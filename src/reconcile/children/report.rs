@@ -1,6 +1,9 @@
 //! The status of an object after a pass. Pure.
 
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta},
+    jiff::Timestamp,
+};
 use serde_json::{Map, Value};
 
 use super::{
@@ -8,6 +11,7 @@ use super::{
     parent::{Status, own},
 };
 use crate::reconcile::{
+    asked,
     conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions, SPEC_VALID},
     stages::{Outcome, Trouble},
 };
@@ -37,16 +41,18 @@ pub(super) struct Done {
 }
 
 /// The status after a pass, given the one before.
-pub(super) fn status(
-    current: Option<&Status>,
-    generation: Option<i64>,
-    outcome: &Outcome<Done>,
-    now: Timestamp,
-) -> Status {
+pub(super) fn status(current: Option<&Status>, meta: &ObjectMeta, outcome: &Outcome<Done>, now: Timestamp) -> Status {
     let previous = current.map(|status| &*status.conditions).unwrap_or_default();
+    let generation = meta.generation;
     let mut conditions = Conditions::new(previous, generation, now);
     let mut fields = current.map(|status| status.own.clone()).unwrap_or_default();
+    let mut observed = generation;
     match outcome {
+        Outcome::Paused => {
+            // What was reported before is about an older spec, and stays.
+            observed = current.and_then(|status| status.observed_generation);
+            conditions.pause(asked::paused(meta));
+        }
         Outcome::Invalid(Trouble { reason, message }) => {
             conditions.set(SPEC_VALID, ConditionStatus::False, reason, message);
             conditions.set(APPLIED, ConditionStatus::Unknown, reason, "");
@@ -92,7 +98,7 @@ pub(super) fn status(
         }
     }
     Status {
-        observed_generation: generation,
+        observed_generation: observed,
         conditions: conditions.with_ready(),
         shard: current.and_then(|status| status.shard.clone()),
         own: fields,
@@ -118,7 +124,9 @@ mod tests {
 
     use super::*;
 
-    const GENERATION: Option<i64> = Some(4);
+    fn meta() -> ObjectMeta {
+        ObjectMeta { generation: Some(4), ..ObjectMeta::default() }
+    }
 
     fn done(trouble: Vec<Trouble>, waiting: &[&str], unready: &[&str]) -> Outcome<Done> {
         let texts = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect();
@@ -126,7 +134,7 @@ mod tests {
     }
 
     fn shown(outcome: &Outcome<Done>) -> Vec<(String, String, String)> {
-        let status = status(None, GENERATION, outcome, Timestamp::UNIX_EPOCH);
+        let status = status(None, &meta(), outcome, Timestamp::UNIX_EPOCH);
         assert_eq!(status.observed_generation, Some(4));
         let shown = status.conditions.into_iter();
         shown.map(|condition| (condition.type_, condition.status, condition.reason)).collect()
@@ -171,19 +179,15 @@ mod tests {
     fn what_the_front_end_said_stays_while_it_cannot_speak() {
         let own = json!({"phase": "Active"}).as_object().unwrap().clone();
         let outcome = Outcome::Done(Done { own, ..Done::default() });
-        let before = status(None, GENERATION, &outcome, Timestamp::UNIX_EPOCH);
+        let before = status(None, &meta(), &outcome, Timestamp::UNIX_EPOCH);
         let after = status(
             Some(&before),
-            GENERATION,
+            &meta(),
             &Outcome::Invalid(Trouble::new("ExpressionFailed", "x")),
             Timestamp::UNIX_EPOCH,
         );
         assert_eq!(&*after.own, r#"{"phase":"Active"}"#);
-        assert_eq!(
-            status(Some(&before), GENERATION, &outcome, Timestamp::MAX),
-            before,
-            "nothing new, whatever the time"
-        );
+        assert_eq!(status(Some(&before), &meta(), &outcome, Timestamp::MAX), before, "nothing new, whatever the time");
     }
 
     #[test]
