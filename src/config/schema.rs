@@ -125,7 +125,16 @@ pub fn composition() -> Value {
         "includeWhen": expressions("All must be true, or there is no such child."),
         "forEach": text("A list or a mapping: one child for each item, which is `each` in the template."),
         "max": {"type": "integer", "minimum": 1, "maximum": 1000, "description": "The most children of a forEach."},
-        "after": {"type": "array", "items": {"type": "string"}, "description": "Children that must be there first."},
+        "after": {"type": "array", "description": "Children that must be there first, or be ready first.", "items": {"oneOf": [
+            {"type": "string"},
+            object(json!({
+                "id": id,
+                "ready": {"type": "boolean", "description": "It must be ready, not only be there."},
+            }), &["id"]),
+        ]}},
+        "deletion": {"type": "string", "pattern": r"^(Delete|Keep|\s*\$\{[\s\S]*\}\s*)$", "description": "Keep: it stays when its object goes, or does not say it any more."},
+        "adopt": {"enum": ["Never", "IfUnowned", "Always"], "description": "Whether an object of its name that is not ours becomes the child."},
+        "update": {"enum": ["Apply", "Recreate", "OnDelete"], "description": "How it is changed. Recreate: made anew where a field cannot change. OnDelete: only made anew after a deletion."},
         "readyWhen": expressions("All must be true for the child to be ready; it is `self`."),
         "resource": text("The plural, if it is not what English would have it."),
     });

@@ -182,6 +182,20 @@ fn every_yaml_of_a_page_is_read_by_a_test() {
     }
 }
 
+/// A composition that is copied from a page is right.
+#[test]
+fn every_composition_of_a_page_is_right() {
+    let mut checked = 0;
+    for name in pages() {
+        for block in blocks(&page(&name)).into_iter().filter(|block| block.contains("kind: Composition")) {
+            let read = leasehold::kinds::compose::Composition::read(&name, &block);
+            assert!(read.is_ok(), "{name}: {:?}", read.err().map(|errors| errors.to_string()));
+            checked += 1;
+        }
+    }
+    assert!(checked > 1, "{checked}");
+}
+
 /// What the pages of the composed kinds say that their examples get.
 #[test]
 fn the_examples_of_composed_kinds_get_what_their_pages_say() {

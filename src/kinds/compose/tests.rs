@@ -10,7 +10,7 @@ use serde_json::{Value as Json, json};
 
 use super::Composition;
 use crate::{
-    reconcile::children::{Compose, Composed, Effort, Failure, Key, Type, View},
+    reconcile::children::{Adopt, Care, Compose, Composed, Deletion, Effort, Failure, Key, Type, Update, View},
     replica::term::Access,
 };
 
@@ -636,4 +636,104 @@ mod footprint {
             prop_assert!(made > 0);
         }
     }
+}
+
+#[test]
+fn settings_of_state_are_read_and_what_makes_no_sense_is_refused() {
+    let child =
+        |more: &str| format!("children:\n- {{id: a{more}, template: {{{CONFIG_MAP}, metadata: {{name: x}}}}}}\n");
+    let composed = |more: &str, spec: Json| World::default().compose(&read(&child(more)), &parent(spec));
+    let care = |more: &str, spec: Json| composed(more, spec).unwrap().children[0].care;
+    assert_eq!(care("", json!({})), Care::default());
+    let all = care(", deletion: Keep, adopt: IfUnowned, update: OnDelete", json!({}));
+    assert_eq!((all.deletion, all.adopt, all.update), (Deletion::Keep, Adopt::IfUnowned, Update::OnDelete));
+    let said = ", deletion: \"${parent.spec.?keep.orValue(false) ? 'Keep' : 'Delete'}\"";
+    assert_eq!(care(said, json!({})).deletion, Deletion::Delete);
+    assert_eq!(care(said, json!({"keep": true})).deletion, Deletion::Keep);
+    let wrong = composed(", deletion: \"${parent.spec.how}\"", json!({"how": "Never"})).unwrap_err();
+    assert_eq!(wrong.message, "a.deletion: must be `Delete` or `Keep`");
+
+    let two = |a: &str, b: &str| {
+        format!(
+            "children:\n- {{id: a{a}, template: {{{CONFIG_MAP}, metadata: {{name: x}}}}}}\n- {{id: b{b}, template: {{{CONFIG_MAP}, metadata: {{name: y}}}}}}\n"
+        )
+    };
+    for (text, expected) in [
+        (child(", deletion: Never"), "children[0].deletion: expected `Delete`, `Keep`, or one expression, found `Never`"),
+        (child(", adopt: Sometimes"), "children[0].adopt: "),
+        (child(", update: Replace"), "children[0].update: "),
+        (child(", update: Recreate, deletion: Keep"), "children[0].update: would delete a child that is kept"),
+        (child(", update: Recreate, deletion: \"${parent.spec.x}\""), "children[0].update: would delete"),
+        (two("", ", deletion: \"${children.a.data.x}\""), "children[1].deletion: sees `parent`, `each` and `index` only"),
+        (two("", ", after: [{id: a, ready: true}]"), "children.b.after: a has no readyWhen"),
+        (two("", ", after: [{id: c}]"), "children[1].after[0]: no child has the id `c`"),
+        (two("", ", after: [{id: a, x: 1}]"), "children[1].after[0].x: unknown field"),
+        (two("", ", after: [1]"), "children[1].after[0]: expected the id of a child, or `{id: …, ready: true}`"),
+        (
+            two(", readyWhen: [\"${self.x}\"], after: [b]", ", after: [{id: a, ready: true}]"),
+            "children: each waits for another: a -> b -> a; break the circle",
+        ),
+        (
+            two(", after: [b]", ", includeWhen: [\"${children.?a.hasValue()}\"]"),
+            "children: each waits for another: a -> b -> a; break the circle",
+        ),
+        (
+            "children:\n- {id: s, template: {apiVersion: v1, kind: Namespace, metadata: {name: \"${parent.metadata.name}\"}}}\n- {id: a, deletion: Keep, template: {apiVersion: v1, kind: ConfigMap, metadata: {name: x, namespace: \"${parent.metadata.name}\"}}}\n".to_owned(),
+            "children.a.deletion: lies in the namespace that s makes, and goes with it",
+        ),
+    ] {
+        let found = errors(&text);
+        assert!(found.len() == 1 && found[0].contains(expected), "{expected}: {found:?}");
+    }
+}
+
+#[test]
+fn a_dependent_is_said_and_held_until_the_other_is_ready() {
+    let composition = read(&format!(
+        "children:\n- {{id: db, readyWhen: [\"${{self.status.up}}\"], template: {{{CONFIG_MAP}, metadata: {{name: db}}}}}}\n\
+         - {{id: app, after: [{{id: db, ready: true}}], template: {{{CONFIG_MAP}, metadata: {{name: app}}}}}}\n\
+         - {{id: web, after: [app], template: {{{CONFIG_MAP}, metadata: {{name: web}}}}}}\n"
+    ));
+    let order = composition.order();
+    let depends: Vec<_> = order.depends["web"].iter().map(String::as_str).collect();
+    assert_eq!((depends, order.explicit.len()), (vec!["app", "db"], 2));
+    let mut world = World::default();
+    let first = world.compose(&composition, &parent(json!({}))).unwrap();
+    assert_eq!(names(&first), ["ConfigMap ns/db"], "it has to be there first");
+    world.apply(&first, &json!({"up": false}));
+    let held = |composed: &Composed| composed.children.iter().map(|it| it.held.clone()).collect::<Vec<_>>();
+    let second = world.compose(&composition, &parent(json!({}))).unwrap();
+    assert_eq!(names(&second), ["ConfigMap ns/db", "ConfigMap ns/app"]);
+    assert_eq!(held(&second), [None, Some("until db is ready: ConfigMap ns/db: self.status.up".to_owned())]);
+    assert_eq!(second.waiting[0].id, "web");
+    world.apply(&first, &json!({"up": true}));
+    let third = world.compose(&composition, &parent(json!({}))).unwrap();
+    assert_eq!(held(&third), [None, None]);
+    // One that is ready no longer holds changes up, and takes nothing away.
+    world.apply(&third, &json!({"up": false}));
+    let fourth = world.compose(&composition, &parent(json!({}))).unwrap();
+    assert_eq!((names(&fourth).len(), fourth.waiting.len(), held(&fourth)[1].is_some()), (3, 0, true));
+}
+
+#[test]
+fn an_optional_reference_leaves_the_referrer_where_the_other_is_absent() {
+    let composition = read(&format!(
+        "children:\n- {{id: extra, includeWhen: [\"${{parent.spec.extra}}\"], template: {{{CONFIG_MAP}, metadata: {{name: extra}}}}}}\n\
+         - {{id: app, template: {{{CONFIG_MAP}, metadata: {{name: app}}, data: {{x: \"${{children.?extra.metadata.name.orValue('none')}}\"}}}}}}\n\
+         status: {{has: \"${{children.?extra.hasValue()}}\"}}\n"
+    ));
+    let mut world = World::default();
+    let without = world.compose(&composition, &parent(json!({"extra": false}))).unwrap();
+    assert_eq!(
+        (names(&without), &without.children[0].object["data"]["x"]),
+        (vec!["ConfigMap ns/app".to_owned()], &json!("none"))
+    );
+    assert_eq!(without.status["has"], json!(false));
+    // One that comes is waited for.
+    let coming = world.compose(&composition, &parent(json!({"extra": true}))).unwrap();
+    assert_eq!((names(&coming), coming.waiting.len()), (vec!["ConfigMap ns/extra".to_owned()], 1));
+    world.apply(&coming, &json!({}));
+    let with = world.compose(&composition, &parent(json!({"extra": true}))).unwrap();
+    assert_eq!((&with.children[1].object["data"]["x"], &with.status["has"]), (&json!("extra"), &json!(true)));
+    assert!(errors("related: [{id: r, apiVersion: v1, kind: Secret}]\nchildren: [{id: a, template: {apiVersion: v1, kind: Secret, metadata: {name: \"${related.?r}\"}}}]\n")[0].contains("no optional value"));
 }

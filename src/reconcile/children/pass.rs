@@ -101,7 +101,8 @@ impl Pass {
     fn plan(&self, observed: &Observed) -> Plan {
         let contested = self.object.status.as_ref().and_then(|status| report::contested(&status.conditions));
         let (owner, fights) = (observed.family().owner(), Arc::clone(&self.common.fights));
-        Plan::new(owner, fights, contested.unwrap_or_default().to_owned(), observed.read())
+        let contested = contested.unwrap_or_default().to_owned();
+        Plan::new(owner, fights, contested, observed.read(), self.common.front.order())
     }
 
     pub(super) fn meta(&self) -> &ObjectMeta {

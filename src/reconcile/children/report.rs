@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::{
     fights::CONTESTED,
     parent::{Status, own},
+    plan::ON_DELETE,
 };
 use crate::reconcile::{
     asked,
@@ -18,6 +19,8 @@ use crate::reconcile::{
 
 /// The children do what they are there for.
 pub(super) const CHILDREN_READY: &str = "ChildrenReady";
+/// What children wait for before they are written is ready. It is said only while it is not.
+pub(super) const DEPENDENCIES_READY: &str = "DependenciesReady";
 /// An expression has no value.
 pub(super) const EXPRESSION_FAILED: &str = "ExpressionFailed";
 /// Children that a message names.
@@ -30,6 +33,10 @@ pub(super) struct Done {
     pub(super) trouble: Vec<Trouble>,
     /// Children that are not desired yet, and what they wait for.
     pub(super) waiting: Vec<String>,
+    /// Children that are not written before others are ready.
+    pub(super) held: Vec<String>,
+    /// Children that are made anew when they are deleted.
+    pub(super) outdated: Vec<String>,
     /// Children that are not ready.
     pub(super) unready: Vec<String>,
     /// What could not be computed besides the children.
@@ -60,7 +67,7 @@ pub(super) fn status(current: Option<&Status>, meta: &ObjectMeta, outcome: &Outc
         Outcome::Blocked(Trouble { reason, message }) => {
             conditions.set(APPLIED, ConditionStatus::False, reason, message);
         }
-        Outcome::Done(Done { trouble, waiting, unready, failed, own: said, stale }) => {
+        Outcome::Done(Done { trouble, waiting, held, outdated, unready, failed, own: said, stale }) => {
             if failed.is_empty() {
                 conditions.set(SPEC_VALID, ConditionStatus::True, AS_EXPECTED, "");
             } else {
@@ -71,16 +78,27 @@ pub(super) fn status(current: Option<&Status>, meta: &ObjectMeta, outcome: &Outc
                     few(failed.iter().map(String::as_str)),
                 );
             }
+            let waiting: Vec<_> = waiting.iter().chain(held).map(String::as_str).collect();
             match (trouble.first(), waiting.is_empty()) {
                 (Some(first), _) => {
                     let message = few(trouble.iter().map(|trouble| trouble.message.as_str()));
                     conditions.set(APPLIED, ConditionStatus::False, first.reason, message);
                 }
                 (None, false) => {
-                    let message = few(waiting.iter().map(String::as_str));
+                    let message = few(waiting.iter().copied());
                     conditions.set(APPLIED, ConditionStatus::Unknown, "WaitingFor", message);
                 }
+                (None, true) if !outdated.is_empty() => {
+                    let all = few(outdated.iter().map(String::as_str));
+                    let message = format!("not as the template says, and made anew when it is deleted: {all}");
+                    conditions.set(APPLIED, ConditionStatus::True, ON_DELETE, message);
+                }
                 (None, true) => conditions.set(APPLIED, ConditionStatus::True, AS_EXPECTED, ""),
+            }
+            // Its transition time tells since when they wait.
+            if !held.is_empty() {
+                let message = few(held.iter().map(String::as_str));
+                conditions.set(DEPENDENCIES_READY, ConditionStatus::Unknown, "NotReady", message);
             }
             if let Some(why) = stale {
                 conditions.set(CHILDREN_READY, ConditionStatus::Unknown, "WatchFailed", why);
