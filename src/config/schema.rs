@@ -133,6 +133,11 @@ pub fn composition() -> Value {
             }), &["id"]),
         ]}},
         "deletion": {"type": "string", "pattern": r"^(Delete|Keep|\s*\$\{[\s\S]*\}\s*)$", "description": "Keep: it stays when its object goes, or does not say it any more."},
+        "generate": {"type": "object", "minProperties": 1, "description": "Values of a Secret that are made once, by their keys in its data.", "additionalProperties": object(json!({
+            "length": {"type": "integer", "minimum": 16, "maximum": 1024, "description": "Characters, or bytes; 32 if it is left out."},
+            "characters": {"enum": ["Alphanumeric", "Hex", "Bytes"], "description": "Of what the value is made."},
+        }), &[])},
+        "renew": text("Each new value of this text has the generated values made anew."),
         "adopt": {"enum": ["Never", "IfUnowned", "Always"], "description": "Whether an object of its name that is not ours becomes the child."},
         "update": {"enum": ["Apply", "Recreate", "OnDelete"], "description": "How it is changed. Recreate: made anew where a field cannot change. OnDelete: only made anew after a deletion."},
         "readyWhen": expressions("All must be true for the child to be ready; it is `self`."),

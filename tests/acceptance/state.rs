@@ -553,3 +553,112 @@ async fn a_dependent_waits_until_the_other_is_ready_and_goes_before_it() -> Resu
     .await;
     Ok(())
 }
+
+const GENERATED: &str = r#"children:
+- id: keys
+  deletion: Keep
+  adopt: IfUnowned
+  generate:
+    password: {length: 40}
+    key: {length: 32, characters: Bytes}
+  renew: "${parent.spec.?revision.orValue(1)}"
+  template:
+    apiVersion: v1
+    kind: Secret
+    metadata: {name: "${parent.metadata.name}-keys", labels: {tier: "${parent.spec.?tier.orValue('a')}"}}
+    data: {user: "${base64.encode(bytes(parent.metadata.name))}"}
+- id: user
+  template:
+    apiVersion: v1
+    kind: ConfigMap
+    metadata: {name: "${parent.metadata.name}-user"}
+    data:
+      secret: "${children.keys.metadata.name}"
+      seen: "${json.marshal(children.keys)}"
+status:
+  seen: "${json.marshal(children.keys)}"
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generated_value_stays_in_its_secret_and_is_made_anew_on_request_only() -> Result<()> {
+    play(Stage::set("generated", 1).await?, |stage| async move {
+        let things = set(stage, GENERATED).await?;
+        let world = World::of(stage, &things);
+        let secrets = world.api("v1", "Secret");
+        let data = || async { anyhow::Ok(secrets.get("it-keys").await?.data["data"].clone()) };
+        world.put("it", json!({})).await?;
+        world.ready("it").await?;
+        let first = data().await?;
+        let text = |data: &Value, key: &str| {
+            let bytes: k8s_openapi::ByteString = serde_json::from_value(data[key].clone())?;
+            anyhow::Ok(bytes.0)
+        };
+        let password = text(&first, "password")?;
+        ensure(password.len() == 40 && password.iter().all(u8::is_ascii_alphanumeric), || "no password".to_owned())?;
+        ensure(text(&first, "key")?.len() == 32 && text(&first, "user")? == b"it", || "no key".to_owned())?;
+
+        // Takeovers, a change of the template, a writer that takes a field and one that takes a value away.
+        world.hand_over().await?;
+        world.put("it", json!({"tier": "b"})).await?;
+        let labelled = |secret: &DynamicObject| secret.labels().get("tier").is_some_and(|tier| tier == "b");
+        eventually("the template follows", PATIENCE, || secrets.get("it-keys"), labelled).await?;
+        ensure(data().await? == first, || "a value has changed".to_owned())?;
+        let patch = |patch: Value| {
+            let secrets = secrets.clone();
+            async move { secrets.patch("it-keys", &PatchParams::default(), &Patch::Merge(patch)).await }
+        };
+        patch(json!({"metadata": {"labels": {"tier": "theirs"}}})).await?;
+        eventually("it heals", PATIENCE, || secrets.get("it-keys"), labelled).await?;
+        patch(json!({"data": {"key": null}})).await?;
+        let has_key = |data: &Value| data.get("key").is_some();
+        let healed = eventually("a key is made", PATIENCE, data, has_key).await?;
+        ensure(healed["password"] == first["password"] && healed["key"] != first["key"], || {
+            "another one was made".to_owned()
+        })?;
+        world.hand_over().await?;
+        world.ready("it").await?;
+        ensure(data().await? == healed, || "a value has changed".to_owned())?;
+
+        // Kept, and taken up again with its values.
+        world.parents().delete("it", &DeleteParams::default()).await?;
+        gone(&world.parents(), "it").await?;
+        ensure(data().await?["password"] == healed["password"], || "a value has changed".to_owned())?;
+        world.put("it", json!({"tier": "b"})).await?;
+        world.ready("it").await?;
+        ensure(data().await?["password"] == healed["password"], || "a value has changed".to_owned())?;
+
+        // On request, once.
+        world.put("it", json!({"tier": "b", "revision": 2})).await?;
+        let renewed =
+            eventually("it is made anew", PATIENCE, data, |data| data["password"] != healed["password"]).await?;
+        world.hand_over().await?;
+        world.ready("it").await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        ensure(data().await? == renewed, || "it was made twice".to_owned())?;
+
+        // It is nowhere but in the Secret: in no other object, event or log.
+        let mut told = stage.log().await;
+        for (version, kind) in [("v1", "ConfigMap"), ("v1", "Event"), ("events.k8s.io/v1", "Event")] {
+            told += &serde_json::to_string(&world.api(version, kind).list(&Default::default()).await?.items)?;
+        }
+        told += &serde_json::to_string(&world.parents().get("it").await?)?;
+        ensure(told.contains("leasehold.dev/generated"), || "the spies have seen the Secret".to_owned())?;
+        for data in [&first, &healed, &renewed] {
+            for key in ["password", "key"] {
+                let stored = data[key].as_str().unwrap_or_default();
+                let plain = String::from_utf8_lossy(&text(data, key)?).into_owned();
+                ensure(!told.contains(stored) && !told.contains(&plain), || format!("{key} is told"))?;
+            }
+        }
+        for event in writes(stage, 0)?.iter().filter(|event| event.resource != "secrets") {
+            let body = format!("{:?}{:?}", event.request_object, event.response_object);
+            let stored = [&first, &healed, &renewed].map(|data| data["password"].as_str().unwrap_or_default());
+            ensure(stored.iter().all(|value| !body.contains(value)), || {
+                format!("written elsewhere: {}", event.resource)
+            })?;
+        }
+        Ok(())
+    })
+    .await;
+    Ok(())
+}

@@ -16,7 +16,7 @@ use crate::{
         tree::{Gathered, Node, Position, Section, Value, group_version, is_dns_label, kind_name, parse},
     },
     reconcile::{
-        children::{Adopt, Deletion, Related, Type, Update},
+        children::{Adopt, Characters, Deletion, Recipe, Related, Type, Update},
         input::{ObjectName, label_key, label_value},
     },
 };
@@ -26,6 +26,9 @@ const KIND: &str = "Composition";
 pub(super) const RBAC: &str = "rbac.authorization.k8s.io";
 /// Children that one template may make of a `forEach`, unless it says otherwise, and at all.
 const MAX_EACH: (u16, u16) = (256, 1000);
+/// The least and the most characters of a generated value: fewer could be guessed.
+const LENGTH: (u16, u16) = (16, 1024);
+const DEFAULT_LENGTH: u16 = 32;
 
 /// What the objects of a kind shall have: templates, in the order in which children come into being.
 #[derive(Debug, Clone)]
@@ -85,11 +88,19 @@ pub(super) struct Child {
     pub(super) deletion: Deletes,
     pub(super) adopt: Adopt,
     pub(super) update: Update,
+    pub(super) generates: Option<Generates>,
     pub(super) ready_when: Vec<Expression>,
     /// The role that it binds: its resource and its name.
     pub(super) binds: Option<(&'static str, String)>,
     pub(super) outline: Outline,
     pub(super) template: Template,
+}
+
+/// Values of a Secret that are made once, and when they are made anew.
+#[derive(Debug, Clone)]
+pub(super) struct Generates {
+    pub(super) values: BTreeMap<String, Recipe>,
+    pub(super) renew: Option<Template>,
 }
 
 /// What becomes of a child that is not desired any more.
@@ -116,6 +127,11 @@ impl Composition {
         };
         let composition = Reading { lookups: BTreeSet::new(), ids: Vec::new() }.top(&root, &mut errors);
         if errors.is_empty() { Ok(composition) } else { Err(errors.into_errors()) }
+    }
+
+    /// The types of whose children some may be taken over from others.
+    pub fn adopts(&self) -> Vec<&Type> {
+        self.children.iter().filter(|child| child.adopt != Adopt::Never).map(|child| &*child.of).collect()
     }
 
     /// The types of the children, each once.
@@ -302,6 +318,11 @@ impl Reading {
             let message = "would delete a child that is kept; write `update: OnDelete`, or leave `deletion` out";
             errors.add(section.at(), &section.path_of("update"), message);
         }
+        let generates = self.generates(&mut section, for_each.is_some(), errors);
+        if generates.is_some() && update != Update::Apply {
+            let message = "would make new values without being asked; leave it out";
+            errors.add(section.at(), &section.path_of("update"), message);
+        }
         let template_node = section.take("template");
         if template_node.is_none() {
             errors.add(section.at(), &section.path_of("template"), "missing; write the object as you would apply it");
@@ -334,6 +355,9 @@ impl Reading {
             errors.add(node.at, &format!("{path}.metadata.name"), message);
         }
         let of = of?;
+        if let Some(generates) = &generates {
+            check_generated(generates, &of, node, &path, errors);
+        }
         let binds = binds(&of, node, &path, errors);
         let outline = Outline::read(&of, node);
         Some(Child {
@@ -348,6 +372,7 @@ impl Reading {
             deletion,
             adopt,
             update,
+            generates,
             ready_when,
             binds,
             outline,
@@ -515,6 +540,56 @@ impl Reading {
         (after, ready)
     }
 
+    fn generates(&self, section: &mut Section<'_>, each: bool, errors: &mut Gathered<'_>) -> Option<Generates> {
+        let path = section.path_of("generate");
+        let (generate, renew) = (section.take("generate"), section.take("renew"));
+        let Some(node) = generate else {
+            if let Some(node) = renew {
+                errors.add(node.at, &section.path_of("renew"), "is of a `generate`; remove it");
+            }
+            return None;
+        };
+        let mut values = BTreeMap::new();
+        match &node.value {
+            Value::Map(entries) if !entries.is_empty() => {
+                for (key, value) in entries {
+                    let path = format!("{path}.{}", key.name);
+                    let is_valid = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
+                    if !(1..=253).contains(&key.name.len()) || !key.name.chars().all(is_valid) {
+                        errors.add(key.at, &path, "is no key of a Secret: letters, digits, `-`, `_` and `.`");
+                    }
+                    let mut recipe = Section::open(value, &path, errors);
+                    let length = recipe.number("length", LENGTH, errors).unwrap_or(DEFAULT_LENGTH);
+                    let choices = [
+                        ("Alphanumeric", Characters::Alphanumeric),
+                        ("Hex", Characters::Hex),
+                        ("Bytes", Characters::Bytes),
+                    ];
+                    let characters = recipe.choice("characters", &choices, errors).unwrap_or_default();
+                    recipe.finish(errors);
+                    values.insert(key.name.clone(), Recipe { length, characters });
+                }
+            }
+            _ => {
+                let message = format!(
+                    "expected a mapping of keys, such as `password: {{length: 32}}`, found {}",
+                    node.describe()
+                );
+                errors.add(node.at, &path, message);
+            }
+        }
+        let renew = renew.map(|node| {
+            let path = section.path_of("renew");
+            let renew = Template::read(node, &path, &|name| self.refuse(name, Place::Template { each }), errors);
+            let is_own = |name: &&Name| matches!(name, Name::Parent | Name::Each | Name::Index);
+            if !renew.refers().iter().all(is_own) {
+                errors.add(node.at, &path, "sees `parent`, `each` and `index` only: values are made anew on request");
+            }
+            renew
+        });
+        Some(Generates { values, renew })
+    }
+
     fn deletion(&self, section: &mut Section<'_>, each: bool, errors: &mut Gathered<'_>) -> Deletes {
         let deletes = Deletes::Plain(Deletion::Delete);
         let path = section.path_of("deletion");
@@ -680,6 +755,46 @@ fn binds(of: &Type, node: &Node, path: &str, errors: &mut Gathered<'_>) -> Optio
     }
     let resource = if kind.value == "Role" { "roles" } else { "clusterroles" };
     Some((resource, name.value.to_owned()))
+}
+
+/// A generated value stands in a Secret, under a key that the template leaves free.
+fn check_generated(generates: &Generates, of: &Type, node: &Node, path: &str, errors: &mut Gathered<'_>) {
+    if !of.group.is_empty() || of.kind != "Secret" {
+        errors.add(node.at, path, "values are generated in a Secret only: write `apiVersion: v1`, `kind: Secret`");
+        return;
+    }
+    let Value::Map(entries) = &node.value else { return };
+    for (key, value) in entries {
+        match (key.name.as_str(), &value.value) {
+            ("data", Value::Map(data)) => {
+                for (key, _) in data.iter().filter(|(key, _)| generates.values.contains_key(&key.name)) {
+                    errors.add(
+                        key.at,
+                        &format!("{path}.data.{}", key.name),
+                        "is generated; remove it from the template",
+                    );
+                }
+            }
+            ("data", _) => {
+                errors.add(value.at, &format!("{path}.data"), "must be a mapping: beside it values are generated")
+            }
+            ("stringData", _) => {
+                errors.add(
+                    value.at,
+                    &format!("{path}.stringData"),
+                    "is written once only; write `data`, with base64.encode",
+                );
+            }
+            ("immutable", _) => {
+                errors.add(
+                    value.at,
+                    &format!("{path}.immutable"),
+                    "a Secret with generated values can be renewed; remove it",
+                );
+            }
+            _ => {}
+        }
+    }
 }
 
 fn metadata(node: &Node, path: &str, errors: &mut Gathered<'_>) {

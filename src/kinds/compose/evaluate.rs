@@ -9,14 +9,15 @@ use serde_json::{Map, Value as Json};
 
 use super::{
     cel::{Evaluation, Name, Unknown},
-    composition::{Child, Composition, Deletes, RBAC},
+    composition::{Child, Composition, Deletes, Generates, RBAC},
     footprint::role_resource,
     template::{Failed, Template},
 };
 use crate::{
     reconcile::{
         children::{
-            Care, Compose, Composed, Deletion, Desired, Effort, Failure, Key, Order, Related, Type, View, Waiting,
+            Care, Compose, Composed, Deletion, Desired, Effort, Failure, Generate, Key, Order, Related, Type, View,
+            Waiting, without,
         },
         input::{Invalid, NamespaceName, ObjectName},
     },
@@ -27,6 +28,9 @@ use crate::{
 const MOST: usize = 1000;
 /// The API server takes 1.5 MiB, of which some goes to what it writes itself.
 const LARGEST: usize = 1 << 20;
+
+/// The longest text by which a request for new values is told from the one before.
+const LONGEST_RENEW: usize = 128;
 
 const FAILED: &str = "ExpressionFailed";
 
@@ -237,7 +241,7 @@ impl<'a> Pass<'a, '_> {
                 Err(reason) => return Ok(Err(reason)),
             };
             // One that is not there yet has no fields.
-            let there = (self.view.child)(&key).unwrap_or_else(|| Arc::new(Json::Object(Map::new())));
+            let there = self.there(child, &key).unwrap_or_else(|| Arc::new(Json::Object(Map::new())));
             let mut inner = seen.inner();
             inner.show(Name::Myself, &there);
             with_itself = Some(inner);
@@ -261,7 +265,7 @@ impl<'a> Pass<'a, '_> {
             let message = format!("{}: {key} has {size} bytes, and the most is {LARGEST}", child.id);
             return Err(Failure { reason: "ChildTooLarge", message });
         }
-        let there = (self.view.child)(&key);
+        let there = self.there(child, &key);
         let unready = match &there {
             None => Some("not there yet".to_owned()),
             Some(there) if !seen.look_at(there) => {
@@ -277,9 +281,18 @@ impl<'a> Pass<'a, '_> {
             self.unready.entry(&child.id).or_insert_with(|| format!("{key}: {why}"));
         }
         let care = Care { deletion: deletion(child, seen)?, adopt: child.adopt, update: child.update };
-        let held = held.map(str::to_owned);
-        self.composed.children.push(Desired { unready, held, care, ..Desired::new(&child.id, key, object) });
+        let (held, generate) = (held.map(str::to_owned), generate(child, seen)?);
+        self.composed.children.push(Desired { unready, held, care, generate, ..Desired::new(&child.id, key, object) });
         Ok(Ok(there))
+    }
+
+    /// The child as expressions see it: what is generated in it is not for them, whether it says so itself or not.
+    fn there(&self, child: &Child, key: &Key) -> Option<Arc<Json>> {
+        let there = (self.view.child)(key)?;
+        Some(match &child.generates {
+            Some(generates) => without(there, generates.values.keys().map(String::as_str)),
+            None => there,
+        })
     }
 
     /// The key of a child whose template looks at the child itself: its name and its namespace do not.
@@ -354,6 +367,21 @@ fn deletion(child: &Child, seen: &Evaluation) -> Result<Deletion, Failure> {
         Ok(_) => Err(failed(child, "deletion", "must be `Delete` or `Keep`")),
         Err(Unknown::Missing(why, _) | Unknown::Failed(why)) => Err(failed(child, "deletion", &why)),
     }
+}
+
+/// The values that are generated in it, and for which request.
+fn generate(child: &Child, seen: &Evaluation) -> Result<Option<Generate>, Failure> {
+    let Some(Generates { values, renew }) = &child.generates else { return Ok(None) };
+    let renew = match renew.as_ref().map(|renew| renew.value(seen, "renew")).transpose() {
+        Ok(None | Some(None)) => None,
+        Ok(Some(Some(Json::String(text)))) if text.len() <= LONGEST_RENEW => Some(text),
+        Ok(Some(Some(value @ (Json::Number(_) | Json::Bool(_))))) => Some(value.to_string()),
+        Ok(_) => return Err(failed(child, "renew", "must be text of 128 bytes at the most, a number, true or false")),
+        Err(Failed { path, why: Unknown::Missing(why, _) | Unknown::Failed(why) }) => {
+            return Err(failed(child, &path, &why));
+        }
+    };
+    Ok(Some(Generate { values: values.clone(), renew }))
 }
 
 /// The value of a template, or of a part of it; or what it waits for.

@@ -659,7 +659,7 @@ fn settings_of_state_are_read_and_what_makes_no_sense_is_refused() {
         )
     };
     for (text, expected) in [
-        (child(", deletion: Never"), "children[0].deletion: expected `Delete`, `Keep`, or one expression, found `Never`"),
+        (child(", deletion: Never"), "children[0].deletion: expected `Delete`, `Keep`, or one expression, found the text \"Never\""),
         (child(", adopt: Sometimes"), "children[0].adopt: "),
         (child(", update: Replace"), "children[0].update: "),
         (child(", update: Recreate, deletion: Keep"), "children[0].update: would delete a child that is kept"),
@@ -736,4 +736,178 @@ fn an_optional_reference_leaves_the_referrer_where_the_other_is_absent() {
     let with = world.compose(&composition, &parent(json!({"extra": true}))).unwrap();
     assert_eq!((&with.children[1].object["data"]["x"], &with.status["has"]), (&json!("extra"), &json!(true)));
     assert!(errors("related: [{id: r, apiVersion: v1, kind: Secret}]\nchildren: [{id: a, template: {apiVersion: v1, kind: Secret, metadata: {name: \"${related.?r}\"}}}]\n")[0].contains("no optional value"));
+}
+
+#[test]
+fn generated_values_are_asked_for_in_a_secret_only_and_no_expression_sees_them() {
+    let secret = |more: &str, body: &str| {
+        format!(
+            "children:\n- {{id: keys{more}, template: {{apiVersion: v1, kind: Secret, metadata: {{name: keys}}{body}}}}}\n"
+        )
+    };
+    let generate = ", generate: {password: {length: 24}, key: {characters: Bytes}}";
+    let composition = read(
+        &(secret(&format!("{generate}, renew: \"${{parent.spec.?revision.orValue(1)}}\""), ", data: {user: YQ==}")
+            + "- {id: spy, template: {apiVersion: v1, kind: ConfigMap, metadata: {name: spy}, data: {all: \"${json.marshal(children.keys)}\"}}}\n\
+           status: {all: \"${json.marshal(children.keys)}\"}\n"),
+    );
+    let mut world = World::default();
+    let first = world.compose(&composition, &parent(json!({}))).unwrap();
+    let asked = first.children[0].generate.clone().unwrap();
+    assert_eq!(asked.values.keys().collect::<Vec<_>>(), ["key", "password"]);
+    assert_eq!(
+        (asked.values["password"].length, asked.values["key"].length, asked.renew.as_deref()),
+        (24, 32, Some("1"))
+    );
+    assert_eq!(first.children[0].object["data"], json!({"user": "YQ=="}));
+    // What is there is not seen, even where the Secret does not say itself what was generated in it.
+    let mut there = first.clone();
+    there.children[0].object["data"] = json!({"user": "YQ==", "password": "geheim", "key": "geheim"});
+    world.apply(&there, &json!({}));
+    let second = world.compose(&composition, &parent(json!({"revision": "b"}))).unwrap();
+    let all = format!("{:?}{:?}", second.children, second.status);
+    assert!(all.contains("YQ==") && !all.contains("geheim"), "{all}");
+    assert_eq!(second.children[0].generate.as_ref().unwrap().renew.as_deref(), Some("b"));
+    let odd = world.compose(&composition, &parent(json!({"revision": ["x"]}))).unwrap_err();
+    assert!(odd.message.starts_with("keys.renew: must be text"), "{}", odd.message);
+
+    for (text, expected) in [
+        (secret(", renew: x", ""), "children[0].renew: is of a `generate`; remove it"),
+        (secret(", generate: {}", ""), "children[0].generate: expected a mapping of keys"),
+        (
+            secret(", generate: {password: {length: 4}}", ""),
+            "children[0].generate.password.length: expected a whole number from 16 to 1024",
+        ),
+        (secret(", generate: {password: {characters: Emoji}}", ""), "children[0].generate.password.characters: "),
+        (secret(", generate: {password: {size: 4}}", ""), "children[0].generate.password.size: unknown field"),
+        (secret(", generate: {\"a b\": {}}", ""), "children[0].generate.a b: is no key of a Secret"),
+        (secret(&format!("{generate}, update: Recreate"), ""), "children[0].update: would make new values"),
+        (secret(generate, ", data: {password: x}"), "children[0].template.data.password: is generated"),
+        (secret(generate, ", data: \"${parent.spec.data}\""), "children[0].template.data: must be a mapping"),
+        (secret(generate, ", stringData: {user: a}"), "children[0].template.stringData: is written once only"),
+        (secret(generate, ", immutable: true"), "children[0].template.immutable: "),
+        (
+            secret(&format!("{generate}, renew: \"${{self.metadata.uid}}\""), ""),
+            "children[0].renew: sees `parent`, `each` and `index` only",
+        ),
+        (
+            format!("children:\n- {{id: a{generate}, template: {{{CONFIG_MAP}, metadata: {{name: x}}}}}}\n"),
+            "children[0].template: values are generated in a Secret only",
+        ),
+    ] {
+        let found = errors(&text);
+        assert!(found.len() == 1 && found[0].contains(expected), "{expected}: {found:?}");
+    }
+}
+
+/// The examples of config/examples: what each of them shows, step by step.
+mod examples {
+    use super::*;
+
+    fn example(file: &str) -> Composition {
+        shipped(&format!("examples/{file}"))
+    }
+
+    fn numbered(kind: &str, numbers: std::ops::Range<usize>) -> Vec<String> {
+        numbers.map(|number| format!("{kind} ns/p-{number}")).collect()
+    }
+
+    #[test]
+    fn cats_start_one_after_the_other_and_none_goes_for_another() {
+        let composition = example("catset.yaml");
+        let spec = |replicas: u32| parent(json!({"replicas": replicas, "storage": "1Gi", "image": "x"}));
+        let mut world = World { related: [("cats".to_owned(), vec![])].into(), ..World::default() };
+        let first = world.compose(&composition, &spec(3)).unwrap();
+        assert_eq!(names(&first), numbered("PersistentVolumeClaim", 0..3));
+        assert_eq!((first.children[0].care.deletion, first.waiting[0].id.as_str()), (Deletion::Keep, "pods"));
+        world.apply(&first, &json!({}));
+        for (ready, replicas, pods) in [
+            (&[][..], 3, 1),
+            (&[false], 3, 1),
+            (&[true], 3, 2),
+            (&[true, false], 3, 2),
+            (&[true, true], 3, 3),
+            (&[false, false, true], 3, 3),
+            (&[true, true, true], 2, 2),
+        ] {
+            let pod = |(number, ready): (usize, &bool)| {
+                let labels = json!({"examples.leasehold.dev/part": "cat", "examples.leasehold.dev/catset": "p"});
+                let status = if *ready { "True" } else { "False" };
+                Arc::new(
+                    json!({"metadata": {"name": format!("p-{number}"), "namespace": "ns", "labels": labels}, "status": {"conditions": [{"type": "Ready", "status": status}]}}),
+                )
+            };
+            let foreign = json!({"metadata": {"name": "other-0", "namespace": "ns", "labels": {"examples.leasehold.dev/part": "cat"}}});
+            let all = ready.iter().enumerate().map(pod).chain([Arc::new(foreign)]).collect();
+            world.related.insert("cats".to_owned(), all);
+            let composed = world.compose(&composition, &spec(replicas)).unwrap();
+            let cats: Vec<_> = names(&composed).into_iter().filter(|name| name.starts_with("Pod ")).collect();
+            assert_eq!(cats, numbered("Pod", 0..pods), "{ready:?}");
+        }
+    }
+
+    #[test]
+    fn the_service_turns_when_the_other_colour_is_available() {
+        let composition = example("bluegreen.yaml");
+        let colour = json!({"image": "x", "replicas": 2});
+        let spec = |active: &str| parent(json!({"active": active, "blue": colour, "green": colour}));
+        let mut world = World::default();
+        let first = world.compose(&composition, &spec("green")).unwrap();
+        assert_eq!(names(&first), ["Deployment ns/p-blue", "Deployment ns/p-green"]);
+        for (available, held) in [(1, true), (2, false)] {
+            world.apply(&first, &json!({"observedGeneration": 1, "availableReplicas": available}));
+            for kept in world.children.values_mut() {
+                Arc::make_mut(kept)["metadata"]["generation"] = json!(1);
+            }
+            let composed = world.compose(&composition, &spec("green")).unwrap();
+            let service = &composed.children[2];
+            assert_eq!((service.held.is_some(), &service.object["spec"]["selector"]["color"]), (held, &json!("green")));
+        }
+        let alone = parent(json!({"active": "green", "green": colour}));
+        assert_eq!(names(&world.compose(&composition, &alone).unwrap()), ["Deployment ns/p-green", "Service ns/p"]);
+    }
+
+    #[test]
+    fn another_list_of_tasks_is_another_run() {
+        let composition = example("indexedjob.yaml");
+        let of = |tasks: &[&str]| {
+            let mut world = World::default();
+            let parent = parent(json!({"image": "x", "tasks": tasks}));
+            let first = world.compose(&composition, &parent).unwrap();
+            world.apply(&first, &json!({}));
+            let second = world.compose(&composition, &parent).unwrap();
+            (second.children[0].object["data"].clone(), second.children[1].clone())
+        };
+        let (tasks, job) = of(&["a", "b"]);
+        assert_eq!((tasks, &job.object["spec"]["completions"]), (json!({"0": "a", "1": "b"}), &json!(2)));
+        assert_eq!(job.care.update, Update::Recreate);
+        assert_ne!(of(&["a", "c"]).1.object, job.object);
+    }
+
+    #[test]
+    fn a_team_connects_when_its_database_is_ready_and_nothing_of_it_goes_with_the_team() {
+        let composition = example("teamdatabase.yaml");
+        let without = parent(json!({"storage": "10Gi"}));
+        let mut world = World::default();
+        for _ in 0..2 {
+            let composed = world.compose(&composition, &without).unwrap();
+            world.apply(&composed, &json!({"readyInstances": 1}));
+        }
+        let composed = world.compose(&composition, &without).unwrap();
+        assert_eq!(names(&composed), ["Secret ns/p-owner", "PostgresCluster ns/p", "ConfigMap ns/p-connection"]);
+        let [secret, cluster, connection] = &composed.children[..] else { panic!() };
+        assert!(secret.generate.is_some() && secret.care == cluster.care && cluster.care.deletion == Deletion::Keep);
+        assert!(connection.held.as_deref().is_some_and(|why| why.contains("until cluster is ready")), "{connection:?}");
+        assert_eq!(connection.object["data"]["backups"], "none");
+        world.apply(&composed, &json!({"readyInstances": 2}));
+        let ready = world.compose(&composition, &without).unwrap();
+        assert_eq!((&ready.children[2].held, &ready.status["ready"]), (&None, &json!(2)));
+        // What may be absent is waited for when it is asked for.
+        let with =
+            world.compose(&composition, &parent(json!({"storage": "10Gi", "backups": {"schedule": "daily"}}))).unwrap();
+        assert_eq!(
+            (with.children[2].key.of.kind.as_str(), with.waiting[0].id.as_str()),
+            ("PostgresBackup", "connection")
+        );
+    }
 }

@@ -87,7 +87,10 @@ fn differing(live: &Value, wanted: &Value, at: &mut Vec<String>, found: &mut Vec
     match (live, wanted) {
         (Value::Object(live), Value::Object(wanted)) => {
             for (name, value) in wanted.iter().filter(|(_, value)| !value.is_null()) {
-                // What marks a child as ours is no field that anyone would miss.
+                // What names its type is the same, and need not stand in a list. What marks a child as ours nobody would miss.
+                if at.is_empty() && ["apiVersion", "kind"].contains(&name.as_str()) {
+                    continue;
+                }
                 if name.starts_with("leasehold.dev/")
                     || name == MANAGED_BY
                     || (name == "ownerReferences" && at.len() == 1)

@@ -121,13 +121,45 @@ pub struct Desired {
     pub held: Option<String>,
     /// How it is treated.
     pub care: Care,
+    /// Values of a Secret that nobody says: they are made once, and stay.
+    pub generate: Option<Generate>,
 }
 
 impl Desired {
     /// A child that is ready when it is there, and that is treated as most are.
     pub fn new(id: &str, key: Key, object: Value) -> Self {
-        Self { id: id.to_owned(), key, object, unready: None, held: None, care: Care::default() }
+        Self { id: id.to_owned(), key, object, unready: None, held: None, care: Care::default(), generate: None }
     }
+}
+
+/// Values of a Secret that are made once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Generate {
+    /// By the key in `data`.
+    pub values: BTreeMap<String, Recipe>,
+    /// They are made anew when this is another text than when they were made.
+    pub renew: Option<String>,
+}
+
+/// How a value is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recipe {
+    /// How many characters, or bytes.
+    pub length: u16,
+    /// Of which.
+    pub characters: Characters,
+}
+
+/// What a value is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Characters {
+    /// Letters and digits, which mean nothing to a shell or a URL.
+    #[default]
+    Alphanumeric,
+    /// Digits of base 16.
+    Hex,
+    /// Any bytes, as a key is.
+    Bytes,
 }
 
 /// How a child is treated.

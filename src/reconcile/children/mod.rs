@@ -28,6 +28,7 @@ mod desired;
 mod fights;
 #[cfg(test)]
 mod finalized;
+mod generated;
 #[cfg(test)]
 mod interleavings;
 #[cfg(test)]
@@ -50,14 +51,15 @@ use std::{
 };
 
 pub use desired::{
-    Adopt, Care, Compose, Composed, Deletion, Desired, Effort, Failure, Key, Order, Related, Type, Update, View,
-    Waiting,
+    Adopt, Care, Characters, Compose, Composed, Deletion, Desired, Effort, Failure, Generate, Key, Order, Recipe,
+    Related, Type, Update, View, Waiting,
 };
 use futures::{
     FutureExt, Stream, StreamExt,
     future::{BoxFuture, ready},
     stream,
 };
+pub use generated::{hide, without};
 use kube::Api;
 use serde_json::Value;
 use tokio::sync::OnceCell;

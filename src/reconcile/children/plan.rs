@@ -24,6 +24,7 @@ use super::{
     adopt::{bears_marks, marking, may_adopt, owners_kept},
     applied::{digest, is_as_applied, is_created},
     fights::{CONTESTED, Decision, Fights, Rival, rival},
+    generated::{Values, hide, mark},
     order::{Going, is_to_be_held, turn},
     ours::{Claim, is_ours, is_superfluous},
     report::Done,
@@ -78,6 +79,8 @@ pub(super) struct Write {
     pub(super) how: How,
     /// If the API server refuses the change of a field, it may be deleted and made anew.
     pub(super) recreates: bool,
+    /// Values that are generated, which `object` lacks.
+    pub(super) values: Option<Values>,
 }
 
 /// How a child is written.
@@ -91,8 +94,10 @@ pub(super) enum How {
         /// It is as it was created, in this version: what the creation owns becomes what an apply owns first, or no field of
         /// it could ever be removed.
         created: Option<String>,
-        /// It is taken over in this version of it, which is the one that was told.
+        /// It is written in this version of it only.
         version: Option<String>,
+        /// It is taken over.
+        is_adopted: bool,
         /// A merge patch that takes off owner references that cannot stand beside ours.
         disown: Option<Value>,
     },
@@ -176,6 +181,9 @@ impl Owner {
         } else if self.can_own(&child.key) {
             metadata["ownerReferences"] = json!([self.reference]);
         }
+        if let Some(generate) = &child.generate {
+            mark(&mut metadata["annotations"], generate);
+        }
         // Marks are written whatever the update is, so they make no child an old one.
         let digest = digest(if child.care.update == Update::OnDelete { &child.object } else { &object });
         // Neither is part of the digest: a new generation alone is no reason to write a child.
@@ -197,7 +205,7 @@ impl Mine {
     /// The child of that key, if it is the object's; `seen` is what was last seen of it.
     pub(super) fn child(&self, key: &Key, seen: impl FnOnce() -> Option<Arc<Value>>) -> Option<Arc<Value>> {
         let child = self.fresh.get(key).cloned().or_else(seen);
-        child.filter(|child| is_ours(&meta(child), &self.owner.claim()))
+        child.filter(|child| is_ours(&meta(child), &self.owner.claim())).map(hide)
     }
 }
 
@@ -468,13 +476,16 @@ impl Plan {
             let live = self.child(&key, seen);
             let (object, digest) = self.owner.dressed(child);
             let held = child.held.as_ref().map(|why| format!("{} waits {why}", child.id));
+            let values = child.generate.as_ref().map(|generate| Values::of(generate, live.as_deref()));
             let Some(live) = live else {
                 if let Some(held) = held {
                     self.held.insert(key, held);
                     continue;
                 }
                 match self.decide(&key, &digest, None, &object, now) {
-                    Action::Write => writes.push(Write { key, object, digest, how: How::Create, recreates: false }),
+                    Action::Write => {
+                        writes.push(Write { key, object, digest, how: How::Create, recreates: false, values })
+                    }
                     Action::Read => to_read.push(key),
                     Action::Leave => {}
                 }
@@ -501,7 +512,13 @@ impl Plan {
             let only_marks = child.care.update == Update::OnDelete;
             let is_settled = match only_marks {
                 true => bears_marks(&live, &object),
-                false => is_as_applied(&live, &object, &digest, &self.owner.manager),
+                false => match &values {
+                    None => is_as_applied(&live, &object, &digest, &self.owner.manager),
+                    Some(values) => {
+                        is_as_applied(&live, &values.carried_by(&object), &digest, &self.owner.manager)
+                            && values.is_complete()
+                    }
+                },
             };
             if meta.deletion_timestamp.is_some() {
                 let message = format!("{key} is being deleted");
@@ -521,10 +538,10 @@ impl Plan {
                         let how = if only_marks {
                             How::Mark(marking(&live, &object, &self.owner))
                         } else {
-                            How::apply(&live, meta, is_adopted, &self.owner)
+                            How::apply(&live, meta, &object, (is_adopted, values.is_some()), &self.owner)
                         };
                         let recreates = child.care.update == Update::Recreate;
-                        writes.push(Write { key, object, digest, how, recreates });
+                        writes.push(Write { key, object, digest, how, recreates, values });
                     }
                     Action::Read => to_read.push(key),
                     Action::Leave => {}
@@ -612,14 +629,24 @@ struct Writes {
 
 impl How {
     /// A child that is there is applied. `is_adopted`: it was another's.
-    fn apply(live: &Value, meta: ObjectMeta, is_adopted: bool, owner: &Owner) -> Self {
+    /// `is_valued`: a value of it that was seen is written, which must be none that was there before.
+    fn apply(
+        live: &Value,
+        meta: ObjectMeta,
+        dressed: &Value,
+        (is_adopted, is_valued): (bool, bool),
+        owner: &Owner,
+    ) -> Self {
         let version = meta.resource_version.clone().unwrap_or_default();
-        let disown = owners_kept(&meta, owner).map(
-            |owners| json!({"metadata": {"uid": meta.uid, "resourceVersion": version, "ownerReferences": owners}}),
-        );
+        let disown = owners_kept(&meta, owner).map(|owners| match is_adopted {
+            // The accounts of kinds may write what bears their marks, and nothing else.
+            true => marking(live, dressed, owner),
+            false => json!({"metadata": {"uid": meta.uid, "resourceVersion": version, "ownerReferences": owners}}),
+        });
         Self::Apply {
             created: is_created(live, &owner.manager).then(|| version.clone()),
-            version: is_adopted.then_some(version),
+            version: (is_adopted || is_valued).then_some(version),
+            is_adopted,
             uid: meta.uid.unwrap_or_default(),
             disown,
         }
@@ -672,7 +699,7 @@ pub(super) fn meta(object: &Value) -> ObjectMeta {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reconcile::children::{Adopt, Care};
+    use crate::reconcile::children::{Adopt, Care, Characters, Generate, Recipe};
 
     const NOW: Moment = Moment::after_origin(std::time::Duration::from_secs(3600));
 
@@ -806,6 +833,11 @@ mod tests {
         }
     }
 
+    fn filled<const WITH: u8>(bytes: &mut [u8]) -> Option<()> {
+        bytes.fill(WITH);
+        Some(())
+    }
+
     fn key() -> Key {
         Key { of: Arc::new(config_map()), namespace: Some("ns".to_owned()), name: "a".to_owned() }
     }
@@ -880,6 +912,72 @@ mod tests {
             let step = there.next(&mut plan());
             let Step::Report(Outcome::Done(done)) = step else { panic!("{step:?}") };
             assert_eq!(done.held, ["child waits until db is ready: it is not"]);
+        }
+    }
+
+    /// A view that is behind would set a value back that was made anew since.
+    #[test]
+    fn a_generated_value_is_carried_in_the_version_in_which_it_was_seen_and_a_new_one_is_made_on_request() {
+        let secret = || Key {
+            of: Arc::new(Type::new("", "v1", "Secret")),
+            namespace: Some("ns".to_owned()),
+            name: "a".to_owned(),
+        };
+        struct Kept(Value, &'static str);
+        impl Kept {
+            fn next(&self, plan: &mut Plan, key: Key) -> Step {
+                assert!(matches!(plan.next(self, NOW), Step::Compose));
+                let recipe = Recipe { length: 24, characters: Characters::Alphanumeric };
+                let generate =
+                    Generate { values: [("password".to_owned(), recipe)].into(), renew: Some(self.1.to_owned()) };
+                let object =
+                    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a", "namespace": "ns"}});
+                let child = Desired { generate: Some(generate), ..Desired::new("child", key, object) };
+                plan.composed(Ok(Composed { children: vec![child], ..Composed::default() }));
+                plan.next(self, NOW)
+            }
+        }
+        impl Cached for Kept {
+            fn child(&self, _: &Key) -> Option<Arc<Value>> {
+                (!self.0.is_null()).then(|| Arc::new(self.0.clone()))
+            }
+
+            fn children(&self) -> Vec<Key> {
+                Vec::new()
+            }
+
+            fn is_current(&self) -> bool {
+                true
+            }
+
+            fn unserved(&self, _: &Type) -> Option<Trouble> {
+                None
+            }
+        }
+        let Step::Write(first) = Kept(Value::Null, "1").next(&mut plan(), secret()) else { panic!() };
+        let Write { object, values: Some(values), how: How::Create, .. } = &first[0] else { panic!("{first:?}") };
+        let mut live = values.all_in(object, filled::<7>).unwrap();
+        assert_eq!(live["metadata"]["annotations"]["leasehold.dev/generated"], "password");
+        let fields = json!({"f:data": {".": {}, "f:password": {}}, "f:metadata": {
+            "f:labels": {".": {}, "f:leasehold.dev/shard": {}},
+            "f:annotations": {".": {}, "f:leasehold.dev/applied": {}, "f:leasehold.dev/owner": {}, "f:leasehold.dev/owner-generation": {},
+                "f:leasehold.dev/child": {}, "f:leasehold.dev/generated": {}, "f:leasehold.dev/renewed-for": {}},
+            "f:ownerReferences": {".": {}, "k:{\"uid\":\"u\"}": {}},
+        }});
+        live["metadata"]["uid"] = json!("it");
+        live["metadata"]["resourceVersion"] = json!("7");
+        live["metadata"]["managedFields"] =
+            json!([{"manager": "leasehold/widget", "operation": "Apply", "fieldsV1": fields}]);
+        let step = Kept(live.clone(), "1").next(&mut plan(), secret());
+        assert!(matches!(step, Step::Report(_)), "it is as it shall be: {step:?}");
+        for (renew, is_new) in [("1", false), ("2", true)] {
+            let mut changed = live.clone();
+            changed["metadata"]["annotations"][APPLIED] = json!("older");
+            let Step::Write(writes) = Kept(changed, renew).next(&mut plan(), secret()) else { panic!() };
+            let How::Apply { version: Some(version), .. } = &writes[0].how else { panic!("{writes:?}") };
+            assert_eq!((version.as_str(), writes[0].object.get("data")), ("7", None));
+            let made = writes[0].values.as_ref().unwrap().all_in(&writes[0].object, filled::<9>).unwrap();
+            assert_eq!(made["data"]["password"] != live["data"]["password"], is_new, "{renew}");
         }
     }
 

@@ -9,6 +9,7 @@ use kube::{
     core::Request,
     discovery::Scope,
 };
+use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 
 use super::{
@@ -163,10 +164,19 @@ impl<'a> Family<'a> {
         }
     }
 
-    async fn write(&self, Write { key, object, how, recreates, .. }: &Write) -> Wrote {
+    async fn write(&self, Write { key, object, how, recreates, values, .. }: &Write) -> Wrote {
         let api = match self.api(key) {
             Ok(api) => api,
             Err(trouble) => return Wrote::Refused(trouble),
+        };
+        let with_values = values.as_ref().map(|values| values.all_in(object, random));
+        let object = match &with_values {
+            None => object,
+            Some(Some(object)) => object,
+            Some(None) => {
+                let message = format!("{key}: the system has no random bytes to generate its values of");
+                return Wrote::Refused(Trouble::new("GenerateFailed", message));
+            }
         };
         let written = match how {
             How::Create => match self.create(&api, object, false).await {
@@ -208,15 +218,18 @@ impl<'a> Family<'a> {
         how: &How,
     ) -> Result<DynamicObject, Error> {
         let mut patch = object.clone();
-        if let How::Apply { uid, created, version, disown } = how {
-            if let Some(version) = created {
-                self.own_by_apply(api, key, uid, version).await?;
-            }
-            let mut version = version.clone();
+        if let How::Apply { uid, created, version, disown, is_adopted } = how {
+            let mut at = version.clone();
             if let Some(disown) = disown {
-                let disowned = self.merge(api, key, disown).await?;
-                version = version.and(disowned.metadata.resource_version);
+                at = self.merge(api, key, disown).await?.metadata.resource_version;
             }
+            // What this merge patch has written belongs to the apply as well, as what a creation has.
+            if let Some(created) = created.as_ref().or(at.as_ref().filter(|_| *is_adopted && disown.is_some())) {
+                let owned = self.own_by_apply(api, key, uid, created).await?;
+                // If it has changed in between, the apply is refused.
+                at = owned.filter(|(from, _)| Some(from) == at.as_ref()).map(|(_, to)| to).or(at);
+            }
+            let version = version.as_ref().and(at);
             // It applies to this very object only, and takes back the fields that other managers took from us.
             patch["metadata"]["uid"] = json!(uid);
             if let Some(version) = version {
@@ -270,7 +283,14 @@ impl<'a> Family<'a> {
 
     /// What the creation of a child owns becomes what an apply owns, as client-go's csaupgrade does it: or a field that is no
     /// longer desired would stay, because the creation goes on owning it.
-    async fn own_by_apply(&self, api: &Api<DynamicObject>, key: &Key, uid: &str, version: &str) -> Result<(), Error> {
+    /// Returns from which version to which, if there was anything to do.
+    async fn own_by_apply(
+        &self,
+        api: &Api<DynamicObject>,
+        key: &Key,
+        uid: &str,
+        version: &str,
+    ) -> Result<Option<(String, String)>, Error> {
         let manager = &self.it.manager;
         let mut found = self.cached(key).filter(|seen| resource_version(seen) == Some(version));
         for attempt in 1.. {
@@ -278,12 +298,12 @@ impl<'a> Family<'a> {
                 Some(live) => live,
                 None => match api.get_opt(&key.name).await? {
                     Some(live) => Arc::new(serde_json::to_value(live).unwrap_or_default()),
-                    None => return Ok(()),
+                    None => return Ok(None),
                 },
             };
             let Some(entry) = created_entry(&live, manager).filter(|_| super::uid(&live) == Some(uid)) else {
                 // The apply itself is refused if it is another object.
-                return Ok(());
+                return Ok(None);
             };
             let patch = json!([
                 {"op": "test", "path": "/metadata/resourceVersion", "value": resource_version(&live)},
@@ -294,13 +314,16 @@ impl<'a> Family<'a> {
                 .body(serde_json::to_vec(&patch).map_err(Error::SerdeError)?)
                 .map_err(Error::HttpError)?;
             match self.it.term.client().request::<DynamicObject>(request).await {
-                Ok(_) => return Ok(()),
+                Ok(owned) => {
+                    let from = resource_version(&live).map(str::to_owned);
+                    return Ok(from.zip(owned.metadata.resource_version));
+                }
                 // It has changed since.
                 Err(Error::Api(refused)) if matches!(refused.code, 409 | 422) && attempt < ATTEMPTS => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Deletes them one by one, or releases those that are kept, and tells the plan.
@@ -436,6 +459,11 @@ impl<'a> Family<'a> {
     fn refused(&self, key: &Key, verb: &str, error: &Error) -> Trouble {
         Trouble::new(reason(error), format!("{verb} {key}: {}", message_of(self.it.is_secretive, key, error)))
     }
+}
+
+/// Random bytes that nobody can foretell.
+fn random(bytes: &mut [u8]) -> Option<()> {
+    SystemRandom::new().fill(bytes).ok()
 }
 
 fn resource_version(object: &Value) -> Option<&str> {

@@ -28,6 +28,10 @@ pub const CHILD: &str = "leasehold.dev/child";
 pub const DELETION: &str = "leasehold.dev/deletion";
 /// The value of [`DELETION`] of a child that stays.
 pub const KEEP: &str = "Keep";
+/// Annotation: the keys of a Secret whose values were generated, between commas. No expression sees those.
+pub const GENERATED: &str = "leasehold.dev/generated";
+/// Annotation: what was asked for when those values were made last.
+pub const RENEWED_FOR: &str = "leasehold.dev/renewed-for";
 /// The well-known label that says who manages an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Our value of [`MANAGED_BY`].
