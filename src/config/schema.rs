@@ -231,7 +231,10 @@ mod tests {
         };
         let builtin = ["propagation", "expiry", "scale-schedule"];
         fits(&read("leasehold.yaml"), &configuration(&builtin), "");
-        for name in ["tenant.yaml", "webapp.yaml"] {
+        fits(&read("examples/leasehold.yaml"), &configuration(&builtin), "");
+        let examples =
+            ["catset", "bluegreen", "indexedjob", "teamdatabase"].map(|name| format!("examples/{name}.yaml"));
+        for name in ["tenant.yaml", "webapp.yaml"].into_iter().chain(examples.iter().map(String::as_str)) {
             fits(&read(name), &composition(), name);
         }
     }

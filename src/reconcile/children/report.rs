@@ -65,6 +65,8 @@ pub(super) fn status(current: Option<&Status>, meta: &ObjectMeta, outcome: &Outc
             conditions.set(APPLIED, ConditionStatus::Unknown, reason, "");
         }
         Outcome::Blocked(Trouble { reason, message }) => {
+            // Since when they wait is not forgotten for that.
+            conditions.keep(DEPENDENCIES_READY);
             conditions.set(APPLIED, ConditionStatus::False, reason, message);
         }
         Outcome::Done(Done { trouble, waiting, held, outdated, unready, failed, own: said, stale }) => {
@@ -206,6 +208,33 @@ mod tests {
         );
         assert_eq!(&*after.own, r#"{"phase":"Active"}"#);
         assert_eq!(status(Some(&before), &meta(), &outcome, Timestamp::MAX), before, "nothing new, whatever the time");
+    }
+
+    #[test]
+    fn what_waits_for_another_to_be_ready_says_since_when() {
+        let said = |before: Option<&Status>, held: &[&str], second| {
+            let held = held.iter().map(|text| (*text).to_owned()).collect();
+            let outcome = Outcome::Done(Done { held, ..Done::default() });
+            status(before, &meta(), &outcome, Timestamp::from_second(second).unwrap())
+        };
+        let of = |status: &Status, type_: &str| status.conditions.iter().find(|it| it.type_ == type_).cloned();
+        let first = said(None, &["app waits until db is ready: no"], 10);
+        assert_eq!(of(&first, "Applied").unwrap().reason, "WaitingFor");
+        let waits = of(&first, DEPENDENCIES_READY).unwrap();
+        assert_eq!((&*waits.status, &*waits.message), ("Unknown", "app waits until db is ready: no"));
+        let blocked = Outcome::Blocked(Trouble::new("Adopting", "x"));
+        let blocked = status(Some(&first), &meta(), &blocked, Timestamp::from_second(20).unwrap());
+        let later = said(Some(&blocked), &["app waits until db is ready: still not"], 30);
+        assert_eq!(of(&later, DEPENDENCIES_READY).unwrap().last_transition_time, waits.last_transition_time);
+        assert_eq!(of(&said(Some(&later), &[], 40), DEPENDENCIES_READY), None);
+    }
+
+    #[test]
+    fn what_is_made_anew_by_a_deletion_is_named_and_in_no_ones_way() {
+        let outcome = Outcome::Done(Done { outdated: vec!["Job ns/x".to_owned()], ..Done::default() });
+        let all = status(None, &meta(), &outcome, Timestamp::UNIX_EPOCH).conditions;
+        assert_eq!((&*all[1].status, &*all[1].reason), ("True", ON_DELETE));
+        assert!(all[1].message.ends_with("Job ns/x") && all[3].status == "True", "{all:?}");
     }
 
     #[test]

@@ -79,6 +79,11 @@ impl<'a> Conditions<'a> {
         });
     }
 
+    /// Keeps a condition as it was before, if it was there.
+    pub(in crate::reconcile) fn keep(&mut self, type_: &str) {
+        self.next.extend(self.previous.iter().find(|before| before.type_ == type_).cloned());
+    }
+
     /// Says that the object is paused. What else was said of it stays, but for whether it is applied, which is not known.
     pub(in crate::reconcile) fn pause(&mut self, (reason, message): (&str, String)) {
         let stays = |it: &&Condition| ![READY, APPLIED, PAUSED_CONDITION].contains(&it.type_.as_str());
