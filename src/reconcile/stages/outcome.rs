@@ -7,7 +7,7 @@ use super::Stages;
 use crate::{
     reconcile::{
         asked,
-        conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions, READY, SPEC_VALID},
+        conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions, SPEC_VALID},
         controller::RequeueAfter,
         status::{Reported, Stamped},
     },
@@ -108,7 +108,7 @@ pub fn status<S: Stages>(
     match outcome {
         Outcome::Paused => {
             // What was reported before is about an older spec, and stays.
-            let seen = previous.iter().find(|it| it.type_ == READY).and_then(|it| it.observed_generation);
+            let seen = previous.iter().find(|it| it.type_ == SPEC_VALID).and_then(|it| it.observed_generation);
             let mut status = current.cloned().unwrap_or_default();
             conditions.pause(asked::paused(object.meta()));
             status.set(seen, conditions.with_ready());
