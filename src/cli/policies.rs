@@ -361,7 +361,10 @@ impl Installation {
                 )
             })
             .collect();
-        let marked = format!("variables.tells ||\n{}", any(&marked));
+        // The replicas' own account holds elections as well, whether a kind acts as it or not.
+        let elects =
+            if composed.contains_key(&self.replicas) { format!(" ||\n{}", self.elections()) } else { String::new() };
+        let marked = format!("variables.tells{elects} ||\n{}", any(&marked));
         let confined: Vec<_> = { composed.iter().filter(|(_, account)| !account.confined.is_empty()) }
             .map(|(name, account)| {
                 format!(
@@ -550,6 +553,8 @@ mod tests {
         let all = policies(kinds, &[("a.yaml", MAPS)]);
         let children = text(&all, "robots-children").unwrap();
         assert!(children.contains("request.userInfo.username in ['system:serviceaccount:ours:robots']"), "{children}");
+        let elects = "variables.account == 'robots' && request.namespace == 'locks' && variables.key == 'coordination.k8s.io/leases'";
+        assert!(children.contains(elects), "it could hold no election: {children}");
         let own = text(&all, "robots-own-namespace").unwrap();
         assert!(own.contains(r#""values":["ours"]"#), "{own}");
         assert!(own.contains("request.namespace == 'locks' && variables.key == 'coordination.k8s.io/leases'"), "{own}");

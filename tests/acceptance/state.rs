@@ -21,6 +21,10 @@ use crate::{
 
 /// A kind of a composition, two replicas that have the rights that `leasehold rbac` prints for it, and no others.
 async fn set<'a>(stage: &'a Stage, composition: &str) -> Result<Things<'a>> {
+    configured(stage, composition).await?.with(2).await
+}
+
+async fn configured<'a>(stage: &'a Stage, composition: &str) -> Result<Things<'a>> {
     let things = Things::without_replicas(stage).await?;
     std::fs::write(
         things.folder.path().join("thing.yaml"),
@@ -40,24 +44,63 @@ async fn set<'a>(stage: &'a Stage, composition: &str) -> Result<Things<'a>> {
         .cluster
         .kubectl(&["delete", "clusterrolebinding", &format!("{namespace}-children"), &format!("{namespace}-things")])
         .await?;
-    things.with(2).await
+    Ok(things)
+}
+
+/// And the policies that `leasehold policies` prints: its accounts write no more than those let through.
+async fn hold_to_policies(stage: &Stage, things: &Things<'_>) -> Result<()> {
+    let mut command = leasehold();
+    command.args(["policies", "--namespace", &stage.namespace, "--service-account", "observer", "-f"]);
+    let printed = Said::by(command.arg(things.folder.path())).await?;
+    ensure(printed.code == Some(0), || format!("{printed:?}"))?;
+    stage.cluster.apply(&printed.stdout).await?;
+    // What bears no mark is not for the account to write, until it bears them.
+    let namespace = format!("{}-home", stage.namespace);
+    let account = format!("system:serviceaccount:{}:observer", stage.namespace);
+    let patch = |labels: &'static str| {
+        let patch = format!("{{\"metadata\": {{\"labels\": {{{labels}}}}}}}");
+        let (namespace, account) = (namespace.clone(), account.clone());
+        async move {
+            let arguments = [
+                "patch",
+                "configmap",
+                "kube-root-ca.crt",
+                "-n",
+                &namespace,
+                "--as",
+                &account,
+                "--type=merge",
+                "--dry-run=server",
+                "-p",
+                &patch,
+            ];
+            anyhow::Ok(
+                stage.cluster.kubectl(&arguments).await.err().map(|error| format!("{error:#}")).unwrap_or_default(),
+            )
+        }
+    };
+    let refused = |said: &String| said.contains("it is no child of an object of its kinds");
+    eventually("the policies hold", PATIENCE, || patch("\"a\": \"b\""), refused).await?;
+    Ok(())
 }
 
 /// The objects of a play.
 struct World<'a> {
     things: &'a Things<'a>,
     stage: &'a Stage,
+    /// The namespace of its objects.
+    home: String,
 }
 
 impl World<'_> {
     fn of<'a>(stage: &'a Stage, things: &'a Things<'a>) -> World<'a> {
-        World { things, stage }
+        World { things, stage, home: stage.namespace.clone() }
     }
 
     fn api(&self, version: &str, kind: &str) -> Api<DynamicObject> {
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-        Api::namespaced_with(self.stage.client.clone(), &self.stage.namespace, &resource)
+        Api::namespaced_with(self.stage.client.clone(), &self.home, &resource)
     }
 
     fn parents(&self) -> Api<DynamicObject> {
@@ -69,7 +112,7 @@ impl World<'_> {
     }
 
     async fn put(&self, name: &str, spec: Value) -> Result<()> {
-        let metadata = json!({"name": name, "namespace": self.stage.namespace});
+        let metadata = json!({"name": name, "namespace": self.home});
         let object = json!({"apiVersion": format!("{}/v1", self.things.group), "kind": "Thing", "metadata": metadata, "spec": spec});
         self.stage.cluster.apply(&object.to_string()).await?;
         Ok(())
@@ -78,7 +121,7 @@ impl World<'_> {
     async fn map(&self, name: &str, metadata: Value, data: Value) -> Result<String> {
         let mut object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data});
         object["metadata"]["name"] = json!(name);
-        object["metadata"]["namespace"] = json!(self.stage.namespace);
+        object["metadata"]["namespace"] = json!(self.home);
         self.stage.cluster.apply(&object.to_string()).await?;
         uid(&self.maps(), name).await
     }
@@ -173,9 +216,14 @@ const KEPT: &str = r#"children:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_kept_adopted_or_restored_is_never_deleted_and_never_overwritten_unannounced() -> Result<()> {
-    play(Stage::set("kept", 1).await?, |stage| async move {
-        let things = set(stage, KEPT).await?;
-        let world = World::of(stage, &things);
+    // Apart: the policies are about the whole cluster. In the namespace of the replicas they let no children through.
+    play(Stage::set_apart("kept", 1).await?, |stage| async move {
+        let home = format!("{}-home", stage.namespace);
+        stage.cluster.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {home}}}}}")).await?;
+        let things = configured(stage, KEPT).await?;
+        hold_to_policies(stage, &things).await?;
+        let things = things.with(2).await?;
+        let world = World { home, ..World::of(stage, &things) };
         let maps = world.maps();
         world.put("it", json!({"value": "1", "extra": true})).await?;
         world.ready("it").await?;
@@ -233,7 +281,7 @@ async fn what_is_kept_adopted_or_restored_is_never_deleted_and_never_overwritten
         // Another object that wants the same has to do without, whatever its setting.
         world.put("second", json!({"value": "1", "take": "shared"})).await?;
         let said = world.says("second", "Applied", "False", "ChildConflict").await?["message"].to_string();
-        ensure(said.contains(&format!("belongs to {}/first", stage.namespace)), || said)?;
+        ensure(said.contains(&format!("belongs to {}/first", world.home)), || said)?;
         world.hand_over().await?;
         world.ready("first").await?;
         world.value("shared", "first").await?;
@@ -276,7 +324,7 @@ async fn what_is_kept_adopted_or_restored_is_never_deleted_and_never_overwritten
         let deleted = writes(stage, before)?.into_iter().find(|event| event.verb == "delete");
         ensure(deleted.is_none(), || format!("{deleted:#?}"))?;
 
-        judge(stage, &things)?;
+        judge(stage, &world.home)?;
         ensure(uid(&maps, "owned-data").await? == owned, || "it was replaced".to_owned())
     })
     .await;
@@ -284,7 +332,7 @@ async fn what_is_kept_adopted_or_restored_is_never_deleted_and_never_overwritten
 }
 
 /// Nothing of value was deleted by us at any moment, or created a second time; and what was taken over was told before.
-fn judge(stage: &Stage, things: &Things<'_>) -> Result<()> {
+fn judge(stage: &Stage, home: &str) -> Result<()> {
     let all = writes(stage, 0)?;
     let of_value = |name: &str| ["-data", "-extra", "shared"].iter().any(|end| name.ends_with(end));
     let mut announced = Vec::new();
@@ -310,15 +358,14 @@ fn judge(stage: &Stage, things: &Things<'_>) -> Result<()> {
             && is_first
         {
             taken += 1;
-            let of_it =
-                |message: &&String| message.contains(&format!("{}/{name} is there and is taken over", stage.namespace));
+            let of_it = |message: &&String| message.contains(&format!("{home}/{name} is there and is taken over"));
             ensure(announced.iter().any(|message| of_it(&message)), || {
                 format!("{name} was taken unannounced: {announced:?}")
             })?;
         }
     }
     // Twice a kept one, one of another controller, one of a backup.
-    ensure(taken >= 4, || format!("{taken} were taken over, of {}", things.kind()))
+    ensure(taken >= 4, || format!("{taken} were taken over"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
