@@ -89,6 +89,8 @@ struct Account {
     roles: BTreeSet<String>,
     /// Types that are confined to namespaces that its kinds make.
     confined: BTreeSet<String>,
+    /// Types of which it may take over what is not ours yet.
+    adopts: BTreeSet<String>,
     /// Whether a kind of it is a program, which may write what bears no mark of ours.
     is_program: bool,
     /// Whether a file gives Pods what others do not have.
@@ -138,6 +140,7 @@ impl Installation {
                 }
             }
             account.confined.extend(composition.confined().into_iter().map(|of| key(&of.group, &of.plural)));
+            account.adopts.extend(composition.adopts().into_iter().map(|of| key(&of.group, &of.plural)));
             account.makes_powerful_pods |= composition.makes_powerful_pods();
         }
         // What one kind makes anywhere is not confined for another one of the same account.
@@ -355,14 +358,25 @@ impl Installation {
                     format!("(it.apiVersion.startsWith({}) && it.kind == {})", quoted(&format!("{group}/")), quoted(kind))
                 };
                 let owners: Vec<_> = account.owners.iter().map(owner).collect();
+                // What is taken over bears the marks from then on.
+                let adopts = match account.adopts.is_empty() {
+                    true => String::new(),
+                    false => format!(
+                        " ||\n(request.operation == 'UPDATE' && variables.resource in {} && dyn(object).metadata.?labels[?{}].orValue('') in {})",
+                        list(&account.adopts), quoted(SHARD), list(&account.shards)
+                    ),
+                };
                 // A mark that another writer took off is set back.
                 format!(
-                    "(variables.account == {} && (variables.shard in {} ||\n(request.operation != 'CREATE' && ({} in variables.labels || variables.metadata.?ownerReferences.orValue([]).exists(it, {})))))",
+                    "(variables.account == {} && (variables.shard in {} ||\n(request.operation != 'CREATE' && ({} in variables.labels || variables.metadata.?ownerReferences.orValue([]).exists(it, {}))){adopts}))",
                     quoted(name), list(&account.shards), quoted(OWNER_UID), owners.join(" || ")
                 )
             })
             .collect();
-        let marked = format!("variables.tells ||\n{}", any(&marked));
+        // The replicas' own account holds elections as well, whether a kind acts as it or not.
+        let elects =
+            if composed.contains_key(&self.replicas) { format!(" ||\n{}", self.elections()) } else { String::new() };
+        let marked = format!("variables.tells{elects} ||\n{}", any(&marked));
         let confined: Vec<_> = { composed.iter().filter(|(_, account)| !account.confined.is_empty()) }
             .map(|(name, account)| {
                 format!(
@@ -562,6 +576,8 @@ mod tests {
         let all = policies(kinds, &[("a.yaml", MAPS)]);
         let children = text(&all, "robots-children").unwrap();
         assert!(children.contains("request.userInfo.username in ['system:serviceaccount:ours:robots']"), "{children}");
+        let elects = "variables.account == 'robots' && request.namespace == 'locks' && variables.key == 'coordination.k8s.io/leases'";
+        assert!(children.contains(elects), "it could hold no election: {children}");
         let own = text(&all, "robots-own-namespace").unwrap();
         assert!(own.contains(r#""values":["ours"]"#), "{own}");
         assert!(own.contains("request.namespace == 'locks' && variables.key == 'coordination.k8s.io/leases'"), "{own}");
@@ -595,6 +611,24 @@ mod tests {
         assert!(of(2).ends_with("(variables.account == 'b' && variables.role in ['Role/x'])"), "{}", of(2));
         assert!(of(6).contains("variables.account == 'b' ||"), "{}", of(6));
         assert!(!of(6).contains("'a'"), "{}", of(6));
+    }
+
+    /// What is not ours yet is written where a file says that it may be taken over, and bears our marks from then on.
+    #[test]
+    fn what_is_not_ours_is_written_of_types_only_that_a_file_takes_over() {
+        let kinds = "- {apiVersion: e.com/v1, kind: A, serviceAccount: a, reconciler: {compose: a.yaml}}\n";
+        let children = |file: &str| {
+            let all = policies(kinds, &[("a.yaml", file)]);
+            let policy = all.iter().find(|it| it["metadata"]["name"] == "robots-children").unwrap();
+            policy["spec"]["validations"][0]["expression"].as_str().unwrap().to_owned()
+        };
+        let taken = "(request.operation == 'UPDATE' && variables.resource in ['/configmaps'] && \
+                     dyn(object).metadata.?labels[?'leasehold.dev/shard'].orValue('') in ['a.e.com'])";
+        assert!(!children(MAPS).contains("dyn(object)"), "{}", children(MAPS));
+        for adopt in ["IfUnowned", "Always"] {
+            let file = MAPS.replace("id: a,", &format!("id: a, adopt: {adopt},"));
+            assert!(children(&file).contains(taken), "{}", children(&file));
+        }
     }
 
     #[test]

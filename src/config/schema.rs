@@ -125,7 +125,21 @@ pub fn composition() -> Value {
         "includeWhen": expressions("All must be true, or there is no such child."),
         "forEach": text("A list or a mapping: one child for each item, which is `each` in the template."),
         "max": {"type": "integer", "minimum": 1, "maximum": 1000, "description": "The most children of a forEach."},
-        "after": {"type": "array", "items": {"type": "string"}, "description": "Children that must be there first."},
+        "after": {"type": "array", "description": "Children that must be there first, or be ready first.", "items": {"oneOf": [
+            {"type": "string"},
+            object(json!({
+                "id": id,
+                "ready": {"type": "boolean", "description": "It must be ready, not only be there."},
+            }), &["id"]),
+        ]}},
+        "deletion": {"type": "string", "pattern": r"^(Delete|Keep|\s*\$\{[\s\S]*\}\s*)$", "description": "Keep: it stays when its object goes, or does not say it any more."},
+        "generate": {"type": "object", "minProperties": 1, "description": "Values of a Secret that are made once, by their keys in its data.", "additionalProperties": object(json!({
+            "length": {"type": "integer", "minimum": 16, "maximum": 1024, "description": "Characters, or bytes; 32 if it is left out."},
+            "characters": {"enum": ["Alphanumeric", "Hex", "Bytes"], "description": "Of what the value is made."},
+        }), &[])},
+        "renew": text("Each new value of this text has the generated values made anew."),
+        "adopt": {"enum": ["Never", "IfUnowned", "Always"], "description": "Whether an object of its name that is not ours becomes the child."},
+        "update": {"enum": ["Apply", "Recreate", "OnDelete"], "description": "How it is changed. Recreate: made anew where a field cannot change. OnDelete: only made anew after a deletion."},
         "readyWhen": expressions("All must be true for the child to be ready; it is `self`."),
         "resource": text("The plural, if it is not what English would have it."),
     });
@@ -217,7 +231,10 @@ mod tests {
         };
         let builtin = ["propagation", "expiry", "scale-schedule"];
         fits(&read("leasehold.yaml"), &configuration(&builtin), "");
-        for name in ["tenant.yaml", "webapp.yaml"] {
+        fits(&read("examples/leasehold.yaml"), &configuration(&builtin), "");
+        let examples =
+            ["catset", "bluegreen", "indexedjob", "teamdatabase"].map(|name| format!("examples/{name}.yaml"));
+        for name in ["tenant.yaml", "webapp.yaml"].into_iter().chain(examples.iter().map(String::as_str)) {
             fits(&read(name), &composition(), name);
         }
     }

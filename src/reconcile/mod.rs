@@ -24,5 +24,5 @@ pub(crate) use self::cache::weight;
 pub use self::{
     cache::{name, observe, store},
     due::{backoff, clock, controller},
-    writes::{apply, conditions, events, finalizer, input, status, status_writer},
+    writes::{apply, asked, conditions, events, finalizer, input, status, status_writer},
 };

@@ -139,6 +139,55 @@ pub async fn tenants(installation: &Installation) -> Result<()> {
     Ok(())
 }
 
+/// A Tenant that says so leaves its namespace and the wall around it, and takes the rights of its owners along; who runs the
+/// platform gives it back.
+pub async fn kept_tenants(installation: &Installation) -> Result<()> {
+    let iris = "{apiVersion: leasehold.dev/v1alpha1, kind: Tenant, metadata: {name: iris}, spec: {deletion: Keep, \
+                quota: {pods: '5'}, owners: [{kind: User, name: ada}]}}";
+    installation.cluster.apply(iris).await?;
+    installation.becomes("the Tenant is ready", &["tenant", "iris"], ready).await?;
+    let data = "{apiVersion: v1, kind: ConfigMap, metadata: {name: precious, namespace: iris}, data: {a: b}}";
+    installation.cluster.apply(data).await?;
+    let namespaces = installation.api("v1", "Namespace", None);
+    let before = namespaces.get("iris").await?;
+    installation.cluster.kubectl(&["delete", "tenant", "iris"]).await?;
+    let after = namespaces.get("iris").await?;
+    ensure(after.uid() == before.uid() && after.metadata.deletion_timestamp.is_none(), || format!("{after:?}"))?;
+    ensure(!format!("{after:?}").contains("leasehold.dev/owner"), || format!("it is not released: {after:?}"))?;
+    for (version, kind, name) in [
+        ("v1", "ResourceQuota", "tenant"),
+        ("networking.k8s.io/v1", "NetworkPolicy", "tenant"),
+        ("v1", "ConfigMap", "precious"),
+    ] {
+        let left = installation.api(version, kind, Some("iris")).get(name).await?;
+        ensure(left.metadata.deletion_timestamp.is_none() && left.owner_references().is_empty(), || {
+            format!("{left:?}")
+        })?;
+    }
+    let bindings = installation.api("rbac.authorization.k8s.io/v1", "RoleBinding", Some("iris"));
+    eventually("the rights go", COLLECTION, || bindings.get_opt("tenant-owner-0"), Option::is_none).await?;
+
+    // Another Tenant of its name does not get it, but for whom it is given to.
+    installation.cluster.apply(iris).await?;
+    installation.becomes("it is told", &["tenant", "iris"], is("Applied", "False", "ChildConflict")).await?;
+    for (kind, name) in [("namespace", "iris"), ("resourcequota", "tenant"), ("networkpolicy", "tenant")] {
+        for (verb, mark) in
+            [("label", "leasehold.dev/shard=tenant.leasehold.dev"), ("annotate", "leasehold.dev/owner=iris")]
+        {
+            installation.cluster.kubectl(&[verb, kind, name, mark, "-n", "iris"]).await?;
+        }
+    }
+    installation.cluster.kubectl(&["annotate", "tenant", "iris", "leasehold.dev/requested-at=1"]).await?;
+    installation.becomes("it has its namespace again", &["tenant", "iris"], ready).await?;
+    ensure(namespaces.get("iris").await?.uid() == before.uid(), || "it was replaced".to_owned())?;
+    let patch = json!({"spec": {"deletion": "Delete"}});
+    patched(&installation.api("leasehold.dev/v1alpha1", "Tenant", None), "iris", patch).await?;
+    let is_owned = |namespace: &Value| !namespace["metadata"]["ownerReferences"].is_null();
+    installation.becomes("it goes with its Tenant", &["namespace", "iris"], is_owned).await?;
+    installation.becomes("it is ready", &["tenant", "iris"], ready).await?;
+    Ok(())
+}
+
 pub async fn web_apps(installation: &Installation) -> Result<()> {
     installation.sample("webapp.yaml").await?;
     let storefront = ["webapp", "storefront", "-n", "shop"];

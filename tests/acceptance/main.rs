@@ -45,6 +45,7 @@ mod spread;
 mod stage;
 mod stale;
 mod starved;
+mod state;
 mod things;
 mod trust;
 mod typed_rows;

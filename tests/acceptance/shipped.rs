@@ -118,6 +118,7 @@ async fn the_shipped_manifests_run_share_their_kinds_and_survive() -> Result<()>
     propagates(&installation).await?;
     expires(&installation).await?;
     composed::tenants(&installation).await?;
+    composed::kept_tenants(&installation).await?;
     composed::web_apps(&installation).await?;
     composed::schedules(&installation).await?;
     typed_rows::propagations(&installation).await?;

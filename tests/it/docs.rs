@@ -182,6 +182,44 @@ fn every_yaml_of_a_page_is_read_by_a_test() {
     }
 }
 
+/// The examples of state are right, their samples fit their definitions, and each gets what it says.
+#[test]
+fn the_examples_are_right_and_their_samples_are_composed() {
+    let folder = root().join("config/examples");
+    leasehold(&folder, &["check", "-f", "."]);
+    let crds = page("config/examples/crds.yaml");
+    let crds: Vec<Value> = crds.split("---\n").map(|text| serde_yaml::from_str(text).unwrap()).collect();
+    let home = tempfile::tempdir().unwrap();
+    let parent = home.path().join("parent.json");
+    for sample in page("config/examples/samples.yaml").split("---\n") {
+        let sample: Value = serde_yaml::from_str(sample).unwrap();
+        let crd = crds.iter().find(|crd| crd["spec"]["names"]["kind"] == sample["kind"]).unwrap();
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+        let mut found = Vec::new();
+        unknown(&sample["spec"], schema, "spec", &mut found);
+        assert!(found.is_empty(), "{found:?}");
+        fs::write(&parent, sample.to_string()).unwrap();
+        let said = leasehold(&folder, &["render", "-f", ".", "--parent", parent.to_str().unwrap(), "-o", "json"]);
+        let said: Value = serde_json::from_str(&said).unwrap();
+        assert!(!said["children"].as_array().unwrap().is_empty(), "{said}");
+        assert!(page("docs/examples.md").contains(&format!("[{}]", sample["kind"].as_str().unwrap())));
+    }
+}
+
+/// A composition that is copied from a page is right.
+#[test]
+fn every_composition_of_a_page_is_right() {
+    let mut checked = 0;
+    for name in pages() {
+        for block in blocks(&page(&name)).into_iter().filter(|block| block.contains("kind: Composition")) {
+            let read = leasehold::kinds::compose::Composition::read(&name, &block);
+            assert!(read.is_ok(), "{name}: {:?}", read.err().map(|errors| errors.to_string()));
+            checked += 1;
+        }
+    }
+    assert!(checked > 1, "{checked}");
+}
+
 /// What the pages of the composed kinds say that their examples get.
 #[test]
 fn the_examples_of_composed_kinds_get_what_their_pages_say() {

@@ -46,7 +46,7 @@ fn plans_and_reports_do_no_io() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let kinds = ["expiry", "propagation", "schedule"];
     let stages = kinds.iter().flat_map(|kind| ["plan", "report"].map(|stage| format!("kinds/{kind}/{stage}.rs")));
-    let engine = ["desired", "plan", "report", "applied", "fights", "ours", "pruned"];
+    let engine = ["desired", "plan", "report", "applied", "adopt", "order", "generated", "fights", "ours", "pruned"];
     let engine = engine.map(|file| format!("reconcile/children/{file}.rs"));
     for file in stages.chain(["reconcile/stages/outcome.rs".to_owned()]).chain(engine) {
         let code = code(&source.join(&file));

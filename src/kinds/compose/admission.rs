@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     reconcile::{
-        children::Type,
+        children::{Type, hide},
         input::{Invalid, NamespaceName, ObjectName},
     },
     replica::term::Access,
@@ -197,5 +197,5 @@ async fn look_up(lookup: &Lookup, client: &Client, parent: &Json) -> Result<Opti
         .get_opt(&name)
         .await
         .map_err(|error| Denied::unknown(format!("cannot look up {} {name}: {error}; try again", lookup.of.kind)))?;
-    Ok(found.map(|object| json!(object)))
+    Ok(found.map(|object| Arc::unwrap_or_clone(hide(Arc::new(json!(object))))))
 }

@@ -16,7 +16,7 @@ use crate::{
         tree::{Gathered, Node, Position, Section, Value, group_version, is_dns_label, kind_name, parse},
     },
     reconcile::{
-        children::{Related, Type},
+        children::{Adopt, Characters, Deletion, Recipe, Related, Type, Update},
         input::{ObjectName, label_key, label_value},
     },
 };
@@ -26,6 +26,9 @@ const KIND: &str = "Composition";
 pub(super) const RBAC: &str = "rbac.authorization.k8s.io";
 /// Children that one template may make of a `forEach`, unless it says otherwise, and at all.
 const MAX_EACH: (u16, u16) = (256, 1000);
+/// The least and the most characters of a generated value: fewer could be guessed.
+const LENGTH: (u16, u16) = (16, 1024);
+const DEFAULT_LENGTH: u16 = 32;
 
 /// What the objects of a kind shall have: templates, in the order in which children come into being.
 #[derive(Debug, Clone)]
@@ -33,6 +36,8 @@ pub struct Composition {
     pub(super) related: BTreeMap<String, Related>,
     pub(super) children: Vec<Child>,
     pub(super) status: Template,
+    /// Children that expressions take for optional.
+    pub(super) optional: BTreeSet<String>,
     /// Its defaults and rules, applied before an object is stored.
     pub(super) admission: Option<Admission>,
 }
@@ -76,11 +81,34 @@ pub(super) struct Child {
     /// Those that it refers to, and those it comes after anyhow.
     pub(super) refers: BTreeSet<String>,
     pub(super) after: BTreeSet<String>,
+    /// Those that it refers to, and that may be absent.
+    pub(super) maybe: BTreeSet<String>,
+    /// Those of `after` that must be ready.
+    pub(super) after_ready: BTreeSet<String>,
+    pub(super) deletion: Deletes,
+    pub(super) adopt: Adopt,
+    pub(super) update: Update,
+    pub(super) generates: Option<Generates>,
     pub(super) ready_when: Vec<Expression>,
     /// The role that it binds: its resource and its name.
     pub(super) binds: Option<(&'static str, String)>,
     pub(super) outline: Outline,
     pub(super) template: Template,
+}
+
+/// Values of a Secret that are made once, and when they are made anew.
+#[derive(Debug, Clone)]
+pub(super) struct Generates {
+    pub(super) values: BTreeMap<String, Recipe>,
+    pub(super) renew: Option<Template>,
+}
+
+/// What becomes of a child that is not desired any more.
+#[derive(Debug, Clone)]
+pub(super) enum Deletes {
+    Plain(Deletion),
+    /// The object says it: `Delete` or `Keep`.
+    Said(Expression),
 }
 
 impl Composition {
@@ -99,6 +127,11 @@ impl Composition {
         };
         let composition = Reading { lookups: BTreeSet::new(), ids: Vec::new() }.top(&root, &mut errors);
         if errors.is_empty() { Ok(composition) } else { Err(errors.into_errors()) }
+    }
+
+    /// The types of whose children some may be taken over from others.
+    pub fn adopts(&self) -> Vec<&Type> {
+        self.children.iter().filter(|child| child.adopt != Adopt::Never).map(|child| &*child.of).collect()
     }
 
     /// The types of the children, each once.
@@ -164,7 +197,14 @@ impl Reading {
             children.extend(self.child(node, &format!("children[{number}]"), errors));
         }
         one_version_each(&children, &self.ids, errors);
-        Composition { related, children: self.in_order(children, errors), status, admission }
+        let maybe = status.refers().into_iter().filter_map(|name| match name {
+            Name::Maybe(id) => Some(id.clone()),
+            _ => None,
+        });
+        let optional = maybe.chain(children.iter().flat_map(|child| child.maybe.iter().cloned())).collect();
+        check_ready(&children, &child_nodes, errors);
+        check_kept(&children, &child_nodes, errors);
+        Composition { related, children: self.in_order(children, errors), status, optional, admission }
     }
 
     fn collect_ids(&mut self, field: &str, nodes: &[&Node], errors: &mut Gathered<'_>) {
@@ -203,14 +243,14 @@ impl Reading {
             (Name::Old | Name::User, _) => Some(
                 "`old` and `user` are of admission only: an object is reconciled whichever user wrote it".to_owned(),
             ),
-            (Name::Child(_), Place::Admission { .. }) => {
+            (Name::Child(_) | Name::Maybe(_), Place::Admission { .. }) => {
                 Some("admission comes before there are children; look up what it needs with `lookups`".to_owned())
             }
             (Name::Related(id), Place::Admission { looked }) => {
                 let known = looked && self.lookups.contains(id);
                 (!known).then(|| format!("no lookup of admission has the id `{id}`"))
             }
-            (Name::Child(id), _) if !self.knows(id, true) => {
+            (Name::Child(id) | Name::Maybe(id), _) if !self.knows(id, true) => {
                 Some(format!("no child has the id `{id}`; {}", known(true)))
             }
             (Name::Related(id), _) if !self.knows(id, false) => {
@@ -223,10 +263,10 @@ impl Reading {
             }
             (Name::Each | Name::Index, _) => Some("`each` and `index` are of the template only".to_owned()),
             (Name::Myself, _) => Some("`self` is of the template and of readyWhen only".to_owned()),
-            (Name::Child(_) | Name::Related(_), Place::Ready) => {
+            (Name::Child(_) | Name::Maybe(_) | Name::Related(_), Place::Ready) => {
                 Some("readyWhen is about one child: it sees `self` and `parent`".to_owned())
             }
-            (Name::Parent | Name::Child(_) | Name::Related(_), _) => None,
+            (Name::Parent | Name::Child(_) | Name::Maybe(_) | Name::Related(_), _) => None,
         }
     }
 
@@ -268,7 +308,21 @@ impl Reading {
         let include_when = self.expressions(&mut section, "includeWhen", Place::Choice, errors);
         let ready_when = self.expressions(&mut section, "readyWhen", Place::Ready, errors);
         let for_each = self.for_each(&mut section, errors);
-        let after = self.after(&mut section, errors);
+        let (after, after_ready) = self.after(&mut section, errors);
+        let deletion = self.deletion(&mut section, for_each.is_some(), errors);
+        let choices = [("Never", Adopt::Never), ("IfUnowned", Adopt::IfUnowned), ("Always", Adopt::Always)];
+        let adopt = section.choice("adopt", &choices, errors).unwrap_or_default();
+        let choices = [("Apply", Update::Apply), ("Recreate", Update::Recreate), ("OnDelete", Update::OnDelete)];
+        let update = section.choice("update", &choices, errors).unwrap_or_default();
+        if update == Update::Recreate && !matches!(deletion, Deletes::Plain(Deletion::Delete)) {
+            let message = "would delete a child that is kept; write `update: OnDelete`, or leave `deletion` out";
+            errors.add(section.at(), &section.path_of("update"), message);
+        }
+        let generates = self.generates(&mut section, for_each.is_some(), errors);
+        if generates.is_some() && update != Update::Apply {
+            let message = "would make new values without being asked; leave it out";
+            errors.add(section.at(), &section.path_of("update"), message);
+        }
         let template_node = section.take("template");
         if template_node.is_none() {
             errors.add(section.at(), &section.path_of("template"), "missing; write the object as you would apply it");
@@ -280,11 +334,13 @@ impl Reading {
         let place = Place::Template { each: for_each.is_some() };
         let template = Template::read(node, &path, &|name| self.refuse(name, place), errors);
         let of = object(node, &path, plural, errors);
-        let mut refers = BTreeSet::new();
+        let (mut refers, mut maybe) = (BTreeSet::new(), BTreeSet::new());
         let choices = include_when.iter().chain(for_each.iter().map(|(list, _)| list));
         for name in choices.flat_map(|expression| expression.refers()).chain(template.refers()) {
-            if let Name::Child(id) = name {
-                refers.insert(id.clone());
+            match name {
+                Name::Child(id) => _ = refers.insert(id.clone()),
+                Name::Maybe(id) => _ = maybe.insert(id.clone()),
+                _ => {}
             }
         }
         for field in ["name", "namespace"] {
@@ -299,9 +355,29 @@ impl Reading {
             errors.add(node.at, &format!("{path}.metadata.name"), message);
         }
         let of = of?;
+        if let Some(generates) = &generates {
+            check_generated(generates, &of, node, &path, errors);
+        }
         let binds = binds(&of, node, &path, errors);
         let outline = Outline::read(&of, node);
-        Some(Child { id: id?, of, include_when, for_each, refers, after, ready_when, binds, outline, template })
+        Some(Child {
+            id: id?,
+            of,
+            include_when,
+            for_each,
+            refers,
+            after,
+            maybe,
+            after_ready,
+            deletion,
+            adopt,
+            update,
+            generates,
+            ready_when,
+            binds,
+            outline,
+            template,
+        })
     }
 
     /// A list of expressions, each one `${…}`.
@@ -429,18 +505,114 @@ impl Reading {
         }
     }
 
-    fn after(&self, section: &mut Section<'_>, errors: &mut Gathered<'_>) -> BTreeSet<String> {
+    /// Those that it comes after, and those of them that must be ready.
+    fn after(&self, section: &mut Section<'_>, errors: &mut Gathered<'_>) -> (BTreeSet<String>, BTreeSet<String>) {
         let path = section.path_of("after");
-        let mut after = BTreeSet::new();
+        let (mut after, mut ready) = (BTreeSet::new(), BTreeSet::new());
         for (number, node) in list(section, "after", errors).into_iter().enumerate() {
             let path = format!("{path}[{number}]");
-            match &node.value {
-                Value::Text(id) if self.knows(id, true) => _ = after.insert(id.clone()),
-                Value::Text(id) => errors.add(node.at, &path, format!("no child has the id `{id}`")),
-                _ => errors.add(node.at, &path, format!("expected the id of a child, found {}", node.describe())),
+            let (id, at, must_be_ready) = match &node.value {
+                Value::Text(id) => (id.clone(), node.at, false),
+                Value::Map(_) => {
+                    let mut entry = Section::open(node, &path, errors);
+                    let id = id(&mut entry, errors);
+                    let must_be_ready = entry.flag("ready", errors).unwrap_or(false);
+                    entry.finish(errors);
+                    let Some(id) = id else { continue };
+                    (id, node.at, must_be_ready)
+                }
+                _ => {
+                    let message =
+                        format!("expected the id of a child, or `{{id: …, ready: true}}`, found {}", node.describe());
+                    errors.add(node.at, &path, message);
+                    continue;
+                }
+            };
+            if !self.knows(&id, true) {
+                errors.add(at, &path, format!("no child has the id `{id}`"));
+                continue;
+            }
+            if must_be_ready {
+                ready.insert(id.clone());
+            }
+            after.insert(id);
+        }
+        (after, ready)
+    }
+
+    fn generates(&self, section: &mut Section<'_>, each: bool, errors: &mut Gathered<'_>) -> Option<Generates> {
+        let path = section.path_of("generate");
+        let (generate, renew) = (section.take("generate"), section.take("renew"));
+        let Some(node) = generate else {
+            if let Some(node) = renew {
+                errors.add(node.at, &section.path_of("renew"), "is of a `generate`; remove it");
+            }
+            return None;
+        };
+        let mut values = BTreeMap::new();
+        match &node.value {
+            Value::Map(entries) if !entries.is_empty() => {
+                for (key, value) in entries {
+                    let path = format!("{path}.{}", key.name);
+                    let is_valid = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
+                    if !(1..=253).contains(&key.name.len()) || !key.name.chars().all(is_valid) {
+                        errors.add(key.at, &path, "is no key of a Secret: letters, digits, `-`, `_` and `.`");
+                    }
+                    let mut recipe = Section::open(value, &path, errors);
+                    let length = recipe.number("length", LENGTH, errors).unwrap_or(DEFAULT_LENGTH);
+                    let choices = [
+                        ("Alphanumeric", Characters::Alphanumeric),
+                        ("Hex", Characters::Hex),
+                        ("Bytes", Characters::Bytes),
+                    ];
+                    let characters = recipe.choice("characters", &choices, errors).unwrap_or_default();
+                    recipe.finish(errors);
+                    values.insert(key.name.clone(), Recipe { length, characters });
+                }
+            }
+            _ => {
+                let message = format!(
+                    "expected a mapping of keys, such as `password: {{length: 32}}`, found {}",
+                    node.describe()
+                );
+                errors.add(node.at, &path, message);
             }
         }
-        after
+        let renew = renew.map(|node| {
+            let path = section.path_of("renew");
+            let renew = Template::read(node, &path, &|name| self.refuse(name, Place::Template { each }), errors);
+            let is_own = |name: &&Name| matches!(name, Name::Parent | Name::Each | Name::Index);
+            if !renew.refers().iter().all(is_own) {
+                errors.add(node.at, &path, "sees `parent`, `each` and `index` only: values are made anew on request");
+            }
+            renew
+        });
+        Some(Generates { values, renew })
+    }
+
+    fn deletion(&self, section: &mut Section<'_>, each: bool, errors: &mut Gathered<'_>) -> Deletes {
+        let deletes = Deletes::Plain(Deletion::Delete);
+        let path = section.path_of("deletion");
+        let Some(node) = section.take("deletion") else { return deletes };
+        match &node.value {
+            Value::Text(text) if text == "Delete" => return deletes,
+            Value::Text(text) if text == "Keep" => return Deletes::Plain(Deletion::Keep),
+            Value::Text(text) if text.contains("${") => {}
+            _ => {
+                let message = format!("expected `Delete`, `Keep`, or one expression, found {}", node.describe());
+                errors.add(node.at, &path, message);
+                return deletes;
+            }
+        }
+        let Some(expression) = self.expression(node, &path, Place::Template { each }, errors) else {
+            return deletes;
+        };
+        let is_own = |name: &Name| matches!(name, Name::Parent | Name::Each | Name::Index);
+        if !expression.refers().iter().all(is_own) {
+            let message = "sees `parent`, `each` and `index` only: what is kept must not hang on other objects";
+            errors.add(node.at, &path, message);
+        }
+        Deletes::Said(expression)
     }
 
     /// Each after those it refers to; among equals in the order of the file.
@@ -448,7 +620,7 @@ impl Reading {
         let mut ordered: Vec<Child> = Vec::new();
         while !children.is_empty() {
             let is_free = |child: &Child| {
-                let mut needs = child.refers.union(&child.after);
+                let mut needs = child.refers.iter().chain(&child.after).chain(&child.maybe);
                 needs.all(|id| !children.iter().any(|other| other.id == *id))
             };
             let Some(next) = children.iter().position(is_free) else {
@@ -475,6 +647,38 @@ fn check_status(status: &Template, at: Position, errors: &mut Gathered<'_>) {
     }
 }
 
+/// What is waited for until it is ready says when it is.
+fn check_ready(children: &[Child], nodes: &[&Node], errors: &mut Gathered<'_>) {
+    for child in children {
+        for id in &child.after_ready {
+            if children.iter().any(|other| other.id == *id && other.ready_when.is_empty()) {
+                let message =
+                    format!("{id} has no readyWhen, and so is ready when it is there: add one, or leave `ready` out");
+                errors.add(place(nodes, &child.id), &format!("children.{}.after", child.id), message);
+            }
+        }
+    }
+}
+
+/// What lies in a namespace goes with it, whatever is said of it.
+fn check_kept(children: &[Child], nodes: &[&Node], errors: &mut Gathered<'_>) {
+    let is_space = |child: &&Child| child.of.group.is_empty() && child.of.kind == "Namespace";
+    for child in children.iter().filter(|child| !matches!(child.deletion, Deletes::Plain(Deletion::Delete))) {
+        let goes_along = |space: &&Child| {
+            matches!(space.deletion, Deletes::Plain(Deletion::Delete)) && child.outline.is_in(&space.outline)
+        };
+        if let Some(space) = children.iter().filter(is_space).find(goes_along) {
+            let message = format!("lies in the namespace that {} makes, and goes with it: keep that as well", space.id);
+            errors.add(place(nodes, &child.id), &format!("children.{}.deletion", child.id), message);
+        }
+    }
+}
+
+fn place(nodes: &[&Node], id: &str) -> Position {
+    let is_it = |node: &&&Node| matches!(&node.value, Value::Map(entries) if entries.iter().any(|(key, value)| key.name == "id" && matches!(&value.value, Value::Text(text) if text == id)));
+    nodes.iter().find(is_it).map_or(Position::START, |node| node.at)
+}
+
 /// One object is the same in every version of its type: two templates that say it in two would undo each other for ever.
 fn one_version_each(children: &[Child], ids: &[(String, Position, bool)], errors: &mut Gathered<'_>) {
     for (number, child) in children.iter().enumerate() {
@@ -497,7 +701,8 @@ fn round(children: &[Child]) -> Vec<String> {
     loop {
         let last = path.last().cloned().unwrap_or_default();
         let next = children.iter().find(|child| child.id == last).and_then(|child| {
-            child.refers.union(&child.after).find(|id| children.iter().any(|other| other.id == **id)).cloned()
+            let mut needs = child.refers.iter().chain(&child.after).chain(&child.maybe);
+            needs.find(|id| children.iter().any(|other| other.id == **id)).cloned()
         });
         let Some(next) = next else { return path };
         if let Some(begin) = path.iter().position(|id| *id == next) {
@@ -550,6 +755,46 @@ fn binds(of: &Type, node: &Node, path: &str, errors: &mut Gathered<'_>) -> Optio
     }
     let resource = if kind.value == "Role" { "roles" } else { "clusterroles" };
     Some((resource, name.value.to_owned()))
+}
+
+/// A generated value stands in a Secret, under a key that the template leaves free.
+fn check_generated(generates: &Generates, of: &Type, node: &Node, path: &str, errors: &mut Gathered<'_>) {
+    if !of.group.is_empty() || of.kind != "Secret" {
+        errors.add(node.at, path, "values are generated in a Secret only: write `apiVersion: v1`, `kind: Secret`");
+        return;
+    }
+    let Value::Map(entries) = &node.value else { return };
+    for (key, value) in entries {
+        match (key.name.as_str(), &value.value) {
+            ("data", Value::Map(data)) => {
+                for (key, _) in data.iter().filter(|(key, _)| generates.values.contains_key(&key.name)) {
+                    errors.add(
+                        key.at,
+                        &format!("{path}.data.{}", key.name),
+                        "is generated; remove it from the template",
+                    );
+                }
+            }
+            ("data", _) => {
+                errors.add(value.at, &format!("{path}.data"), "must be a mapping: beside it values are generated")
+            }
+            ("stringData", _) => {
+                errors.add(
+                    value.at,
+                    &format!("{path}.stringData"),
+                    "is written once only; write `data`, with base64.encode",
+                );
+            }
+            ("immutable", _) => {
+                errors.add(
+                    value.at,
+                    &format!("{path}.immutable"),
+                    "a Secret with generated values can be renewed; remove it",
+                );
+            }
+            _ => {}
+        }
+    }
 }
 
 fn metadata(node: &Node, path: &str, errors: &mut Gathered<'_>) {

@@ -9,13 +9,16 @@ use serde_json::{Map, Value as Json};
 
 use super::{
     cel::{Evaluation, Name, Unknown},
-    composition::{Child, Composition, RBAC},
+    composition::{Child, Composition, Deletes, Generates, RBAC},
     footprint::role_resource,
     template::{Failed, Template},
 };
 use crate::{
     reconcile::{
-        children::{Compose, Composed, Desired, Effort, Failure, Key, Related, Type, View, Waiting},
+        children::{
+            Care, Compose, Composed, Deletion, Desired, Effort, Failure, Generate, Key, Order, Related, Type, View,
+            Waiting, without,
+        },
         input::{Invalid, NamespaceName, ObjectName},
     },
     replica::term::Access,
@@ -25,6 +28,9 @@ use crate::{
 const MOST: usize = 1000;
 /// The API server takes 1.5 MiB, of which some goes to what it writes itself.
 const LARGEST: usize = 1 << 20;
+
+/// The longest text by which a request for new values is told from the one before.
+const LONGEST_RENEW: usize = 128;
 
 const FAILED: &str = "ExpressionFailed";
 
@@ -46,6 +52,23 @@ impl Compose for Composition {
         self.related.clone()
     }
 
+    fn order(&self) -> Order {
+        let mut order = Order::default();
+        // Each stands after those that it depends on.
+        for child in &self.children {
+            let mut all = BTreeSet::new();
+            for id in child.refers.iter().chain(&child.after).chain(&child.maybe) {
+                all.insert(id.clone());
+                all.extend(order.depends.get(id).into_iter().flatten().cloned());
+            }
+            order.depends.insert(child.id.clone(), all);
+            if !child.after.is_empty() {
+                order.explicit.insert(child.id.clone());
+            }
+        }
+        order
+    }
+
     fn compose(&self, view: &View<'_>, effort: Effort) -> Result<Option<Composed>, Failure> {
         let mut seen = Evaluation::new(effort == Effort::Brief);
         seen.show(Name::Parent, view.parent);
@@ -61,11 +84,21 @@ impl Compose for Composition {
 
 impl Composition {
     fn compose_with(&self, view: &View<'_>, seen: &mut Evaluation) -> Result<Composed, Failure> {
-        let mut pass = Pass { view, composed: Composed::default(), keys: BTreeMap::new(), fates: BTreeMap::new() };
+        let mut pass = Pass {
+            view,
+            composed: Composed::default(),
+            keys: BTreeMap::new(),
+            fates: BTreeMap::new(),
+            unready: BTreeMap::new(),
+            optional: &self.optional,
+        };
         for child in &self.children {
             let fate = pass.child(child, seen)?;
             if let Fate::Waits(reason) = &fate {
                 pass.composed.waiting.push(Waiting { id: child.id.clone(), reason: reason.clone() });
+            }
+            if matches!(fate, Fate::Excluded) && self.optional.contains(&child.id) {
+                seen.show(Name::Maybe(child.id.clone()), &Json::Object(Map::new()));
             }
             pass.fates.insert(&child.id, fate);
         }
@@ -92,6 +125,10 @@ struct Pass<'a, 'v> {
     /// The children so far, and which template made each.
     keys: BTreeMap<Key, &'a str>,
     fates: BTreeMap<&'a str, Fate>,
+    /// Templates of which a child is not ready, and why.
+    unready: BTreeMap<&'a str, String>,
+    /// Templates that others take for optional.
+    optional: &'a BTreeSet<String>,
 }
 
 impl<'a> Pass<'a, '_> {
@@ -101,6 +138,11 @@ impl<'a> Pass<'a, '_> {
                 Some(Fate::Excluded) => return Ok(Fate::Excluded),
                 Some(Fate::Seen) => {}
                 _ => return Ok(Fate::Waits(format!("for {id}"))),
+            }
+        }
+        for id in &child.maybe {
+            if !matches!(self.fates.get(id.as_str()), Some(Fate::Seen | Fate::Excluded)) {
+                return Ok(Fate::Waits(format!("for {id}")));
             }
         }
         for (number, condition) in child.include_when.iter().enumerate() {
@@ -117,8 +159,13 @@ impl<'a> Pass<'a, '_> {
                 return Ok(Fate::Waits(format!("for {id}")));
             }
         }
+        // It is said all the same, so that it is not taken for one that shall go.
+        let held = child.after_ready.iter().find_map(|id| {
+            let why = self.unready.get(id.as_str())?;
+            Some(format!("until {id} is ready: {why}"))
+        });
         let Some((list, max)) = &child.for_each else {
-            return self.one(child, seen);
+            return self.one(child, held.as_deref(), seen);
         };
         let items = match may_come(child, "forEach", seen.value(list), list.refers())? {
             Ok(Json::Null) => Vec::new(),
@@ -143,7 +190,7 @@ impl<'a> Pass<'a, '_> {
             let mut inner = seen.inner();
             inner.show(Name::Each, item);
             inner.show(Name::Index, &Json::from(index));
-            match self.desired(child, &inner)? {
+            match self.desired(child, held.as_deref(), &inner)? {
                 Ok(object) => match object {
                     Some(object) => there.iter_mut().for_each(|there| there.push(Json::clone(&object))),
                     None => there = None,
@@ -155,16 +202,24 @@ impl<'a> Pass<'a, '_> {
             (Some(reason), _) => Fate::Waits(reason),
             (None, None) => Fate::Said,
             (None, Some(there)) => {
-                seen.show(Name::Child(child.id.clone()), &Json::Array(there));
+                self.show(child, &Json::Array(there), seen);
                 Fate::Seen
             }
         })
     }
 
-    fn one(&mut self, child: &'a Child, seen: &mut Evaluation) -> Result<Fate, Failure> {
-        Ok(match self.desired(child, seen)? {
+    fn show(&self, child: &Child, there: &Json, seen: &mut Evaluation) {
+        seen.show(Name::Child(child.id.clone()), there);
+        if self.optional.contains(&child.id) {
+            let of_its_id = Map::from_iter([(child.id.clone(), there.clone())]);
+            seen.show(Name::Maybe(child.id.clone()), &Json::Object(of_its_id));
+        }
+    }
+
+    fn one(&mut self, child: &'a Child, held: Option<&str>, seen: &mut Evaluation) -> Result<Fate, Failure> {
+        Ok(match self.desired(child, held, seen)? {
             Ok(Some(object)) => {
-                seen.show(Name::Child(child.id.clone()), &object);
+                self.show(child, &object, seen);
                 Fate::Seen
             }
             Ok(None) => Fate::Said,
@@ -173,7 +228,12 @@ impl<'a> Pass<'a, '_> {
     }
 
     /// Says one child. The object as it was last seen, if it was; or what it waits for.
-    fn desired(&mut self, child: &'a Child, seen: &Evaluation) -> Result<Result<Option<Arc<Json>>, String>, Failure> {
+    fn desired(
+        &mut self,
+        child: &'a Child,
+        held: Option<&str>,
+        seen: &Evaluation,
+    ) -> Result<Result<Option<Arc<Json>>, String>, Failure> {
         let mut with_itself = None;
         if child.template.refers().contains(&Name::Myself) {
             let key = match self.found_by(child, seen)? {
@@ -181,7 +241,7 @@ impl<'a> Pass<'a, '_> {
                 Err(reason) => return Ok(Err(reason)),
             };
             // One that is not there yet has no fields.
-            let there = (self.view.child)(&key).unwrap_or_else(|| Arc::new(Json::Object(Map::new())));
+            let there = self.there(child, &key).unwrap_or_else(|| Arc::new(Json::Object(Map::new())));
             let mut inner = seen.inner();
             inner.show(Name::Myself, &there);
             with_itself = Some(inner);
@@ -205,7 +265,7 @@ impl<'a> Pass<'a, '_> {
             let message = format!("{}: {key} has {size} bytes, and the most is {LARGEST}", child.id);
             return Err(Failure { reason: "ChildTooLarge", message });
         }
-        let there = (self.view.child)(&key);
+        let there = self.there(child, &key);
         let unready = match &there {
             None => Some("not there yet".to_owned()),
             Some(there) if !seen.look_at(there) => {
@@ -217,8 +277,22 @@ impl<'a> Pass<'a, '_> {
                 Some(failure.message)
             }),
         };
-        self.composed.children.push(Desired { id: child.id.clone(), key, object, unready });
+        if let Some(why) = &unready {
+            self.unready.entry(&child.id).or_insert_with(|| format!("{key}: {why}"));
+        }
+        let care = Care { deletion: deletion(child, seen)?, adopt: child.adopt, update: child.update };
+        let (held, generate) = (held.map(str::to_owned), generate(child, seen)?);
+        self.composed.children.push(Desired { unready, held, care, generate, ..Desired::new(&child.id, key, object) });
         Ok(Ok(there))
+    }
+
+    /// The child as expressions see it: what is generated in it is not for them, whether it says so itself or not.
+    fn there(&self, child: &Child, key: &Key) -> Option<Arc<Json>> {
+        let there = (self.view.child)(key)?;
+        Some(match &child.generates {
+            Some(generates) => without(there, generates.values.keys().map(String::as_str)),
+            None => there,
+        })
     }
 
     /// The key of a child whose template looks at the child itself: its name and its namespace do not.
@@ -281,6 +355,35 @@ impl<'a> Pass<'a, '_> {
     }
 }
 
+/// What becomes of the child when it is not desired any more.
+fn deletion(child: &Child, seen: &Evaluation) -> Result<Deletion, Failure> {
+    let expression = match &child.deletion {
+        Deletes::Plain(deletion) => return Ok(*deletion),
+        Deletes::Said(expression) => expression,
+    };
+    match seen.value(expression) {
+        Ok(Json::String(text)) if text == "Delete" => Ok(Deletion::Delete),
+        Ok(Json::String(text)) if text == "Keep" => Ok(Deletion::Keep),
+        Ok(_) => Err(failed(child, "deletion", "must be `Delete` or `Keep`")),
+        Err(Unknown::Missing(why, _) | Unknown::Failed(why)) => Err(failed(child, "deletion", &why)),
+    }
+}
+
+/// The values that are generated in it, and for which request.
+fn generate(child: &Child, seen: &Evaluation) -> Result<Option<Generate>, Failure> {
+    let Some(Generates { values, renew }) = &child.generates else { return Ok(None) };
+    let renew = match renew.as_ref().map(|renew| renew.value(seen, "renew")).transpose() {
+        Ok(None | Some(None)) => None,
+        Ok(Some(Some(Json::String(text)))) if text.len() <= LONGEST_RENEW => Some(text),
+        Ok(Some(Some(value @ (Json::Number(_) | Json::Bool(_))))) => Some(value.to_string()),
+        Ok(_) => return Err(failed(child, "renew", "must be text of 128 bytes at the most, a number, true or false")),
+        Err(Failed { path, why: Unknown::Missing(why, _) | Unknown::Failed(why) }) => {
+            return Err(failed(child, &path, &why));
+        }
+    };
+    Ok(Some(Generate { values: values.clone(), renew }))
+}
+
 /// The value of a template, or of a part of it; or what it waits for.
 fn value(
     child: &Child,
@@ -326,7 +429,7 @@ fn may_come<T>(
     refers: &BTreeSet<Name>,
 ) -> Result<Result<T, String>, Failure> {
     let comes = |name: &Name| match name {
-        Name::Child(_) | Name::Related(_) => true,
+        Name::Child(_) | Name::Maybe(_) | Name::Related(_) => true,
         // The items of a list are whose that list is.
         Name::Each => child.for_each.iter().flat_map(|(list, _)| list.refers()).any(is_another),
         Name::Parent | Name::Index | Name::Myself | Name::Old | Name::User => false,
@@ -342,7 +445,7 @@ fn may_come<T>(
 
 /// Whether it is of another object, which changes without the parent.
 fn is_another(name: &Name) -> bool {
-    matches!(name, Name::Child(_) | Name::Related(_))
+    matches!(name, Name::Child(_) | Name::Maybe(_) | Name::Related(_))
 }
 
 fn failed(child: &Child, path: &str, why: &str) -> Failure {

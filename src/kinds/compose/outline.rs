@@ -36,6 +36,13 @@ impl Outline {
     }
 }
 
+impl Outline {
+    /// Whether it lies in the namespace that another template makes, as the file says both.
+    pub(super) fn is_in(&self, space: &Self) -> bool {
+        self.namespace.is_some() && self.namespace == space.name
+    }
+}
+
 impl Composition {
     /// The types of whose children each stands in a namespace that the composition makes for every object.
     pub fn confined(&self) -> Vec<&Type> {

@@ -10,7 +10,7 @@ use serde_json::{Value as Json, json};
 
 use super::Composition;
 use crate::{
-    reconcile::children::{Compose, Composed, Effort, Failure, Key, Type, View},
+    reconcile::children::{Adopt, Care, Compose, Composed, Deletion, Effort, Failure, Key, Type, Update, View},
     replica::term::Access,
 };
 
@@ -635,5 +635,279 @@ mod footprint {
             }
             prop_assert!(made > 0);
         }
+    }
+}
+
+#[test]
+fn settings_of_state_are_read_and_what_makes_no_sense_is_refused() {
+    let child =
+        |more: &str| format!("children:\n- {{id: a{more}, template: {{{CONFIG_MAP}, metadata: {{name: x}}}}}}\n");
+    let composed = |more: &str, spec: Json| World::default().compose(&read(&child(more)), &parent(spec));
+    let care = |more: &str, spec: Json| composed(more, spec).unwrap().children[0].care;
+    assert_eq!(care("", json!({})), Care::default());
+    let all = care(", deletion: Keep, adopt: IfUnowned, update: OnDelete", json!({}));
+    assert_eq!((all.deletion, all.adopt, all.update), (Deletion::Keep, Adopt::IfUnowned, Update::OnDelete));
+    let said = ", deletion: \"${parent.spec.?keep.orValue(false) ? 'Keep' : 'Delete'}\"";
+    assert_eq!(care(said, json!({})).deletion, Deletion::Delete);
+    assert_eq!(care(said, json!({"keep": true})).deletion, Deletion::Keep);
+    let wrong = composed(", deletion: \"${parent.spec.how}\"", json!({"how": "Never"})).unwrap_err();
+    assert_eq!(wrong.message, "a.deletion: must be `Delete` or `Keep`");
+
+    let two = |a: &str, b: &str| {
+        format!(
+            "children:\n- {{id: a{a}, template: {{{CONFIG_MAP}, metadata: {{name: x}}}}}}\n- {{id: b{b}, template: {{{CONFIG_MAP}, metadata: {{name: y}}}}}}\n"
+        )
+    };
+    for (text, expected) in [
+        (child(", deletion: Never"), "children[0].deletion: expected `Delete`, `Keep`, or one expression, found the text \"Never\""),
+        (child(", adopt: Sometimes"), "children[0].adopt: "),
+        (child(", update: Replace"), "children[0].update: "),
+        (child(", update: Recreate, deletion: Keep"), "children[0].update: would delete a child that is kept"),
+        (child(", update: Recreate, deletion: \"${parent.spec.x}\""), "children[0].update: would delete"),
+        (two("", ", deletion: \"${children.a.data.x}\""), "children[1].deletion: sees `parent`, `each` and `index` only"),
+        (two("", ", after: [{id: a, ready: true}]"), "children.b.after: a has no readyWhen"),
+        (two("", ", after: [{id: c}]"), "children[1].after[0]: no child has the id `c`"),
+        (two("", ", after: [{id: a, x: 1}]"), "children[1].after[0].x: unknown field"),
+        (two("", ", after: [1]"), "children[1].after[0]: expected the id of a child, or `{id: …, ready: true}`"),
+        (
+            two(", readyWhen: [\"${self.x}\"], after: [b]", ", after: [{id: a, ready: true}]"),
+            "children: each waits for another: a -> b -> a; break the circle",
+        ),
+        (
+            two(", after: [b]", ", includeWhen: [\"${children.?a.hasValue()}\"]"),
+            "children: each waits for another: a -> b -> a; break the circle",
+        ),
+        (
+            "children:\n- {id: s, template: {apiVersion: v1, kind: Namespace, metadata: {name: \"${parent.metadata.name}\"}}}\n- {id: a, deletion: Keep, template: {apiVersion: v1, kind: ConfigMap, metadata: {name: x, namespace: \"${parent.metadata.name}\"}}}\n".to_owned(),
+            "children.a.deletion: lies in the namespace that s makes, and goes with it",
+        ),
+    ] {
+        let found = errors(&text);
+        assert!(found.len() == 1 && found[0].contains(expected), "{expected}: {found:?}");
+    }
+}
+
+#[test]
+fn a_dependent_is_said_and_held_until_the_other_is_ready() {
+    let composition = read(&format!(
+        "children:\n- {{id: db, readyWhen: [\"${{self.status.up}}\"], template: {{{CONFIG_MAP}, metadata: {{name: db}}}}}}\n\
+         - {{id: app, after: [{{id: db, ready: true}}], template: {{{CONFIG_MAP}, metadata: {{name: app}}}}}}\n\
+         - {{id: web, after: [app], template: {{{CONFIG_MAP}, metadata: {{name: web}}}}}}\n"
+    ));
+    let order = composition.order();
+    let depends: Vec<_> = order.depends["web"].iter().map(String::as_str).collect();
+    assert_eq!((depends, order.explicit.len()), (vec!["app", "db"], 2));
+    let mut world = World::default();
+    let first = world.compose(&composition, &parent(json!({}))).unwrap();
+    assert_eq!(names(&first), ["ConfigMap ns/db"], "it has to be there first");
+    world.apply(&first, &json!({"up": false}));
+    let held = |composed: &Composed| composed.children.iter().map(|it| it.held.clone()).collect::<Vec<_>>();
+    let second = world.compose(&composition, &parent(json!({}))).unwrap();
+    assert_eq!(names(&second), ["ConfigMap ns/db", "ConfigMap ns/app"]);
+    assert_eq!(held(&second), [None, Some("until db is ready: ConfigMap ns/db: self.status.up".to_owned())]);
+    assert_eq!(second.waiting[0].id, "web");
+    world.apply(&first, &json!({"up": true}));
+    let third = world.compose(&composition, &parent(json!({}))).unwrap();
+    assert_eq!(held(&third), [None, None]);
+    // One that is ready no longer holds changes up, and takes nothing away.
+    world.apply(&third, &json!({"up": false}));
+    let fourth = world.compose(&composition, &parent(json!({}))).unwrap();
+    assert_eq!((names(&fourth).len(), fourth.waiting.len(), held(&fourth)[1].is_some()), (3, 0, true));
+}
+
+#[test]
+fn an_optional_reference_leaves_the_referrer_where_the_other_is_absent() {
+    let composition = read(&format!(
+        "children:\n- {{id: extra, includeWhen: [\"${{parent.spec.extra}}\"], template: {{{CONFIG_MAP}, metadata: {{name: extra}}}}}}\n\
+         - {{id: app, template: {{{CONFIG_MAP}, metadata: {{name: app}}, data: {{x: \"${{children.?extra.metadata.name.orValue('none')}}\"}}}}}}\n\
+         status: {{has: \"${{children.?extra.hasValue()}}\"}}\n"
+    ));
+    let mut world = World::default();
+    let without = world.compose(&composition, &parent(json!({"extra": false}))).unwrap();
+    assert_eq!(
+        (names(&without), &without.children[0].object["data"]["x"]),
+        (vec!["ConfigMap ns/app".to_owned()], &json!("none"))
+    );
+    assert_eq!(without.status["has"], json!(false));
+    // One that comes is waited for.
+    let coming = world.compose(&composition, &parent(json!({"extra": true}))).unwrap();
+    assert_eq!((names(&coming), coming.waiting.len()), (vec!["ConfigMap ns/extra".to_owned()], 1));
+    world.apply(&coming, &json!({}));
+    let with = world.compose(&composition, &parent(json!({"extra": true}))).unwrap();
+    assert_eq!((&with.children[1].object["data"]["x"], &with.status["has"]), (&json!("extra"), &json!(true)));
+    assert!(errors("related: [{id: r, apiVersion: v1, kind: Secret}]\nchildren: [{id: a, template: {apiVersion: v1, kind: Secret, metadata: {name: \"${related.?r}\"}}}]\n")[0].contains("no optional value"));
+}
+
+#[test]
+fn generated_values_are_asked_for_in_a_secret_only_and_no_expression_sees_them() {
+    let secret = |more: &str, body: &str| {
+        format!(
+            "children:\n- {{id: keys{more}, template: {{apiVersion: v1, kind: Secret, metadata: {{name: keys}}{body}}}}}\n"
+        )
+    };
+    let generate = ", generate: {password: {length: 24}, key: {characters: Bytes}}";
+    let composition = read(
+        &(secret(&format!("{generate}, renew: \"${{parent.spec.?revision.orValue(1)}}\""), ", data: {user: YQ==}")
+            + "- {id: spy, template: {apiVersion: v1, kind: ConfigMap, metadata: {name: spy}, data: {all: \"${json.marshal(children.keys)}\"}}}\n\
+           status: {all: \"${json.marshal(children.keys)}\"}\n"),
+    );
+    let mut world = World::default();
+    let first = world.compose(&composition, &parent(json!({}))).unwrap();
+    let asked = first.children[0].generate.clone().unwrap();
+    assert_eq!(asked.values.keys().collect::<Vec<_>>(), ["key", "password"]);
+    assert_eq!(
+        (asked.values["password"].length, asked.values["key"].length, asked.renew.as_deref()),
+        (24, 32, Some("1"))
+    );
+    assert_eq!(first.children[0].object["data"], json!({"user": "YQ=="}));
+    // What is there is not seen, even where the Secret does not say itself what was generated in it.
+    let mut there = first.clone();
+    there.children[0].object["data"] = json!({"user": "YQ==", "password": "geheim", "key": "geheim"});
+    world.apply(&there, &json!({}));
+    let second = world.compose(&composition, &parent(json!({"revision": "b"}))).unwrap();
+    let all = format!("{:?}{:?}", second.children, second.status);
+    assert!(all.contains("YQ==") && !all.contains("geheim"), "{all}");
+    assert_eq!(second.children[0].generate.as_ref().unwrap().renew.as_deref(), Some("b"));
+    let odd = world.compose(&composition, &parent(json!({"revision": ["x"]}))).unwrap_err();
+    assert!(odd.message.starts_with("keys.renew: must be text"), "{}", odd.message);
+
+    for (text, expected) in [
+        (secret(", renew: x", ""), "children[0].renew: is of a `generate`; remove it"),
+        (secret(", generate: {}", ""), "children[0].generate: expected a mapping of keys"),
+        (
+            secret(", generate: {password: {length: 4}}", ""),
+            "children[0].generate.password.length: expected a whole number from 16 to 1024",
+        ),
+        (secret(", generate: {password: {characters: Emoji}}", ""), "children[0].generate.password.characters: "),
+        (secret(", generate: {password: {size: 4}}", ""), "children[0].generate.password.size: unknown field"),
+        (secret(", generate: {\"a b\": {}}", ""), "children[0].generate.a b: is no key of a Secret"),
+        (secret(&format!("{generate}, update: Recreate"), ""), "children[0].update: would make new values"),
+        (secret(generate, ", data: {password: x}"), "children[0].template.data.password: is generated"),
+        (secret(generate, ", data: \"${parent.spec.data}\""), "children[0].template.data: must be a mapping"),
+        (secret(generate, ", stringData: {user: a}"), "children[0].template.stringData: is written once only"),
+        (secret(generate, ", immutable: true"), "children[0].template.immutable: "),
+        (
+            secret(&format!("{generate}, renew: \"${{self.metadata.uid}}\""), ""),
+            "children[0].renew: sees `parent`, `each` and `index` only",
+        ),
+        (
+            format!("children:\n- {{id: a{generate}, template: {{{CONFIG_MAP}, metadata: {{name: x}}}}}}\n"),
+            "children[0].template: values are generated in a Secret only",
+        ),
+    ] {
+        let found = errors(&text);
+        assert!(found.len() == 1 && found[0].contains(expected), "{expected}: {found:?}");
+    }
+}
+
+/// The examples of config/examples: what each of them shows, step by step.
+mod examples {
+    use super::*;
+
+    fn example(file: &str) -> Composition {
+        shipped(&format!("examples/{file}"))
+    }
+
+    fn numbered(kind: &str, numbers: std::ops::Range<usize>) -> Vec<String> {
+        numbers.map(|number| format!("{kind} ns/p-{number}")).collect()
+    }
+
+    #[test]
+    fn cats_start_one_after_the_other_and_none_goes_for_another() {
+        let composition = example("catset.yaml");
+        let spec = |replicas: u32| parent(json!({"replicas": replicas, "storage": "1Gi", "image": "x"}));
+        let mut world = World { related: [("cats".to_owned(), vec![])].into(), ..World::default() };
+        let first = world.compose(&composition, &spec(3)).unwrap();
+        assert_eq!(names(&first), numbered("PersistentVolumeClaim", 0..3));
+        assert_eq!((first.children[0].care.deletion, first.waiting[0].id.as_str()), (Deletion::Keep, "pods"));
+        world.apply(&first, &json!({}));
+        for (ready, replicas, pods) in [
+            (&[][..], 3, 1),
+            (&[false], 3, 1),
+            (&[true], 3, 2),
+            (&[true, false], 3, 2),
+            (&[true, true], 3, 3),
+            (&[false, false, true], 3, 3),
+            (&[true, true, true], 2, 2),
+        ] {
+            let pod = |(number, ready): (usize, &bool)| {
+                let labels = json!({"examples.leasehold.dev/part": "cat", "examples.leasehold.dev/catset": "p"});
+                let status = if *ready { "True" } else { "False" };
+                Arc::new(
+                    json!({"metadata": {"name": format!("p-{number}"), "namespace": "ns", "labels": labels}, "status": {"conditions": [{"type": "Ready", "status": status}]}}),
+                )
+            };
+            let foreign = json!({"metadata": {"name": "other-0", "namespace": "ns", "labels": {"examples.leasehold.dev/part": "cat"}}});
+            let all = ready.iter().enumerate().map(pod).chain([Arc::new(foreign)]).collect();
+            world.related.insert("cats".to_owned(), all);
+            let composed = world.compose(&composition, &spec(replicas)).unwrap();
+            let cats: Vec<_> = names(&composed).into_iter().filter(|name| name.starts_with("Pod ")).collect();
+            assert_eq!(cats, numbered("Pod", 0..pods), "{ready:?}");
+        }
+    }
+
+    #[test]
+    fn the_service_turns_when_the_other_colour_is_available() {
+        let composition = example("bluegreen.yaml");
+        let colour = json!({"image": "x", "replicas": 2});
+        let spec = |active: &str| parent(json!({"active": active, "blue": colour, "green": colour}));
+        let mut world = World::default();
+        let first = world.compose(&composition, &spec("green")).unwrap();
+        assert_eq!(names(&first), ["Deployment ns/p-blue", "Deployment ns/p-green"]);
+        for (available, held) in [(1, true), (2, false)] {
+            world.apply(&first, &json!({"observedGeneration": 1, "availableReplicas": available}));
+            for kept in world.children.values_mut() {
+                Arc::make_mut(kept)["metadata"]["generation"] = json!(1);
+            }
+            let composed = world.compose(&composition, &spec("green")).unwrap();
+            let service = &composed.children[2];
+            assert_eq!((service.held.is_some(), &service.object["spec"]["selector"]["color"]), (held, &json!("green")));
+        }
+        let alone = parent(json!({"active": "green", "green": colour}));
+        assert_eq!(names(&world.compose(&composition, &alone).unwrap()), ["Deployment ns/p-green", "Service ns/p"]);
+    }
+
+    #[test]
+    fn another_list_of_tasks_is_another_run() {
+        let composition = example("indexedjob.yaml");
+        let of = |tasks: &[&str]| {
+            let mut world = World::default();
+            let parent = parent(json!({"image": "x", "tasks": tasks}));
+            let first = world.compose(&composition, &parent).unwrap();
+            world.apply(&first, &json!({}));
+            let second = world.compose(&composition, &parent).unwrap();
+            (second.children[0].object["data"].clone(), second.children[1].clone())
+        };
+        let (tasks, job) = of(&["a", "b"]);
+        assert_eq!((tasks, &job.object["spec"]["completions"]), (json!({"0": "a", "1": "b"}), &json!(2)));
+        assert_eq!(job.care.update, Update::Recreate);
+        assert_ne!(of(&["a", "c"]).1.object, job.object);
+    }
+
+    #[test]
+    fn a_team_connects_when_its_database_is_ready_and_nothing_of_it_goes_with_the_team() {
+        let composition = example("teamdatabase.yaml");
+        let without = parent(json!({"storage": "10Gi"}));
+        let mut world = World::default();
+        for _ in 0..2 {
+            let composed = world.compose(&composition, &without).unwrap();
+            world.apply(&composed, &json!({"readyInstances": 1}));
+        }
+        let composed = world.compose(&composition, &without).unwrap();
+        assert_eq!(names(&composed), ["Secret ns/p-owner", "PostgresCluster ns/p", "ConfigMap ns/p-connection"]);
+        let [secret, cluster, connection] = &composed.children[..] else { panic!() };
+        assert!(secret.generate.is_some() && secret.care == cluster.care && cluster.care.deletion == Deletion::Keep);
+        assert!(connection.held.as_deref().is_some_and(|why| why.contains("until cluster is ready")), "{connection:?}");
+        assert_eq!(connection.object["data"]["backups"], "none");
+        world.apply(&composed, &json!({"readyInstances": 2}));
+        let ready = world.compose(&composition, &without).unwrap();
+        assert_eq!((&ready.children[2].held, &ready.status["ready"]), (&None, &json!(2)));
+        // What may be absent is waited for when it is asked for.
+        let with =
+            world.compose(&composition, &parent(json!({"storage": "10Gi", "backups": {"schedule": "daily"}}))).unwrap();
+        assert_eq!(
+            (with.children[2].key.of.kind.as_str(), with.waiting[0].id.as_str()),
+            ("PostgresBackup", "connection")
+        );
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::{
     cel::{Expression, Name},
-    composition::{Child, Composition},
+    composition::{Child, Composition, Deletes},
     template::{Part, Template},
 };
 use crate::{
@@ -76,7 +76,7 @@ impl<'h> Held<'h> {
         match name {
             Name::Parent | Name::Old => self.parent,
             Name::Each => item,
-            Name::Child(id) => {
+            Name::Child(id) | Name::Maybe(id) => {
                 let child = self.composition.children.iter().find(|child| child.id == *id && child.for_each.is_none());
                 self.schemas.of(&child?.of)
             }
@@ -98,6 +98,12 @@ impl<'h> Held<'h> {
         let item = list.flatten().and_then(|list| list.items());
         let inner = |name: &Name| self.shown(name, item);
         hold(&child.template, schema, &format!("{}.template", child.id), &inner, &mut found);
+        if let Some(renew) = child.generates.as_ref().and_then(|generates| generates.renew.as_ref()) {
+            hold(renew, None, &format!("{}.renew", child.id), &inner, &mut found);
+        }
+        if let Deletes::Said(deletion) = &child.deletion {
+            expression(deletion, &format!("{}.deletion", child.id), &inner, &mut found);
+        }
         let ready = |name: &Name| if *name == Name::Myself { schema } else { self.shown(name, item) };
         for (number, condition) in child.ready_when.iter().enumerate() {
             expression(condition, &format!("{}.readyWhen[{number}]", child.id), &ready, &mut found);

@@ -18,7 +18,7 @@ use super::{name::Name, weight::trim};
 use crate::{
     config::Limits,
     protocol::lease::version_number,
-    reconcile::{apply::digest, finalizer},
+    reconcile::{apply::digest, asked::asks, finalizer},
 };
 
 /// What is known of the objects of a kind. Clones are handles on the same.
@@ -84,7 +84,7 @@ struct Entry<K> {
 
 enum Held<K> {
     Whole(Arc<K>),
-    /// Its marks: name, uid, version, generation, finalizers and the time of its deletion.
+    /// Its marks: name, uid, version, generation, finalizers, the time of its deletion, and what its annotations ask for.
     Marks(Box<ObjectMeta>),
 }
 
@@ -170,6 +170,8 @@ fn marks(meta: &ObjectMeta) -> ObjectMeta {
         generation: meta.generation,
         deletion_timestamp: meta.deletion_timestamp.clone(),
         finalizers,
+        annotations: (asks(meta).next().is_some())
+            .then(|| asks(meta).map(|(name, value)| (name.to_owned(), value)).collect()),
         ..ObjectMeta::default()
     }
 }
@@ -469,6 +471,7 @@ fn is_same(one: &ObjectMeta, other: &ObjectMeta) -> bool {
             one.generation == other.generation
                 && one.finalizers == other.finalizers
                 && one.deletion_timestamp == other.deletion_timestamp
+                && asks(one).eq(asks(other))
         }
         None => is_version(one, other),
     }
@@ -534,6 +537,35 @@ mod tests {
             [(of(1, 11), 0), (of(2, 12), 1), (object(13, Some(2), &["f"]), 1), (object(14, Some(2), &["f"]), 0)]
         {
             assert_eq!(store.take_in(Event::Apply(object.clone())).len(), due, "{:?}", object.metadata);
+        }
+    }
+
+    /// An annotation changes no generation, so that an edit of one was no event.
+    #[test]
+    fn what_annotations_ask_for_is_due_once_for_each_value() {
+        let annotated = |version, annotations: serde_json::Value| {
+            let mut object = of(1, version);
+            object.metadata.annotations = serde_json::from_value(annotations).unwrap();
+            object
+        };
+        for is_kept in [true, false] {
+            let store = Store::bounded((), weigh);
+            store.limit(Limits { cache: if is_kept { 1 << 20 } else { 0 }, ..Limits::default() });
+            for event in [Event::Init, Event::InitApply(of(1, 10)), Event::InitDone] {
+                store.take_in(event);
+            }
+            for (version, annotations, due) in [
+                (11, json!({"own": "a"}), 0),
+                (12, json!({"leasehold.dev/requested-at": "1"}), 1),
+                (13, json!({"leasehold.dev/requested-at": "1", "own": "b"}), 0),
+                (14, json!({"leasehold.dev/requested-at": "x".repeat(9000)}), 1),
+                (15, json!({"leasehold.dev/requested-at": "x".repeat(9000), "own": "b"}), 0),
+                (16, json!({"leasehold.dev/paused": "true"}), 1),
+                (17, json!(null), 1),
+            ] {
+                let object = annotated(version, annotations.clone());
+                assert_eq!(store.take_in(Event::Apply(object)).len(), due, "{version}, {annotations}, {is_kept}");
+            }
         }
     }
 

@@ -6,12 +6,14 @@ use futures::future;
 use kube::{Api, ResourceExt, api::ListParams};
 
 use super::{
-    Composed, Failure, aside,
+    Composed, Failure, Key,
+    adopt::{ADOPTING, CONFLICT},
+    aside,
     fights::{CONTESTED, Rival},
     observe::{Observed, UNUSABLE},
     parent::Parent,
     pass::{Error, Pass},
-    plan::{self, Plan, Step},
+    plan::{self, Plan, RECREATING, Step},
     report::Done,
     write::Family,
 };
@@ -20,14 +22,14 @@ use crate::{
     reconcile::{
         controller::RequeueAfter,
         finalizer,
-        stages::{End, Outcome},
+        stages::{End, Outcome, Trouble},
     },
 };
 
 /// How soon an object is looked at again whose children's watch fails: nothing tells when it does not any more.
 const STALE: Duration = Duration::from_secs(60);
 /// How soon a child that belongs to another owner is looked at again: it bears no label by which we would see it go.
-const CONFLICT: Duration = Duration::from_secs(30);
+const CONFLICTING: Duration = Duration::from_secs(30);
 /// How soon the children of a deleted object are looked at again while they go.
 const GOING: Duration = Duration::from_secs(2);
 /// How soon an object is looked at again that is not as it was seen: its own watch lags.
@@ -44,6 +46,8 @@ pub(super) enum ApplyError {
     ReadObject(#[source] kube::Error),
     #[error("failed to list the children of a deleted object")]
     ListChildren(#[source] kube::Error),
+    #[error("failed to tell what is taken over")]
+    Announce(#[source] kube::Error),
     #[error("{0}")]
     Refused(String),
     #[error("the children are not done after {} rounds", plan::ROUNDS)]
@@ -102,13 +106,15 @@ impl Pass {
                         return Err(End::unreported(None));
                     }
                 }
-                Step::Delete(deletes) => family.delete_each(deletes, &mut plan).await,
+                Step::Announce(adoptions) => self.announce(&adoptions).await?,
+                Step::Replace(all) => family.replace_each(all, &mut plan).await,
+                Step::Delete(going) => family.delete_each(going, &mut plan).await,
                 Step::Report(outcome) => break outcome,
                 Step::Unfinished => return Err(ApplyError::Unfinished.into()),
             }
         };
         let (written, pruned) = plan.counts();
-        self.publish_events(written, pruned).await;
+        self.publish_events(written, pruned, &plan.take_kept()).await;
         self.report_rivals(plan.take_rivals());
         let done = match outcome {
             Outcome::Done(done) => Done { stale: self.stale(), ..done },
@@ -119,9 +125,11 @@ impl Pass {
             return Err(End::failed(Outcome::Done(done), error));
         }
         let contested = plan.contested_until().map(|until| until.since(it.now.now()));
-        let conflict = done.trouble.iter().any(|trouble| trouble.reason == plan::CONFLICT).then_some(CONFLICT);
+        let is = |reason: &str| done.trouble.iter().any(|trouble| trouble.reason == reason);
+        let conflict = is(CONFLICT).then_some(CONFLICTING);
+        let recreating = is(RECREATING).then_some(GOING);
         let stale = done.stale.as_ref().map(|_| STALE);
-        let after = [contested, conflict, stale].into_iter().flatten().min();
+        let after = [contested, conflict, recreating, stale].into_iter().flatten().min();
         Ok((done, after))
     }
 
@@ -158,6 +166,21 @@ impl Pass {
         })
     }
 
+    /// Writes nothing but the finalizer and the status: with it, the deletion of the object waits too, and the garbage collector
+    /// takes no child meanwhile.
+    pub(super) async fn pause(&self) -> Result<RequeueAfter, Error> {
+        let it = &self.common;
+        if self.meta().deletion_timestamp.is_none() {
+            let held = finalizer::add(&self.api(), &*self.object, &it.finalizer).await;
+            let failed = |error| Error::Apply(ApplyError::WriteFinalizer(error));
+            if held.map_err(failed)? == finalizer::Written::Changed {
+                return Ok(self.read().await.map_err(Error::Apply)?.requeue_after());
+            }
+        }
+        self.report(&Outcome::Paused).await.map_err(Error::WriteStatus)?;
+        Ok(None)
+    }
+
     /// Deletes what the garbage collector does not, then lets the object go.
     pub(super) async fn finalize(&self) -> Result<RequeueAfter, Error> {
         let it = &self.common;
@@ -176,7 +199,7 @@ impl Pass {
         let stay = it.store.orphans(&self.object);
         let family = Family::new(it, &self.object, &served);
         let failed = |error| Error::Apply(ApplyError::ListChildren(error));
-        if !stay && family.delete_all().await.map_err(failed)? > 0 {
+        if !stay && family.delete_all(&it.front.order()).await.map_err(failed)? > 0 {
             return Ok(Some(GOING));
         }
         let removed = finalizer::remove(&self.api(), &*self.object, &it.finalizer).await;
@@ -188,13 +211,29 @@ impl Pass {
         Ok(None)
     }
 
-    async fn publish_events(&self, written: usize, pruned: usize) {
+    /// Tells what is taken over, before it is.
+    async fn announce(&self, adoptions: &[(Key, String)]) -> Result<(), ApplyError> {
+        let messages: Vec<_> = adoptions.iter().map(|(_, message)| message.as_str()).collect();
+        let message = messages.join("; ");
+        let (namespace, name) = (self.object.namespace().unwrap_or_default(), self.object.name_any());
+        tracing::info!(kind = self.common.resource.kind, namespace, name, "adopting: {message}");
+        let outcome = Outcome::Blocked(Trouble::new(ADOPTING, message.as_str()));
+        self.report(&outcome).await.map_err(ApplyError::Announce)?;
+        self.normal(ADOPTING, &message).await;
+        Ok(())
+    }
+
+    async fn publish_events(&self, written: usize, pruned: usize, kept: &[Key]) {
         // Of a new object its status tells, and that is write enough.
         if written > 0 && self.object.status.is_some() {
             self.normal("Applied", &format!("{written} children written")).await;
         }
         if pruned > 0 {
             self.normal("Pruned", &format!("{pruned} children deleted")).await;
+        }
+        if !kept.is_empty() {
+            let names: Vec<_> = kept.iter().map(Key::to_string).collect();
+            self.normal("Kept", &format!("kept, and children no more: {}", names.join(", "))).await;
         }
         if written + pruned > 0 {
             let (namespace, name) = (self.object.namespace().unwrap_or_default(), self.object.name_any());
@@ -216,7 +255,8 @@ impl Pass {
     }
 }
 
-/// Whether trying again may mend it. A conflict does not mend itself, and is looked at now and then; so is a contested child.
+/// Whether trying again may mend it. A conflict does not mend itself, and is looked at now and then; so is a contested child,
+/// and one that goes to be made anew.
 fn retries(reason: &str) -> bool {
-    ![plan::CONFLICT, CONTESTED].contains(&reason)
+    ![CONFLICT, CONTESTED, RECREATING].contains(&reason)
 }

@@ -1,6 +1,10 @@
 //! What a front end of the engine says: which children an object shall have. Pure.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Map, Value};
@@ -113,6 +117,103 @@ pub struct Desired {
     pub object: Value,
     /// What it is waited for to be ready; `None`: it is.
     pub unready: Option<String>,
+    /// What it waits for before it is written: it is said already, so that it is not taken for one that shall go.
+    pub held: Option<String>,
+    /// How it is treated.
+    pub care: Care,
+    /// Values of a Secret that nobody says: they are made once, and stay.
+    pub generate: Option<Generate>,
+}
+
+impl Desired {
+    /// A child that is ready when it is there, and that is treated as most are.
+    pub fn new(id: &str, key: Key, object: Value) -> Self {
+        Self { id: id.to_owned(), key, object, unready: None, held: None, care: Care::default(), generate: None }
+    }
+}
+
+/// Values of a Secret that are made once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Generate {
+    /// By the key in `data`.
+    pub values: BTreeMap<String, Recipe>,
+    /// They are made anew when this is another text than when they were made.
+    pub renew: Option<String>,
+}
+
+/// How a value is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recipe {
+    /// How many characters, or bytes.
+    pub length: u16,
+    /// Of which.
+    pub characters: Characters,
+}
+
+/// What a value is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Characters {
+    /// Letters and digits, which mean nothing to a shell or a URL.
+    #[default]
+    Alphanumeric,
+    /// Digits of base 16.
+    Hex,
+    /// Any bytes, as a key is.
+    Bytes,
+}
+
+/// How a child is treated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Care {
+    /// What becomes of it when it is not desired any more, or its owner goes.
+    pub deletion: Deletion,
+    /// What becomes of an object of its name that is not ours.
+    pub adopt: Adopt,
+    /// How it is changed.
+    pub update: Update,
+}
+
+/// What becomes of a child when it is not desired any more, or its owner goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Deletion {
+    /// It is deleted.
+    #[default]
+    Delete,
+    /// It stays, and is nobody's: what marks it as ours is taken off.
+    Keep,
+}
+
+/// Whether an object of the name of a child becomes that child.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Adopt {
+    /// It is left alone.
+    #[default]
+    Never,
+    /// If no controller owns it, and nothing says that another tool manages it.
+    IfUnowned,
+    /// Whoever owns it, but for another object of ours.
+    Always,
+}
+
+/// How a child that is there is changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Update {
+    /// By server-side apply.
+    #[default]
+    Apply,
+    /// As by `Apply`; if the API server refuses that for a field that cannot change, it is deleted and made anew.
+    Recreate,
+    /// Not at all: it is made anew when another writer has deleted it.
+    OnDelete,
+}
+
+/// Which children depend on which, by their ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// What each depends on, and what that depends on in its turn.
+    pub depends: BTreeMap<String, BTreeSet<String>>,
+    /// Those of which it was said that they come after others: their owner is held until they are gone.
+    pub explicit: BTreeSet<String>,
 }
 
 /// A child that cannot be said yet.
@@ -167,6 +268,11 @@ pub trait Compose: Send + Sync + 'static {
 
     /// What it wants to see besides, by id.
     fn related(&self) -> BTreeMap<String, Related>;
+
+    /// Which children depend on which: they are deleted in the reverse order.
+    fn order(&self) -> Order {
+        Order::default()
+    }
 
     /// What the object shall have; `None`: that takes more than a brief effort.
     ///

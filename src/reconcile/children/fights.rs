@@ -218,6 +218,15 @@ fn listed(what: &str, all: &[String]) -> String {
     format!("{what}{plural} {named}{more}")
 }
 
+/// The writers of an object, a few of them.
+pub(super) fn writers(live: &Value) -> Vec<String> {
+    let mut all: Vec<_> = others(live, "").into_iter().map(|(name, _)| name.to_owned()).collect();
+    all.sort();
+    all.dedup();
+    all.truncate(NAMED);
+    all
+}
+
 /// The fields of the other writers of the object itself, by writer.
 fn others<'a>(live: &'a Value, manager: &str) -> Vec<(&'a str, &'a Value)> {
     let entries = live.pointer("/metadata/managedFields").and_then(Value::as_array);

@@ -42,7 +42,7 @@ impl Compose for Front {
         let key = Key { of: Arc::new(Type::new("", "v1", "ConfigMap")), namespace, name: "w".to_owned() };
         let metadata = json!({"name": "w", "namespace": "elsewhere"});
         let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata});
-        let children = vec![Desired { id: "settings".to_owned(), key, object, unready: None }];
+        let children = vec![Desired::new("settings", key, object)];
         Ok(Some(Composed { children, ..Composed::default() }))
     }
 }

@@ -13,11 +13,12 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    Composed, Desired, Key, Type,
+    Composed, Desired, Key, Order, Type,
     applied::created_entry,
     fights::{CONTESTED, Fights},
+    order::Going,
     parent::Parent,
-    plan::{Cached, Delete, How, Owner, Plan, Step, Write, meta},
+    plan::{Cached, How, Owner, Plan, Step, Write, meta},
 };
 use crate::{
     protocol::moment::Moment,
@@ -172,11 +173,9 @@ fn desired(parent: &Value, related: u8) -> BTreeMap<String, String> {
 
 impl Look {
     fn composed(&self) -> Composed {
-        let child = |(name, value): (String, String)| Desired {
-            id: "child".to_owned(),
-            key: key(&name),
-            object: json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "ns"}, "data": {"value": value}}),
-            unready: None,
+        let child = |(name, value): (String, String)| {
+            let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "ns"}, "data": {"value": value}});
+            Desired::new("child", key(&name), object)
         };
         let children = desired(&self.parent, self.related).into_iter().map(child).collect();
         Composed { children, ..Composed::default() }
@@ -270,7 +269,8 @@ impl Leader {
                 manager: MANAGER.to_owned(),
                 is_held: true,
             };
-            let plan = Plan::new(owner, Arc::clone(&self.fights), self.contested.clone(), Arc::default());
+            let plan =
+                Plan::new(owner, Arc::clone(&self.fights), self.contested.clone(), Arc::default(), Order::default());
             let look = Look {
                 parent: serde_json::to_value(&*known).unwrap(),
                 related: server.related[self.related],
@@ -284,7 +284,9 @@ impl Leader {
         self.now = self.now + TICK;
         match plan.next(&look, self.now) {
             Step::Compose => plan.composed(Ok(look.composed())),
-            Step::Hold | Step::Unfinished => panic!("the object is held, and a pass is short"),
+            Step::Hold | Step::Announce(_) | Step::Replace(_) | Step::Unfinished => {
+                panic!("the object is held, and a pass is short")
+            }
             Step::Confirm => {
                 if !self.store.has_baseline() {
                     self.store.is_at(server.version);
@@ -305,7 +307,7 @@ impl Leader {
                 }
             }
             Step::Delete(deletes) => {
-                for Delete { key, uid } in deletes {
+                for Going { key, uid, .. } in deletes {
                     assert!(
                         generation >= server.applied,
                         "{key} is deleted by generation {generation}, after {}",
@@ -332,7 +334,7 @@ impl Leader {
     }
 
     fn write(&mut self, server: &mut Server, plan: &mut Plan, write: Write, generation: i64, is_refused: bool) {
-        let Write { key, object, digest, how } = write;
+        let Write { key, object, digest, how, .. } = write;
         let live = server.now().get(&key.name).cloned();
         let refusal = Trouble::new("Conflict", "");
         if is_refused {
@@ -342,7 +344,7 @@ impl Leader {
             (How::Create, Some(live)) => return plan.found(key, Arc::clone(live)),
             (How::Create, None) => "Update",
             (How::Apply { uid, .. }, Some(live)) if live["metadata"]["uid"] == *uid => "Apply",
-            (How::Apply { .. }, _) => return plan.refused(key, refusal),
+            (How::Apply { .. } | How::Mark(_), _) => return plan.refused(key, refusal),
         };
         if let (How::Apply { created: None, .. }, Some(live)) = (&how, &live) {
             assert_eq!(created_entry(live, MANAGER), None, "what a creation owns would stay");

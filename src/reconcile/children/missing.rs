@@ -43,7 +43,7 @@ impl Compose for Front {
         let metadata = json!({"name": "w", "namespace": "ns"});
         let object =
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"x": "y".repeat(100)}});
-        let children = vec![Desired { id: "settings".to_owned(), key, object, unready: None }];
+        let children = vec![Desired::new("settings", key, object)];
         let status = Map::from_iter([("seen".to_owned(), json!(seen))]);
         Ok(Some(Composed { children, status, ..Composed::default() }))
     }

@@ -11,15 +11,16 @@
 //!
 //! The front end validates the object when it says what its children shall be ([`desired`]). It says so anew after each round of
 //! writes, so `apply` asks the plan for the next step until there is none. [`applied`] tells whether a child is still what we
-//! applied, [`write`](mod@write) makes the requests, [`status`] stores what `report` makes.
+//! applied, [`adopt`] whether an object of its name becomes one, [`order`] which child goes before which, [`write`](mod@write) makes the requests, [`status`] stores what `report` makes.
 //!
 //! A child belongs to its parent by a controller owner reference where the garbage collector follows one: in the parent's
 //! namespace, or everywhere if the parent has none. Elsewhere the labels say it, and a finalizer keeps the parent until its
-//! children are deleted. What bears our labels without our having applied it is a copy that a user made, and not ours.
+//! children are deleted. A child that is kept has no owner reference, so that no garbage collector ever takes it. What bears our labels without our having applied it is a copy that a user made, and not ours.
 //!
 //! Nothing is remembered that is not in objects, so a later term goes on where an earlier one ended, and writes nothing
 //! where nothing has changed. But for who undoes what was written lately, which [`fights`] remembers, and the status tells.
 
+mod adopt;
 mod applied;
 mod apply;
 mod aside;
@@ -27,11 +28,13 @@ mod desired;
 mod fights;
 #[cfg(test)]
 mod finalized;
+mod generated;
 #[cfg(test)]
 mod interleavings;
 #[cfg(test)]
 mod missing;
 mod observe;
+mod order;
 mod ours;
 mod parent;
 mod pass;
@@ -49,12 +52,16 @@ use std::{
     time::Duration,
 };
 
-pub use desired::{Compose, Composed, Desired, Effort, Failure, Key, Related, Type, View, Waiting};
+pub use desired::{
+    Adopt, Care, Characters, Compose, Composed, Deletion, Desired, Effort, Failure, Generate, Key, Order, Recipe,
+    Related, Type, Update, View, Waiting,
+};
 use futures::{
     FutureExt, Stream, StreamExt,
     future::{BoxFuture, ready},
     stream,
 };
+pub use generated::{hide, without};
 use kube::Api;
 use serde_json::Value;
 use tokio::sync::OnceCell;

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::{
     Composed, Effort, Failure, Key, Type, View,
+    generated::hide,
     pass::Pass,
     plan::{Cached, Mine},
     report::Done,
@@ -111,7 +112,7 @@ impl Pass {
 
     /// Related objects, as they were last seen.
     fn related(&self) -> BTreeMap<String, Vec<Arc<Value>>> {
-        let all = |objects: &Objects| objects.all().into_iter().map(Arc::new).collect();
+        let all = |objects: &Objects| objects.all().into_iter().map(|object| hide(Arc::new(object))).collect();
         self.common.related.iter().map(|(id, objects)| (id.clone(), all(objects))).collect()
     }
 }

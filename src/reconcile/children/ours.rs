@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::Key;
-use crate::reconcile::apply::{OWNER, Ownership, SHARD, ownership, written_by};
+use crate::reconcile::apply::{LEASEHOLD, OWNER, Ownership, SHARD, ownership, written_by};
 
 /// Who asks whether a child is theirs.
 pub(super) struct Claim<'a> {
@@ -37,6 +37,16 @@ pub(super) fn refers_to(meta: &ObjectMeta, uid: &str) -> bool {
     meta.owner_references.iter().flatten().any(|owner| owner.uid == uid)
 }
 
+/// Whether it bears the marks of a child of that object, or of one before it of its name, and no other kind of ours has
+/// written it: so a backup restores it, which does not say who wrote it. That makes it the child of its name; but it is not
+/// deleted for that, for it may be a copy of a child.
+pub(super) fn is_marked(meta: &ObjectMeta, claim: &Claim<'_>) -> bool {
+    let prefix = format!("{LEASEHOLD}/");
+    let is_other = |manager: &str| manager.starts_with(&prefix) && manager != claim.manager;
+    let others = meta.managed_fields.iter().flatten().any(|entry| entry.manager.as_deref().is_some_and(is_other));
+    !claim.uid.is_empty() && is_inherited(meta, claim) && !others
+}
+
 fn is_inherited(meta: &ObjectMeta, claim: &Claim<'_>) -> bool {
     let is = |all: &Option<std::collections::BTreeMap<String, String>>, key: &str, value: &str| {
         all.as_ref().and_then(|all| all.get(key)).is_some_and(|found| found == value)
@@ -44,9 +54,9 @@ fn is_inherited(meta: &ObjectMeta, claim: &Claim<'_>) -> bool {
     is(&meta.annotations, OWNER, &claim.title) && is(&meta.labels, SHARD, claim.shard)
 }
 
-/// Whether a child shall go: it is ours, it is no longer desired, and it is not being deleted already.
+/// Whether a child shall go: it is ours, and it is no longer desired.
 pub(super) fn is_superfluous(key: &Key, meta: &ObjectMeta, wanted: &BTreeSet<&Key>, claim: &Claim<'_>) -> bool {
-    !wanted.contains(key) && meta.deletion_timestamp.is_none() && is_ours(meta, claim)
+    !wanted.contains(key) && is_ours(meta, claim)
 }
 
 #[cfg(test)]
@@ -73,7 +83,6 @@ mod tests {
         shard: Option<&'static str>,
         owner_reference: Option<(&'static str, bool)>,
         applied_by: Option<(&'static str, &'static str)>,
-        deleting: bool,
     }
 
     impl Child {
@@ -90,10 +99,7 @@ mod tests {
             let managed: Vec<_> = self.applied_by.iter().map(|(manager, operation)| {
                 json!({"manager": manager, "operation": operation, "fieldsType": "FieldsV1", "fieldsV1": {"f:data": {}}})
             }).collect();
-            let mut meta = json!({"name": self.name, "labels": labels, "annotations": annotations, "ownerReferences": owners, "managedFields": managed});
-            if self.deleting {
-                meta["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-            }
+            let meta = json!({"name": self.name, "labels": labels, "annotations": annotations, "ownerReferences": owners, "managedFields": managed});
             serde_json::from_value(meta).unwrap()
         }
     }
@@ -110,20 +116,10 @@ mod tests {
                 prop::sample::select(vec![MANAGER, "leasehold/other", "kubectl"]),
                 prop::sample::select(vec!["Apply", "Update"]),
             )),
-            any::<bool>(),
         )
-            .prop_map(
-                |(name, managed_by, owner_label, owner_title, shard, owner_reference, applied_by, deleting)| Child {
-                    name,
-                    managed_by,
-                    owner_label,
-                    owner_title,
-                    shard,
-                    owner_reference,
-                    applied_by,
-                    deleting,
-                },
-            )
+            .prop_map(|(name, managed_by, owner_label, owner_title, shard, owner_reference, applied_by)| {
+                Child { name, managed_by, owner_label, owner_title, shard, owner_reference, applied_by }
+            })
     }
 
     proptest! {
@@ -139,7 +135,7 @@ mod tests {
             let referred = child.owner_reference == Some(("me", true));
             let written = child.applied_by.is_some_and(|(manager, _)| manager == MANAGER);
             let inherited = child.owner_title == Some("ns/me") && child.shard == Some("widget.example.com");
-            let expected = (labelled || referred || inherited) && written && !child.deleting && !wanted.contains(&child.name);
+            let expected = (labelled || referred || inherited) && written && !wanted.contains(&child.name);
             prop_assert_eq!(superfluous, expected);
             prop_assert!(!is_superfluous(&key(&child.name), &child.meta(), &BTreeSet::new(), &claim("")), "a parent without a uid has no children");
         }

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     reconcile::{
+        asked::is_paused,
         clock::Clock,
         controller::RequeueAfter,
         events::Events,
@@ -71,6 +72,9 @@ impl Pass {
 
     /// All stages, one after the other.
     pub(super) async fn reconcile(self) -> Result<RequeueAfter, Error> {
+        if is_paused(self.meta()) {
+            return self.pause().await;
+        }
         if self.meta().deletion_timestamp.is_some() {
             return self.finalize().await;
         }
@@ -97,7 +101,8 @@ impl Pass {
     fn plan(&self, observed: &Observed) -> Plan {
         let contested = self.object.status.as_ref().and_then(|status| report::contested(&status.conditions));
         let (owner, fights) = (observed.family().owner(), Arc::clone(&self.common.fights));
-        Plan::new(owner, fights, contested.unwrap_or_default().to_owned(), observed.read())
+        let contested = contested.unwrap_or_default().to_owned();
+        Plan::new(owner, fights, contested, observed.read(), self.common.front.order())
     }
 
     pub(super) fn meta(&self) -> &ObjectMeta {

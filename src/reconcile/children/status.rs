@@ -39,7 +39,7 @@ impl Pass {
             if !is_current && observed > generation {
                 return None;
             }
-            let mut next = report::status(current, generation, outcome, now);
+            let mut next = report::status(current, self.meta(), outcome, now);
             if !changed(current, &next) {
                 return None;
             }

@@ -9,20 +9,23 @@ use kube::{
     core::Request,
     discovery::Scope,
 };
+use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 
 use super::{
-    Key, Type,
+    Key, Order, Type,
+    adopt::releasing,
     applied::created_entry,
     observe::Served,
+    order::{Going, turn},
     ours::{is_ours, refers_to},
     parent::Parent,
     pass::Common,
-    plan::{Delete, How, Owner, Plan, Write},
+    plan::{How, Owner, Plan, RECREATING, Replace, Write},
 };
 use crate::{
     reconcile::{
-        apply::{children_of, delete, labels},
+        apply::{DELETION, KEEP, children_of, delete, labels},
         input::{Invalid, NamespaceName, ObjectName},
         name::Name,
         stages::Trouble,
@@ -44,6 +47,8 @@ pub(super) enum Wrote {
     Done(Arc<Value>),
     /// It was to be created, and there is one of that name, which was not seen.
     Found(Arc<Value>),
+    /// It cannot be changed, for this reason, and another one could be made in its place.
+    Replaceable(String, String),
     Refused(Trouble),
 }
 
@@ -140,6 +145,7 @@ impl<'a> Family<'a> {
                 None => is_complete = false,
                 Some(Wrote::Done(object)) => plan.wrote(key, &digest, object, self.it.now.now()),
                 Some(Wrote::Found(object)) => plan.found(key, object),
+                Some(Wrote::Replaceable(uid, why)) => plan.is_replaceable(key, uid, why),
                 Some(Wrote::Refused(trouble)) => plan.refused(key, trouble),
             }
         }
@@ -158,13 +164,22 @@ impl<'a> Family<'a> {
         }
     }
 
-    async fn write(&self, Write { key, object, how, .. }: &Write) -> Wrote {
+    async fn write(&self, Write { key, object, how, recreates, values, .. }: &Write) -> Wrote {
         let api = match self.api(key) {
             Ok(api) => api,
             Err(trouble) => return Wrote::Refused(trouble),
         };
+        let with_values = values.as_ref().map(|values| values.all_in(object, random));
+        let object = match &with_values {
+            None => object,
+            Some(Some(object)) => object,
+            Some(None) => {
+                let message = format!("{key}: the system has no random bytes to generate its values of");
+                return Wrote::Refused(Trouble::new("GenerateFailed", message));
+            }
+        };
         let written = match how {
-            How::Create => match self.create(&api, object).await {
+            How::Create => match self.create(&api, object, false).await {
                 // Another object has that name, and server-side apply would merge into it.
                 Err(Error::Api(refused)) if refused.code == 409 && refused.reason == "AlreadyExists" => {
                     return match api.get_opt(&key.name).await {
@@ -175,23 +190,13 @@ impl<'a> Family<'a> {
                 }
                 other => other.map_err(|error| ("create", error)),
             },
-            How::Apply { uid, created } => {
-                let owned = match created {
-                    Some(version) => self.own_by_apply(&api, key, uid, version).await,
-                    None => Ok(()),
-                };
-                match owned {
-                    Ok(()) => {
-                        // It applies to this very object only, and takes back the fields that other managers took from us.
-                        let mut patch = object.clone();
-                        patch["metadata"]["uid"] = json!(uid);
-                        let params = PatchParams { force: true, ..PatchParams::apply(&self.it.manager) };
-                        let patch = Patch::Apply(&patch);
-                        api.patch(&key.name, &params, &patch).await.map_err(|error| ("apply", error))
-                    }
-                    Err(error) => Err(("apply", error)),
+            How::Apply { .. } => match self.apply(&api, key, object, how).await {
+                Err(Error::Api(refused)) if *recreates && refused.code == 422 => {
+                    return self.is_replaceable(&api, key, object, how, &Error::Api(refused)).await;
                 }
-            }
+                other => other.map_err(|error| ("apply", error)),
+            },
+            How::Mark(marks) => self.merge(&api, key, marks).await.map_err(|error| ("patch", error)),
         };
         match written {
             Ok(written) => {
@@ -205,9 +210,69 @@ impl<'a> Family<'a> {
         }
     }
 
+    async fn apply(
+        &self,
+        api: &Api<DynamicObject>,
+        key: &Key,
+        object: &Value,
+        how: &How,
+    ) -> Result<DynamicObject, Error> {
+        let mut patch = object.clone();
+        if let How::Apply { uid, created, version, disown, is_adopted } = how {
+            let mut at = version.clone();
+            if let Some(disown) = disown {
+                at = self.merge(api, key, disown).await?.metadata.resource_version;
+            }
+            // What this merge patch has written belongs to the apply as well, as what a creation has.
+            if let Some(created) = created.as_ref().or(at.as_ref().filter(|_| *is_adopted && disown.is_some())) {
+                let owned = self.own_by_apply(api, key, uid, created).await?;
+                // If it has changed in between, the apply is refused.
+                at = owned.filter(|(from, _)| Some(from) == at.as_ref()).map(|(_, to)| to).or(at);
+            }
+            let version = version.as_ref().and(at);
+            // It applies to this very object only, and takes back the fields that other managers took from us.
+            patch["metadata"]["uid"] = json!(uid);
+            if let Some(version) = version {
+                patch["metadata"]["resourceVersion"] = json!(version);
+            }
+        }
+        let params = PatchParams { force: true, ..PatchParams::apply(&self.it.manager) };
+        api.patch(&key.name, &params, &Patch::Apply(&patch)).await
+    }
+
+    async fn merge(&self, api: &Api<DynamicObject>, key: &Key, patch: &Value) -> Result<DynamicObject, Error> {
+        let params = PatchParams { field_manager: Some(self.it.manager.clone()), ..PatchParams::default() };
+        api.patch(&key.name, &params, &Patch::Merge(patch)).await
+    }
+
+    /// Whether another one could be made in place of a child whose change is refused: the API server checks an object before it
+    /// looks whether there is one of its name. So nothing is deleted for a template that would be refused all the same.
+    async fn is_replaceable(
+        &self,
+        api: &Api<DynamicObject>,
+        key: &Key,
+        object: &Value,
+        how: &How,
+        refusal: &Error,
+    ) -> Wrote {
+        let trouble = self.refused(key, "apply", refusal);
+        let uid = if let How::Apply { uid, .. } = how { uid.clone() } else { String::new() };
+        match self.create(api, object, true).await {
+            Err(Error::Api(answer)) if answer.code == 409 && answer.reason == "AlreadyExists" => {
+                Wrote::Replaceable(uid, message_of(self.it.is_secretive, key, refusal))
+            }
+            Err(error) => {
+                let why = message_of(self.it.is_secretive, key, &error);
+                let message = format!("{}; it is not made anew, for that would be refused too: {why}", trouble.message);
+                Wrote::Refused(Trouble::new(trouble.reason, message))
+            }
+            Ok(_) => Wrote::Refused(trouble),
+        }
+    }
+
     /// Creates it, and nothing but that: a field that its type does not have is refused, as by an apply.
-    async fn create(&self, api: &Api<DynamicObject>, object: &Value) -> Result<DynamicObject, Error> {
-        let params = PostParams { field_manager: Some(self.it.manager.clone()), ..PostParams::default() };
+    async fn create(&self, api: &Api<DynamicObject>, object: &Value, dry_run: bool) -> Result<DynamicObject, Error> {
+        let params = PostParams { field_manager: Some(self.it.manager.clone()), dry_run };
         let body = serde_json::to_vec(object).map_err(Error::SerdeError)?;
         let request = Request::new(api.resource_url()).create(&params, body).map_err(Error::BuildRequest)?;
         let (mut head, body) = request.into_parts();
@@ -218,7 +283,14 @@ impl<'a> Family<'a> {
 
     /// What the creation of a child owns becomes what an apply owns, as client-go's csaupgrade does it: or a field that is no
     /// longer desired would stay, because the creation goes on owning it.
-    async fn own_by_apply(&self, api: &Api<DynamicObject>, key: &Key, uid: &str, version: &str) -> Result<(), Error> {
+    /// Returns from which version to which, if there was anything to do.
+    async fn own_by_apply(
+        &self,
+        api: &Api<DynamicObject>,
+        key: &Key,
+        uid: &str,
+        version: &str,
+    ) -> Result<Option<(String, String)>, Error> {
         let manager = &self.it.manager;
         let mut found = self.cached(key).filter(|seen| resource_version(seen) == Some(version));
         for attempt in 1.. {
@@ -226,12 +298,12 @@ impl<'a> Family<'a> {
                 Some(live) => live,
                 None => match api.get_opt(&key.name).await? {
                     Some(live) => Arc::new(serde_json::to_value(live).unwrap_or_default()),
-                    None => return Ok(()),
+                    None => return Ok(None),
                 },
             };
             let Some(entry) = created_entry(&live, manager).filter(|_| super::uid(&live) == Some(uid)) else {
                 // The apply itself is refused if it is another object.
-                return Ok(());
+                return Ok(None);
             };
             let patch = json!([
                 {"op": "test", "path": "/metadata/resourceVersion", "value": resource_version(&live)},
@@ -242,20 +314,68 @@ impl<'a> Family<'a> {
                 .body(serde_json::to_vec(&patch).map_err(Error::SerdeError)?)
                 .map_err(Error::HttpError)?;
             match self.it.term.client().request::<DynamicObject>(request).await {
-                Ok(_) => return Ok(()),
+                Ok(owned) => {
+                    let from = resource_version(&live).map(str::to_owned);
+                    return Ok(from.zip(owned.metadata.resource_version));
+                }
                 // It has changed since.
                 Err(Error::Api(refused)) if matches!(refused.code, 409 | 422) && attempt < ATTEMPTS => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// Deletes them one by one, and tells the plan.
-    pub(super) async fn delete_each(&self, deletes: Vec<Delete>, plan: &mut Plan) {
-        for Delete { key, uid } in deletes {
-            plan.deleted(self.delete(&key, &uid).await);
+    /// Deletes them one by one, or releases those that are kept, and tells the plan.
+    pub(super) async fn delete_each(&self, going: Vec<Going>, plan: &mut Plan) {
+        for Going { key, uid, is_kept, .. } in going {
+            if is_kept {
+                let release = self.release(&key, &uid).await;
+                plan.released(key, release);
+            } else {
+                plan.deleted(self.delete(&key, &uid).await);
+            }
         }
+    }
+
+    /// Deletes those that are made anew, each after it was told why, and tells the plan.
+    pub(super) async fn replace_each(&self, all: Vec<Replace>, plan: &mut Plan) {
+        let about = self.parent.object_ref(&self.it.resource);
+        for replace in all {
+            let note = format!("{} is deleted and made anew: {}", replace.key, replace.why);
+            tracing::warn!(kind = self.it.resource.kind, "{note}");
+            self.it.events.warning(&about, RECREATING, &note).await;
+            let deletion = self.delete(&replace.key, &replace.uid).await;
+            plan.replaced(replace, deletion);
+        }
+    }
+
+    /// Takes off all that marks an object as a child, and touches nothing else of it.
+    async fn release(&self, key: &Key, uid: &str) -> Result<(), Trouble> {
+        let api = self.api(key)?;
+        let failed = |error: &Error| {
+            let message = format!("{key} could not be released: {}", message_of(self.it.is_secretive, key, error));
+            Trouble::new("ReleaseFailed", message)
+        };
+        for attempt in 1.. {
+            let live = match api.get_opt(&key.name).await {
+                Ok(Some(live)) => serde_json::to_value(live).unwrap_or_default(),
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(failed(&error)),
+            };
+            if super::uid(&live) != Some(uid) {
+                return Ok(());
+            }
+            match self.merge(&api, key, &releasing(&live, self.parent.uid(), &self.it.manager)).await {
+                Ok(_) => break,
+                // It has changed since.
+                Err(Error::Api(refused)) if refused.code == 409 && attempt < ATTEMPTS => {}
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+        let (namespace, name) = (self.parent.namespace().unwrap_or_default(), self.parent.name_any());
+        tracing::info!(kind = self.it.resource.kind, namespace, name, child = %key, "child released, and kept");
+        Ok(())
     }
 
     async fn delete(&self, key: &Key, uid: &str) -> Result<(), Trouble> {
@@ -270,8 +390,9 @@ impl<'a> Family<'a> {
     }
 
     /// Deletes all children, by what the API server has and not by what was seen: those that remain are never found again.
-    /// Returns how many are still there. If the garbage collector has made orphans of them, they stay.
-    pub(super) async fn delete_all(&self) -> Result<usize, Error> {
+    /// Those on which others depend wait for their turn; those that are kept are released. Returns how many are still to go.
+    /// If the garbage collector has made orphans of them, they stay.
+    pub(super) async fn delete_all(&self, order: &Order) -> Result<usize, Error> {
         let owner = self.owner();
         let mut all = Vec::new();
         for (of, (resource, _)) in self.served {
@@ -295,20 +416,29 @@ impl<'a> Family<'a> {
         if self.are_orphans(&all, &owner) {
             return Ok(0);
         }
-        for (key, child) in &all {
-            if child.metadata.deletion_timestamp.is_some() {
-                continue;
-            }
-            if let Err(trouble) = self.delete(key, &child.uid().unwrap_or_default()).await {
-                let about = self.parent.object_ref(&self.it.resource);
-                self.it.events.warning(&about, "FinalizeBlocked", &trouble.message).await;
+        let going: Vec<_> = all.into_iter().map(|(key, child)| Going::new(key, &child.metadata)).collect();
+        let mut left = going.iter().filter(|one| !one.is_kept).count();
+        let about = self.parent.object_ref(&self.it.resource);
+        for Going { key, uid, is_kept, .. } in turn(order, going) {
+            let done = if is_kept { self.release(&key, &uid).await } else { self.delete(&key, &uid).await };
+            match done {
+                Ok(()) if is_kept => {
+                    self.it.events.normal(&about, "Kept", &format!("{key} is kept, and is no child")).await
+                }
+                Ok(()) => {}
+                Err(trouble) => {
+                    left += usize::from(is_kept);
+                    self.it.events.warning(&about, "FinalizeBlocked", &trouble.message).await;
+                }
             }
         }
-        Ok(all.len())
+        Ok(left)
     }
 
     fn are_orphans(&self, children: &[(Key, DynamicObject)], owner: &Owner) -> bool {
-        let mut followed = children.iter().filter(|(key, _)| owner.can_own(key)).peekable();
+        // One that is kept has no owner reference in the first place.
+        let is_kept = |child: &DynamicObject| child.annotations().get(DELETION).is_some_and(|it| it == KEEP);
+        let mut followed = children.iter().filter(|(key, child)| owner.can_own(key) && !is_kept(child)).peekable();
         followed.peek().is_some() && followed.all(|(_, child)| !refers_to(&child.metadata, self.parent.uid()))
     }
 
@@ -329,6 +459,11 @@ impl<'a> Family<'a> {
     fn refused(&self, key: &Key, verb: &str, error: &Error) -> Trouble {
         Trouble::new(reason(error), format!("{verb} {key}: {}", message_of(self.it.is_secretive, key, error)))
     }
+}
+
+/// Random bytes that nobody can foretell.
+fn random(bytes: &mut [u8]) -> Option<()> {
+    SystemRandom::new().fill(bytes).ok()
 }
 
 fn resource_version(object: &Value) -> Option<&str> {

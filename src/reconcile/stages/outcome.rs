@@ -6,6 +6,7 @@ use kube::{Error, Resource, core::Status};
 use super::Stages;
 use crate::{
     reconcile::{
+        asked,
         conditions::{APPLIED, AS_EXPECTED, ConditionStatus, Conditions, SPEC_VALID},
         controller::RequeueAfter,
         status::{Reported, Stamped},
@@ -56,6 +57,8 @@ pub enum Outcome<D> {
     Invalid(Trouble),
     /// What the object says cannot be carried out now, and nothing was tried.
     Blocked(Trouble),
+    /// An annotation pauses the object: nothing was tried.
+    Paused,
     /// It was carried out, as far as the kind says.
     Done(D),
 }
@@ -103,6 +106,14 @@ pub fn status<S: Stages>(
     let mut conditions = Conditions::new(previous, generation, now);
     let mut status = current.map(S::carry_over).unwrap_or_default();
     match outcome {
+        Outcome::Paused => {
+            // What was reported before is about an older spec, and stays.
+            let seen = previous.iter().find(|it| it.type_ == SPEC_VALID).and_then(|it| it.observed_generation);
+            let mut status = current.cloned().unwrap_or_default();
+            conditions.pause(asked::paused(object.meta()));
+            status.set(seen, conditions.with_ready());
+            return status;
+        }
         Outcome::Invalid(Trouble { reason, message }) => {
             conditions.set(SPEC_VALID, ConditionStatus::False, reason, message);
             conditions.set(APPLIED, ConditionStatus::Unknown, reason, "");

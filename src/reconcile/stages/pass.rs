@@ -7,7 +7,9 @@ use kube::{Api, Client, Resource};
 
 use super::{End, Outcome, Stages, status};
 use crate::{
-    reconcile::{clock::Clock, controller::RequeueAfter, events::Events, status::Statuses, store::Store},
+    reconcile::{
+        asked::is_paused, clock::Clock, controller::RequeueAfter, events::Events, status::Statuses, store::Store,
+    },
     replica::term::Term,
 };
 
@@ -119,6 +121,9 @@ impl<S: Stages> Pass<S> {
     /// All stages, one after the other.
     pub(crate) async fn reconcile(self) -> Result<RequeueAfter, Error<S::ObserveError, S::ApplyError>> {
         let stages = &self.common.stages;
+        if is_paused(self.object.meta()) {
+            return self.end(End::reported(Outcome::Paused, None), Error::Observe).await;
+        }
         if self.object.meta().deletion_timestamp.is_some() {
             return stages.finalize(&self).await;
         }

@@ -188,6 +188,28 @@ async fn nothing_is_done_before_the_watches_are_filled_and_a_deleted_object_is_f
 }
 
 #[tokio::test]
+async fn a_paused_object_enters_no_stage_and_what_was_said_of_it_stays() {
+    let paused = |more: Value| {
+        let mut meta = json!({"annotations": {"leasehold.dev/paused": "true"}});
+        meta.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        meta
+    };
+    let (_, _, before) = pass("done", true, json!({"generation": 3}), json!(null)).await;
+    for more in [json!({}), json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["x"]})] {
+        let (entered, ended, status) = pass("done", true, paused(more), json!(before)).await;
+        assert_eq!((entered, ended), (vec![], Ok(None)));
+        let status = status.unwrap();
+        assert_eq!((status.total, status.observed_generation), (3, Some(3)), "an older spec was worked on");
+        let last = status.conditions.last().unwrap();
+        assert_eq!((&*last.status, &*last.reason), ("Unknown", "Paused"));
+        assert_eq!(
+            pass("done", true, paused(json!({})), json!(status)).await.2.is_some(),
+            last.message.contains("deletion")
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_status_keeps_what_the_kind_carries_over_and_is_written_only_if_it_says_something_new() {
     let (_, _, first) = pass("done", true, json!({}), json!(null)).await;
     let (_, _, next) = pass("done", true, json!({}), json!(first)).await;

@@ -22,6 +22,16 @@ pub const OWNER: &str = "leasehold.dev/owner";
 pub const OWNER_GENERATION: &str = "leasehold.dev/owner-generation";
 /// Annotation: a digest of what we applied last.
 pub const APPLIED: &str = "leasehold.dev/applied";
+/// Annotation: what the file calls the child, by which its place in the order of deletions is known.
+pub const CHILD: &str = "leasehold.dev/child";
+/// Annotation: what becomes of the child when it is not desired any more, if that is not its deletion.
+pub const DELETION: &str = "leasehold.dev/deletion";
+/// The value of [`DELETION`] of a child that stays.
+pub const KEEP: &str = "Keep";
+/// Annotation: the keys of a Secret whose values were generated, between commas. No expression sees those.
+pub const GENERATED: &str = "leasehold.dev/generated";
+/// Annotation: what was asked for when those values were made last.
+pub const RENEWED_FOR: &str = "leasehold.dev/renewed-for";
 /// The well-known label that says who manages an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Our value of [`MANAGED_BY`].

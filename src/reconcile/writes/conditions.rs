@@ -5,6 +5,8 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
+use super::asked::PAUSED_CONDITION;
+
 /// The spec means something. `False`: it must be edited, nothing else will help.
 pub const SPEC_VALID: &str = "SpecValid";
 /// What the spec asks for has been done.
@@ -75,6 +77,19 @@ impl<'a> Conditions<'a> {
             observed_generation: self.generation,
             last_transition_time: since,
         });
+    }
+
+    /// Keeps a condition as it was before, if it was there.
+    pub(in crate::reconcile) fn keep(&mut self, type_: &str) {
+        self.next.extend(self.previous.iter().find(|before| before.type_ == type_).cloned());
+    }
+
+    /// Says that the object is paused. What else was said of it stays, but for whether it is applied, which is not known.
+    pub(in crate::reconcile) fn pause(&mut self, (reason, message): (&str, String)) {
+        let stays = |it: &&Condition| ![READY, APPLIED, PAUSED_CONDITION].contains(&it.type_.as_str());
+        self.next = self.previous.iter().filter(stays).cloned().collect();
+        self.set(APPLIED, ConditionStatus::Unknown, PAUSED_CONDITION, message.clone());
+        self.set(PAUSED_CONDITION, ConditionStatus::True, reason, message);
     }
 
     /// Adds `Ready` and returns all: `False` if any is, else `Unknown` if any is, else `True`,
@@ -156,6 +171,26 @@ mod tests {
     fn the_same_pass_again_gives_the_same_conditions() {
         let first = ready(&[], 10, &[("A", ConditionStatus::True), ("B", ConditionStatus::Unknown)]);
         assert_eq!(ready(&first, 99, &[("A", ConditionStatus::True), ("B", ConditionStatus::Unknown)]), first);
+    }
+
+    #[test]
+    fn a_paused_object_keeps_what_was_said_and_is_not_ready() {
+        let before = ready(&[], 10, &[("SpecValid", ConditionStatus::True), (APPLIED, ConditionStatus::False)]);
+        let paused = |previous: &[Condition], now| {
+            let mut conditions = Conditions::new(previous, Some(4), at(now));
+            conditions.pause(("Annotated", "words".to_owned()));
+            conditions.with_ready()
+        };
+        let after = paused(&before, 20);
+        let said: Vec<_> = after.iter().map(|it| (&*it.type_, &*it.status, &*it.reason)).collect();
+        let expected = [
+            ("SpecValid", "True", "SpecValidReason"),
+            (APPLIED, "Unknown", "Paused"),
+            (PAUSED_CONDITION, "True", "Annotated"),
+            (READY, "Unknown", "Paused"),
+        ];
+        assert_eq!(said, expected);
+        assert_eq!(paused(&after, 30), after, "it is said once");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! `input` has the texts that are safe in a request. `states` and `status_writer` write statuses that other tasks hand in.
 
 pub mod apply;
+pub mod asked;
 pub mod conditions;
 pub mod events;
 pub mod finalizer;

@@ -59,6 +59,8 @@ pub(super) enum Name {
     Myself,
     /// A child by id: the object, or a list of them if it has a `forEach`; as it was last seen.
     Child(String),
+    /// A child that may be absent, `children.?id`: a mapping of its id to the child, or of nothing.
+    Maybe(String),
     /// Related objects by id: a list.
     Related(String),
     /// The object before an update that is asked for; null for a creation.
@@ -75,6 +77,7 @@ impl Name {
             Self::Index => "index".to_owned(),
             Self::Myself => "self".to_owned(),
             Self::Child(id) => format!("children.{id}"),
+            Self::Maybe(id) => format!("children.?{id}"),
             Self::Related(id) => format!("related.{id}"),
             Self::Old => "old".to_owned(),
             Self::User => "user".to_owned(),

@@ -214,6 +214,11 @@ impl Growing {
 
     fn select(&mut self, ast: &Ast, of: &Ast, field: &str, is_optional: bool) -> Result<Node, String> {
         if let Some(space) = self.space(of) {
+            if is_optional && space == "children" {
+                let name = Name::Maybe(field.to_owned());
+                self.refers.insert(name.clone());
+                return Ok(self.step(Node::Known(name), Node::Literal(Value::text(field)), true));
+            }
             if is_optional {
                 return Err(format!("{space}.{field} is no optional value: write {space}.{field}.?field"));
             }
@@ -259,7 +264,9 @@ impl Growing {
             return Err("has() asks for a field: write has(object.field)".to_owned());
         };
         if let Some(space) = self.space(of) {
-            return Err(format!("has({space}.{field}) is always true: ask for a field of it"));
+            let advice =
+                if space == "children" { format!(", or write children.?{field}.hasValue()") } else { String::new() };
+            return Err(format!("has({space}.{field}) is always true: ask for a field of it{advice}"));
         }
         let of = self.node(of)?;
         Ok(Node::Has(Box::new(of), Key::String(field.as_str().into())))
