@@ -14,8 +14,10 @@ fn page(name: &str) -> String {
 
 fn pages() -> Vec<String> {
     let mut pages = vec!["README.md".to_owned()];
-    for file in fs::read_dir(root().join("docs")).unwrap() {
-        pages.push(format!("docs/{}", file.unwrap().file_name().into_string().unwrap()));
+    for folder in ["docs", "docs/decisions"] {
+        let files = fs::read_dir(root().join(folder)).unwrap().map(Result::unwrap);
+        let files = files.filter(|file| file.file_type().unwrap().is_file());
+        pages.extend(files.map(|file| format!("{folder}/{}", file.file_name().into_string().unwrap())));
     }
     pages.sort();
     pages
