@@ -1,6 +1,11 @@
 //! Every example of the pages is read, and does what the text beside it says.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::{Value, json};
 
@@ -339,6 +344,99 @@ fn the_snippets_of_the_page_are_expressions() {
         }
     }
     assert!(checked > 1, "{checked}");
+}
+
+/// The code of a text: what stands between single backticks.
+fn spans(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.contains("```")).flat_map(|line| line.split('`').skip(1).step_by(2))
+}
+
+/// The rows of the map name files and folders that there are: relative to the folder of the last row in bold, or to the root.
+/// And they name every module that a reader finds first.
+#[test]
+fn the_map_of_the_architecture_names_every_module_and_no_other() {
+    let page = page("ARCHITECTURE.md");
+    let map = page.split("## Code map").nth(1).unwrap().split("\n## ").next().unwrap();
+    let mut folder = PathBuf::new();
+    let mut named = BTreeSet::new();
+    for row in map.lines().filter_map(|line| line.strip_prefix("| ")) {
+        let first = row.split(" | ").next().unwrap();
+        for path in spans(first) {
+            let from_root = ["src/", "tests/", "examples"].iter().any(|it| path.starts_with(it));
+            let path = if from_root { PathBuf::from(path) } else { folder.join(path) };
+            assert!(root().join(&path).exists(), "the map names {}, which is not there", path.display());
+            if first.starts_with("**") {
+                folder.clone_from(&path);
+            }
+            named.insert(path);
+        }
+    }
+    for folder in ["src", "src/protocol", "src/replica", "src/reconcile", "src/kinds"] {
+        for entry in fs::read_dir(root().join(folder)).unwrap().map(Result::unwrap) {
+            let name = entry.file_name().into_string().unwrap();
+            let path = Path::new(folder).join(&name);
+            // The code of protocol/placement/ is its tests.
+            let is_for_tests = ["fake.rs", "placement", "guard"].contains(&name.as_str());
+            assert!(name == "mod.rs" || is_for_tests || named.contains(&path), "the map lacks {}", path.display());
+        }
+    }
+}
+
+/// All Rust files of a folder, with their text.
+fn texts(folder: &str) -> Vec<(PathBuf, String)> {
+    let (mut texts, mut folders) = (Vec::new(), vec![root().join(folder)]);
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                texts.push((path, text));
+            }
+        }
+    }
+    texts
+}
+
+/// Whether there is such a function of a type or of a file, or such a variant.
+fn is_in(texts: &[(PathBuf, String)], owner: &str, name: &str) -> bool {
+    let has = |text: &str| ["(", "<"].iter().any(|after| text.contains(&format!("fn {name}{after}")));
+    let is_word = |line: &str| line.split(|it: char| !it.is_alphanumeric() && it != '_').any(|word| word == owner);
+    texts.iter().any(|(path, text)| {
+        if name.starts_with(char::is_uppercase) {
+            return text.contains(&format!("{owner}::{name}"));
+        }
+        if owner.starts_with(char::is_lowercase) {
+            return path.ends_with(format!("{owner}.rs")) && has(text);
+        }
+        // A block ends where a line begins with its brace.
+        text.split("\n}").any(|block| {
+            let begin = block
+                .lines()
+                .position(|line| ["impl", "trait", "pub trait"].iter().any(|it| line.starts_with(it)) && is_word(line));
+            begin.is_some_and(|begin| has(&block.lines().skip(begin).collect::<Vec<_>>().join("\n")))
+        })
+    })
+}
+
+/// Where a page says which functions something passes, each is there: one named a function that had gone.
+#[test]
+fn the_functions_that_the_pages_name_are_there() {
+    let texts = texts("src");
+    let mut checked = 0;
+    for name in ["ARCHITECTURE.md", "docs/placement.md", "docs/compose.md", "docs/patterns.md"] {
+        for code in spans(&page(name)) {
+            let code = code.split(['(', ' ']).next().unwrap_or_default();
+            let Some((owner, function)) = code.split_once("::") else { continue };
+            if owner == "leasehold" || function.contains(|it: char| !it.is_alphanumeric() && it != '_') {
+                continue;
+            }
+            assert!(is_in(&texts, owner, function), "{name}: there is no {code}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 60, "{checked}");
+    assert!(!is_in(&texts, "Supervisor", "lead") && !is_in(&texts, "Effect", "Lead"));
 }
 
 /// The names of all tests, in src and tests.
