@@ -168,6 +168,21 @@ impl Shard {
         }
     }
 
+    /// Expected load, of all its kinds.
+    pub fn weight(&self) -> u32 {
+        self.spec.weight
+    }
+
+    /// Since when its term works here.
+    pub fn leading_since(&self) -> Option<Moment> {
+        self.slot.running_since()
+    }
+
+    /// Since when no replica can have led it, as far as is seen here; `None` while one may.
+    pub fn unled_since(&self, now: Moment) -> Option<Moment> {
+        self.election.idle_since(now).filter(|_| self.task.is_none())
+    }
+
     /// Name of its Lease.
     pub fn lease(&self) -> &str {
         &self.spec.lease

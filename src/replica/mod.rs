@@ -23,3 +23,4 @@ mod stranger;
 pub mod supervisor;
 pub mod telemetry;
 pub mod term;
+mod told;
