@@ -12,6 +12,7 @@ mod rbac;
 mod render;
 mod run;
 mod schema;
+mod target;
 
 use std::{
     fmt,
