@@ -64,7 +64,7 @@ pub enum Release {
     Unable,
     /// The successor has less to do, or is of the newer generation.
     Balance,
-    /// It has named no successor and told no reason.
+    /// It has named no successor and told no reason: its renewals were late, or its term ended by itself.
     Untold,
 }
 

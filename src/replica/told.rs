@@ -18,7 +18,9 @@ pub(super) fn reason(reason: Reason) -> (&'static str, &'static str) {
         Reason::Released(Release::Failed) => ("Failed", "the term of its holder failed"),
         Reason::Released(Release::Unable) => ("Unable", "its holder could not run the kind any more"),
         Reason::Released(Release::Balance) => ("Balance", "its holder handed it over for balance"),
-        Reason::Released(Release::Untold) => ("Released", "its holder released it and told no reason"),
+        Reason::Released(Release::Untold) => {
+            ("Released", "its holder released it without a successor, as when its renewals were late")
+        }
         Reason::Cleared => ("Cleared", "another client cleared its holder"),
         Reason::Expired => ("Expired", "its holder fell silent for the lease duration"),
         Reason::ProvenDead => ("ProvenDead", "the process of its holder is proven dead"),
@@ -44,9 +46,11 @@ pub(super) fn takeover(takeover: &Takeover, clock: Clock) -> status::Takeover {
 pub(super) fn wait(wait: &Wait, clock: Clock) -> status::Wait {
     let (word, message, until) = match wait {
         Wait::Blind => ("Blind", "it does not see the Leases".to_owned(), None),
-        Wait::Settling(until) => {
-            ("Settling", "the replicas, or what they can run, have just changed (placement.settle)".to_owned(), Some(until))
-        }
+        Wait::Settling(until) => (
+            "Settling",
+            "the replicas, or what they can run, have just changed (placement.settle)".to_owned(),
+            Some(until),
+        ),
         Wait::Naming(until) => ("Naming", "another holder is just naming successors".to_owned(), Some(until)),
         Wait::Rollout(until) => {
             ("Rollout", "two generations of replicas live side by side: a rollout goes on".to_owned(), Some(until))

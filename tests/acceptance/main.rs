@@ -44,6 +44,7 @@ mod spread;
 mod stage;
 mod stale;
 mod starved;
+mod status;
 mod things;
 mod typed_rows;
 mod webhooks;
