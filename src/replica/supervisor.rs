@@ -39,7 +39,7 @@ use crate::{
     config::Kind,
     ops::work::{Meter, Metered},
     protocol::{
-        election::Grant,
+        election::{Grant, Standing},
         event::{
             Deaths, Effect, Ending, Event, Hearing, KindIndex, Loss, Notice, ShardIndex, TermNumber, Verdict, Watch,
         },
@@ -659,11 +659,15 @@ impl Supervisor {
 
     fn abort(&mut self, shard: ShardIndex) {
         self.follow(shard);
+        let why = match self.core.shards()[shard].standing(self.clock.now()) {
+            Standing::Standby => "its right to work is over",
+            Standing::Leading(_) | Standing::Losing(_) => "its work did not end within drainTimeout, or a second signal came",
+        };
         let seat = &self.seats[shard];
         if let Some(task) = &seat.task {
             task.draining.cancel();
             for member in &task.members {
-                self.telemetry.aborts(member.term.kind(), member.term.token());
+                self.telemetry.aborts(member.term.kind(), member.term.token(), why);
                 member.abort.abort();
             }
         }

@@ -283,9 +283,9 @@ impl Telemetry {
         }
     }
 
-    /// A term is aborted.
-    pub fn aborts(&self, kind: &Kind, token: &FencingToken) {
-        warn!(kind = kind.name(), lease = kind.lease_name, %token, "aborting the term");
+    /// A term is aborted, for this reason.
+    pub fn aborts(&self, kind: &Kind, token: &FencingToken, why: &str) {
+        warn!(kind = kind.name(), lease = kind.lease_name, %token, "aborting the term: {why}");
         self.metrics.aborted(&kind.name());
     }
 
