@@ -161,9 +161,25 @@ impl Telemetry {
                 let milliseconds = without_leader.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
                 // Those concerned say it; the others would say the same of each kind.
                 if [from, to.as_str()].contains(&self.identity.as_str()) {
-                    info!(kind, lease, from, to, reason, without_leader_ms = milliseconds, "the Lease has another holder: {why}");
+                    info!(
+                        kind,
+                        lease,
+                        from,
+                        to,
+                        reason,
+                        without_leader_ms = milliseconds,
+                        "the Lease has another holder: {why}"
+                    );
                 } else {
-                    debug!(kind, lease, from, to, reason, without_leader_ms = milliseconds, "the Lease has another holder: {why}");
+                    debug!(
+                        kind,
+                        lease,
+                        from,
+                        to,
+                        reason,
+                        without_leader_ms = milliseconds,
+                        "the Lease has another holder: {why}"
+                    );
                 }
             }
             Notice::Renewed(shard, latency) => {

@@ -3,21 +3,24 @@
 use std::{
     net::{IpAddr, UdpSocket},
     path::{Path, PathBuf},
-    process::Output,
+    process::{Output, Stdio},
 };
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::Pod;
+use futures::{StreamExt as _, stream::FuturesUnordered};
+use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
 use kube::{
     Api,
     api::{ListParams, Patch, PatchParams},
 };
 use leasehold_cluster::{Signal, eventually};
+use rustix::process::{Pid, kill_process};
 use serde_json::{Value, json};
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncBufReadExt as _, BufReader, copy_bidirectional},
     net::{TcpListener, TcpStream},
     process::Command,
+    time::timeout,
 };
 
 use crate::{
@@ -32,6 +35,32 @@ struct Viewer {
 }
 
 impl Stage {
+    /// As `deploy/rbac.yaml` grants it.
+    async fn let_events_be_written(&self) -> Result<()> {
+        let namespace = &self.namespace;
+        let role = format!(
+            "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {{name: events, namespace: {namespace}}}
+rules: [{{apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {{name: events, namespace: {namespace}}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: events}}
+subjects: [{{kind: ServiceAccount, name: observer, namespace: {namespace}}}]
+"
+        );
+        self.cluster.apply(&role).await?;
+        Ok(())
+    }
+
+    async fn events(&self) -> Result<Vec<Event>> {
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &self.namespace);
+        Ok(events.list(&ListParams::default()).await?.items)
+    }
+
     async fn viewer(&self) -> Result<Viewer> {
         let namespace = &self.namespace;
         let role = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/viewer.yaml"))?;
@@ -56,11 +85,25 @@ subjects: [{{kind: ServiceAccount, name: viewer, namespace: {namespace}}}]
     }
 }
 
+/// An event with this reason on the Lease of a kind, which names this holder.
+fn is_about(event: &Event, kind: &str, reason: &str, holder: &str) -> bool {
+    let regarding = event.regarding.as_ref();
+    regarding
+        .is_some_and(|it| it.kind.as_deref() == Some("Lease") && it.name == Some(lease_of(kind)) && it.uid.is_some())
+        && event.reason.as_deref() == Some(reason)
+        && event.note.as_ref().is_some_and(|note| note.contains(holder))
+}
+
 impl Viewer {
-    async fn run(&self, arguments: &[&str]) -> Result<Output> {
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
         command.args(arguments).args(["--namespace", &self.namespace]).env_remove("KUBECONFIG").env_remove("RUST_LOG");
-        Ok(command.arg("--kubeconfig").arg(&self.kubeconfig).output().await?)
+        command.arg("--kubeconfig").arg(&self.kubeconfig);
+        command
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Result<Output> {
+        Ok(self.command(arguments).output().await?)
     }
 
     /// What it prints; it has to succeed.
@@ -103,10 +146,14 @@ async fn an_operator_sees_who_leads_what_and_finds_the_cause_of_what_is_wrong() 
         let viewer = stage.viewer().await?;
         let (code, said) = viewer.check(&["--via", DIRECT]).await?;
         ensure(code == 2 && said.contains("has no Leases of an installation"), || format!("{code}: {said}"))?;
+        stage.let_events_be_written().await?;
         stage.replicas(3).await?;
-        let holders = stage.all_led().await?;
+        stage.all_led().await?;
         all_is_well(stage, &viewer).await?;
-        a_killed_replica_is_named(stage, &viewer, &holders[&lease_of(&stage.kinds[0])]).await?;
+        changes_are_watched(stage, &viewer).await?;
+        kubectl_finds_it(stage, &viewer).await?;
+        let holder = stage.holders().await?[&lease_of(&stage.kinds[0])].clone();
+        a_killed_replica_is_named(stage, &viewer, &holder).await?;
         a_silent_replica_is_named(stage, &viewer).await?;
         a_right_that_was_taken_away_is_named(stage, &viewer).await?;
         what_may_not_be_read_is_named(stage, &viewer).await
@@ -121,7 +168,9 @@ async fn all_is_well(stage: &Stage, viewer: &Viewer) -> Result<()> {
     let holders = stage.holders().await?;
     for kind in &stage.kinds {
         let shown = self::kind(&status, kind);
-        ensure(shown["state"] == "Leading" && shown["holder"] == holders[&lease_of(kind)].as_str(), || status.to_string())?;
+        ensure(shown["state"] == "Leading" && shown["holder"] == holders[&lease_of(kind)].as_str(), || {
+            status.to_string()
+        })?;
     }
     let ready = |replica: &Value| replica["state"] == "Ready" && replica["memoryBytes"].as_u64() > Some(1 << 20);
     ensure(status["replicas"].as_array().is_some_and(|all| all.iter().all(ready)), || status.to_string())?;
@@ -148,6 +197,63 @@ async fn all_is_well(stage: &Stage, viewer: &Viewer) -> Result<()> {
     ensure(!moved.status.success() && said.contains("forbidden"), || said)
 }
 
+/// Without a terminal each kind is a line, and later each change; a signal ends it well.
+async fn changes_are_watched(stage: &Stage, viewer: &Viewer) -> Result<()> {
+    let mut watching = viewer.command(&["status", "--watch", "--interval", "1", "--via", DIRECT]);
+    let mut watching = watching.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut lines = BufReader::new(watching.stdout.take().context("its output")?).lines();
+    let mut next = async || -> Result<String> {
+        let line = timeout(PATIENCE, lines.next_line()).await.context("no line comes")??;
+        line.context("its output ends")
+    };
+    for kind in &stage.kinds {
+        let line = next().await?;
+        ensure(line.starts_with(&format!("{} Leading ", name_of(kind))), || line)?;
+    }
+    let (moved, others) = stage.kinds.split_last().context("kinds")?;
+    let to = stage.holders().await?[&lease_of(&others[0])].clone();
+    let pod = pod_of(&to);
+    let wanted = format!("leasehold.dev/hand-over-to={pod}");
+    stage.cluster.kubectl(&["annotate", "lease", &lease_of(moved), "-n", &stage.namespace, &wanted]).await?;
+    let arrived = format!("{} Leading {pod}; taken over ", name_of(moved));
+    let line = loop {
+        let line = next().await?;
+        if line.starts_with(&arrived) {
+            break line;
+        }
+    };
+    ensure(line.contains("HandedOver"), || line)?;
+    let back = format!("{}-", "leasehold.dev/hand-over-to");
+    stage.cluster.kubectl(&["annotate", "lease", &lease_of(moved), "-n", &stage.namespace, &back]).await?;
+    let id = watching.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)).context("it runs")?;
+    kill_process(id, Signal::INT)?;
+    let ended = timeout(PATIENCE, watching.wait()).await.context("it goes on")??;
+    ensure(ended.success(), || format!("{ended}"))?;
+    let (code, said) = viewer.check(&["--via", DIRECT]).await?;
+    ensure(code == 0, || said)
+}
+
+/// The real kubectl runs a plugin by its name.
+async fn kubectl_finds_it(stage: &Stage, viewer: &Viewer) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_leasehold"), folder.path().join("kubectl-leasehold"))?;
+    let kubectl = |arguments: &[&str]| {
+        let mut command = Command::new(&stage.cluster.binaries().kubectl);
+        command
+            .arg("leasehold")
+            .args(arguments)
+            .env("PATH", folder.path())
+            .env("KUBECONFIG", &viewer.kubeconfig)
+            .output()
+    };
+    let help = kubectl(&["status", "--help"]).await?;
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    ensure(help.contains("Usage: kubectl leasehold status"), || help)?;
+    let shown = kubectl(&["status", "-n", &stage.namespace, "--via", DIRECT]).await?;
+    let shown = String::from_utf8_lossy(&[shown.stdout, shown.stderr].concat()).into_owned();
+    ensure(shown.contains("3 of 3 kinds led"), || shown)
+}
+
 async fn a_killed_replica_is_named(stage: &Stage, viewer: &Viewer, holder: &str) -> Result<()> {
     let killed = &stage.kinds[0];
     stage.kubelet.signal(&stage.namespace, pod_of(holder), Signal::KILL)?;
@@ -157,6 +263,8 @@ async fn a_killed_replica_is_named(stage: &Stage, viewer: &Viewer, holder: &str)
     };
     let told = eventually("the death is named", PATIENCE, || viewer.explain(killed), taken).await?;
     tell(&format!("killed: {}", told["takeovers"]));
+    let said = |all: &Vec<Event>| all.iter().any(|event| is_about(event, killed, "Acquired", holder));
+    eventually("an event on the Lease tells of it", PATIENCE, || stage.events(), said).await?;
     eventually("all are led again", PATIENCE, || viewer.check(&["--via", DIRECT]), |(code, _)| *code == 0).await?;
     Ok(())
 }
@@ -178,6 +286,7 @@ async fn a_silent_replica_is_named(stage: &Stage, viewer: &Viewer) -> Result<()>
     };
     let status = eventually("the silence is named", PATIENCE, || viewer.status(DIRECT), named).await?;
     tell(&format!("silent: {} {}", kind(&status, quiet)["lastTakeover"], status["notReached"]));
+    tell(&viewer.says(&["status", "--via", DIRECT]).await?);
     let (code, said) = viewer.check(&["--via", DIRECT, "--timeout", "30"]).await?;
     ensure(code == 0, || said)?;
     stage.kubelet.signal(&stage.namespace, &pod, Signal::CONT)?;
@@ -219,11 +328,16 @@ async fn what_may_not_be_read_is_named(stage: &Stage, viewer: &Viewer) -> Result
             "{{apiVersion: rbac.authorization.k8s.io/v1, kind: Role, metadata: {{name: leasehold-viewer, namespace: {namespace}}}, rules: [{rules}]}}"
         )
     };
-    stage.cluster.apply(&role("{apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, watch]}")).await?;
+    stage
+        .cluster
+        .apply(&role("{apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, watch]}"))
+        .await?;
     let fewer = |status: &Value| {
         let said = status["notReached"].to_string();
         let held = stage.kinds.iter().all(|it| kind(status, it)["state"] == "Held");
-        held && said.contains("the Pods of namespace") && said.contains("pods/proxy") && said.contains("leasehold-viewer")
+        held && said.contains("the Pods of namespace")
+            && said.contains("pods/proxy")
+            && said.contains("leasehold-viewer")
     };
     eventually("what is missing is named", PATIENCE, || viewer.status("api-server"), fewer).await?;
     let (code, said) = viewer.check(&["--via", "api-server"]).await?;
@@ -259,11 +373,21 @@ async fn replicas_are_asked_through_the_api_server_by_one_who_may_look() -> Resu
         let listener = TcpListener::bind((address, 0)).await?;
         let port = listener.local_addr()?.port();
         let to = replica.address.clone();
+        // The API server keeps connections open, and makes more.
         let forward = async {
+            let mut open = FuturesUnordered::new();
             loop {
-                let (mut from, _) = listener.accept().await?;
-                let mut to = TcpStream::connect(&to).await?;
-                copy_bidirectional(&mut from, &mut to).await.ok();
+                tokio::select! {
+                    accepted = listener.accept() => {
+                        let (mut from, _) = accepted?;
+                        let to = &to;
+                        open.push(async move {
+                            let mut to = TcpStream::connect(to).await?;
+                            copy_bidirectional(&mut from, &mut to).await
+                        });
+                    }
+                    Some(_ended) = open.next() => {}
+                }
             }
         };
         let looks = async {
