@@ -19,6 +19,7 @@ use super::{
     Failure, Output,
     load::{Loaded, load},
     schemas,
+    target::Target,
 };
 
 #[derive(Args)]
@@ -29,12 +30,14 @@ pub(super) struct Options {
     /// CRDs, or OpenAPI documents of an API server, in a file or all of a folder: compositions are held to their schemas
     #[arg(long, value_name = "PATH")]
     crd: Vec<PathBuf>,
-    /// Hold compositions to the schemas of the API server that kubectl talks to
+    /// Hold compositions to the schemas of the API server; --kubeconfig and --context choose the cluster, as with kubectl
     #[arg(long)]
     cluster: bool,
     /// How to print the outcome
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
+    #[command(flatten)]
+    target: Target,
 }
 
 pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
@@ -108,7 +111,7 @@ impl Options {
         }
         let mut schemas: Schemas = schemas::of(&schemas::documents(&self.crd)?, &self.crd)?;
         if self.cluster {
-            schemas::ask(&types, &mut schemas)?;
+            schemas::ask(&self.target, &types, &mut schemas)?;
         }
         let folder = if self.file.is_dir() { Some(&*self.file) } else { self.file.parent() }.unwrap_or(Path::new(""));
         let mut held = Held::default();

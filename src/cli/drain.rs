@@ -29,7 +29,7 @@ use leasehold::{
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{Failure, Output, client};
+use super::{Failure, Output, client, target::Target};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -41,6 +41,8 @@ pub(super) struct Options {
     /// How to print the outcome
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
+    #[command(flatten)]
+    target: Target,
 }
 
 /// Between two looks whether a replica is alive.
@@ -62,7 +64,7 @@ async fn drain(options: &Options) -> Result<ExitCode, Failure> {
         let message = format!("{} has no group; write <Kind>.<group>, such as Widget.example.com", options.kind);
         return Err(Failure::Usage(message));
     };
-    let config = kube::Config::infer().await.context("no cluster to talk to: set KUBECONFIG")?;
+    let config = options.target.config().await?;
     let client = client(config).await?;
     let resource = served(&client, kind, group).await?;
     no_replica_serves(options, &client).await?;

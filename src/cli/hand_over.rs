@@ -30,7 +30,7 @@ use leasehold::{
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::{Failure, Output, client};
+use super::{Failure, Output, client, target::Target};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -51,6 +51,8 @@ pub(super) struct Options {
     /// How to print the outcome
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
+    #[command(flatten)]
+    target: Target,
 }
 
 /// A Lease of kinds.
@@ -74,7 +76,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
 }
 
 async fn hand_over(options: &Options) -> Result<ExitCode, Failure> {
-    let config = kube::Config::infer().await.context("no cluster to talk to: set KUBECONFIG")?;
+    let config = options.target.config().await?;
     let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let leases = record::leases(client(config).await?, &namespace);
     let installation = Installation::read(&leases, &namespace, options.instance.as_deref()).await?;

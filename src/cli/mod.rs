@@ -13,15 +13,20 @@ mod render;
 mod run;
 mod schema;
 mod schemas;
+mod status;
+mod target;
 
 use std::{
+    env,
+    ffi::OsString,
     fmt,
     io::{self, Write as _},
+    path::Path,
     process::ExitCode,
 };
 
 use anyhow::Context as _;
-use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use leasehold::replica::connections::{Bounds, Connections};
 
@@ -40,6 +45,11 @@ enum Command {
     Run(run::Options),
     /// Check a configuration and its compositions, and show all of their errors; offline, unless --cluster is given
     Check(check::Options),
+    /// Show who leads what, since when, and how the replicas are
+    #[command(after_help = status::EXIT_CODES)]
+    Status(status::Options),
+    /// Say why a kind is where it is, what placement would do next, and what stands in the way
+    Explain(status::ExplainOptions),
     /// Hand a kind over to another replica, without a gap that anybody notices
     HandOver(hand_over::Options),
     /// Let the objects of a kind go that is no longer configured: remove the finalizers that its reconciler left
@@ -125,14 +135,32 @@ impl fmt::Display for Failure {
     }
 }
 
+/// What kubectl calls a plugin that it runs for `kubectl leasehold`.
+const PLUGIN: &str = "kubectl-leasehold";
+
+/// The command line of this name: as a plugin of kubectl it answers to what was typed there.
+fn command(program: Option<&OsString>) -> clap::Command {
+    let is_plugin = program.and_then(|program| Path::new(program).file_stem()).is_some_and(|name| name == PLUGIN);
+    let command = Cli::command();
+    if is_plugin { command.name("kubectl leasehold").bin_name("kubectl leasehold") } else { command }
+}
+
+fn parse(arguments: impl Iterator<Item = OsString>) -> Cli {
+    let arguments: Vec<_> = arguments.collect();
+    let matches = command(arguments.first()).get_matches_from(arguments);
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
 /// Runs the command that the process was started with.
 pub(crate) fn main() -> ExitCode {
     // Two providers in one binary, or none, make the first TLS client panic: the choice is made before any.
     // An error means that the choice was made already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let outcome = match Cli::parse().command {
+    let outcome = match parse(env::args_os()).command {
         Command::Run(options) => run::run(options),
         Command::Check(options) => check::run(&options),
+        Command::Status(options) => status::run(&options),
+        Command::Explain(options) => status::explain(&options),
         Command::HandOver(options) => hand_over::run(&options),
         Command::Drain(options) => drain::run(&options),
         Command::Render(options) => render::run(&options),
@@ -173,5 +201,17 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+        command(Some(&PLUGIN.into())).debug_assert();
+    }
+
+    #[test]
+    fn a_plugin_of_kubectl_is_called_what_was_typed() {
+        let help = |program: &str| command(Some(&program.into())).render_help().to_string();
+        for program in ["kubectl-leasehold", "/usr/local/bin/kubectl-leasehold", "kubectl-leasehold.exe"] {
+            assert!(help(program).contains("Usage: kubectl leasehold <COMMAND>"), "{}", help(program));
+        }
+        assert!(help("/usr/local/bin/leasehold").contains("Usage: leasehold <COMMAND>"));
+        let status = command(Some(&PLUGIN.into())).try_get_matches_from([PLUGIN, "status", "--help"]).unwrap_err();
+        assert!(status.to_string().contains("Usage: kubectl leasehold status"), "{status}");
     }
 }

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use leasehold::{kinds::openapi::Schemas, reconcile::children::Type};
 use serde_json::Value;
 
-use super::{Failure, client};
+use super::{Failure, client, target::Target};
 
 /// The documents of these files, and of the YAML and JSON files of these folders.
 pub(super) fn documents(paths: &[PathBuf]) -> Result<Vec<Value>, Failure> {
@@ -59,12 +59,11 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(files)
 }
 
-/// Adds what the API server that kubectl talks to publishes of these types.
-pub(super) fn ask(types: &BTreeSet<Type>, schemas: &mut Schemas) -> anyhow::Result<()> {
+/// Adds what the API server publishes of these types.
+pub(super) fn ask(target: &Target, types: &BTreeSet<Type>, schemas: &mut Schemas) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let config = kube::Config::infer().await.context("no cluster to talk to: set KUBECONFIG")?;
-        let client = client(config).await?;
+        let client = client(target.config().await?).await?;
         let get = async |path: &str| -> anyhow::Result<Value> {
             let request = http::Request::get(path).body(Vec::new())?;
             client.request(request).await.with_context(|| format!("failed to read {path} of the API server"))

@@ -17,7 +17,7 @@ use axum::{
     Json, Router,
     body::Body,
     extract::State,
-    http::{HeaderValue, Request, StatusCode, header},
+    http::{HeaderValue, Request, StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -34,7 +34,9 @@ use tower::ServiceExt as _;
 use super::{
     connections::{Crowded, Pace, Places, Useful, serve_all},
     metrics::Metrics,
-    status::{Peer, ShardState, ShardStatus, Status, Webhooks},
+    process,
+    status::{self, Peer, ShardState, ShardStatus, Status, Webhooks},
+    work::Summary,
 };
 
 /// Why the server cannot start.
@@ -174,10 +176,11 @@ impl Shared {
 
 /// The routes, for [`serve`] or a server of your own.
 pub fn router(status: Status, metrics: Metrics) -> Router {
+    let shown = metrics.clone();
     Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
-        .route("/shards", get(shards))
+        .route("/shards", get(move |status, uri| shards(status, uri, shown.clone())))
         .with_state(status)
         .route("/metrics", get(move || page(metrics.clone())))
 }
@@ -222,13 +225,22 @@ async fn page(metrics: Metrics) -> Response {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Report {
+    /// Of the program.
+    version: &'static str,
     identity: String,
+    /// Hash of the template that its Pod was made from; empty when unknown.
+    generation: String,
+    capacity: u32,
+    /// Bytes of memory that the process has in use.
+    memory_bytes: Option<u64>,
     ready: bool,
     /// Why the replica is not ready.
     reason: Option<String>,
     stopping: bool,
     /// The replicas that this one sees.
     replicas: Vec<Peer>,
+    /// Why this replica moves no kind for balance now; empty if it may.
+    waits: Vec<Wait>,
     shards: Vec<Shard>,
     /// What this replica serves webhooks with, if it serves them.
     webhooks: Option<Webhooks>,
@@ -260,17 +272,84 @@ struct Shard {
     successor: Option<String>,
     /// A cache kept without leading: `Filling` or `Filled`.
     cache: Option<&'static str>,
+    /// Expected load, that of all kinds of its group.
+    weight: u32,
+    /// For how long the term here has worked.
+    leading_for_seconds: Option<f64>,
+    /// For how long no replica leads it, as far as this one sees.
+    without_leader_seconds: Option<f64>,
+    /// For how long it is not taken here after a failure or a refusal.
+    cooling_for_seconds: Option<f64>,
+    /// What the work comes to, where it is done and counted.
+    work: Option<Work>,
+    /// The last takeover of the Lease that this replica has seen; with `?kind=` the last ten, the last one at the end.
+    takeovers: Vec<Takeover>,
 }
 
-async fn shards(State(status): State<Status>) -> Json<Report> {
-    Json(report(&status, now()))
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Work {
+    objects: usize,
+    waiting: usize,
+    oldest_waits_seconds: Option<f64>,
+    /// Since the term began.
+    reconciles: u64,
+    failures: u64,
+    /// Of the last minute.
+    reconciles_per_second: f64,
+    recent_failures: u64,
 }
 
-fn report(status: &Status, now: Instant) -> Report {
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Takeover {
+    seconds_ago: f64,
+    from: Option<String>,
+    to: String,
+    token: String,
+    /// One word for programs, and a sentence.
+    reason: &'static str,
+    message: &'static str,
+    without_leader_seconds: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Wait {
+    reason: &'static str,
+    message: String,
+    /// For how long, if that is known.
+    for_seconds: Option<f64>,
+}
+
+/// All kinds, or with `?kind=` the one of this name and all that is known of it.
+async fn shards(State(status): State<Status>, uri: Uri, metrics: Metrics) -> Json<Report> {
+    let kind = uri.query().unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("kind="));
+    Json(report(&status, &metrics, kind, now()))
+}
+
+fn report(status: &Status, metrics: &Metrics, kind: Option<&str>, now: Instant) -> Report {
     let replica = status.replica();
     let reason = status.ready().err();
-    let shards = status.shards().into_iter().map(|shard| row(&replica.identity, shard, now)).collect();
+    let asked = |shard: &ShardStatus| kind.is_none_or(|kind| kind == shard.kind);
+    let row = |shard: ShardStatus| {
+        let work = metrics.summary(&shard.kind).map(work);
+        row(&replica.identity, shard, work, kind.is_some(), now)
+    };
+    let shards = status.shards().into_iter().filter(asked).map(row).collect();
+    let wait = |wait: status::Wait| Wait {
+        reason: wait.reason.0,
+        message: wait.reason.1,
+        for_seconds: wait.until.map(|until| left(until, now)),
+    };
+    // What was shown last may be over by now: nothing has happened since.
+    let goes_on = |wait: &status::Wait| wait.until.is_none_or(|until| until > now);
     Report {
+        version: env!("CARGO_PKG_VERSION"),
+        generation: replica.generation,
+        capacity: replica.capacity,
+        memory_bytes: process::memory(),
+        waits: replica.waits.into_iter().filter(goes_on).map(wait).collect(),
         identity: replica.identity,
         ready: reason.is_none(),
         reason,
@@ -281,7 +360,43 @@ fn report(status: &Status, now: Instant) -> Report {
     }
 }
 
-fn row(identity: &str, shard: ShardStatus, now: Instant) -> Shard {
+fn left(until: Instant, now: Instant) -> f64 {
+    until.saturating_duration_since(now).as_secs_f64()
+}
+
+fn since(at: Instant, now: Instant) -> f64 {
+    now.saturating_duration_since(at).as_secs_f64()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a rate that is shown")]
+fn work(summary: Summary) -> Work {
+    let within = summary.recent_within.as_secs_f64().max(1.0);
+    Work {
+        objects: summary.objects,
+        waiting: summary.waiting,
+        oldest_waits_seconds: summary.oldest.map(|oldest| oldest.as_secs_f64()),
+        reconciles: summary.reconciles.0,
+        failures: summary.reconciles.1,
+        reconciles_per_second: summary.recent.0 as f64 / within,
+        recent_failures: summary.recent.1,
+    }
+}
+
+fn takeover(takeover: &status::Takeover, now: Instant) -> Takeover {
+    Takeover {
+        seconds_ago: since(takeover.at, now),
+        from: takeover.from.clone(),
+        to: takeover.to.clone(),
+        token: takeover.token.clone(),
+        reason: takeover.reason.0,
+        message: takeover.reason.1,
+        without_leader_seconds: takeover.without_leader.map(|time| time.as_secs_f64()),
+    }
+}
+
+fn row(identity: &str, shard: ShardStatus, work: Option<Work>, whole: bool, now: Instant) -> Shard {
+    let kept = if whole { shard.takeovers.len() } else { 1 };
+    let takeovers = &shard.takeovers[shard.takeovers.len().saturating_sub(kept)..];
     let held_here = shard.holder.as_deref().is_some_and(|holder| holder == identity);
     Shard {
         kind: shard.kind,
@@ -294,11 +409,17 @@ fn row(identity: &str, shard: ShardStatus, now: Instant) -> Shard {
         holder: shard.holder,
         held_here,
         token: shard.token,
-        valid_for_seconds: shard.valid_until.map(|until| until.saturating_duration_since(now).as_secs_f64()),
-        seconds_since_renewal: shard.renewed_at.map(|at| now.saturating_duration_since(at).as_secs_f64()),
+        valid_for_seconds: shard.valid_until.map(|until| left(until, now)),
+        seconds_since_renewal: shard.renewed_at.map(|at| since(at, now)),
         target: shard.target,
         successor: shard.successor,
         cache: shard.cache.map(|filled| if filled { "Filled" } else { "Filling" }),
+        weight: shard.weight,
+        leading_for_seconds: shard.leading_since.map(|at| since(at, now)),
+        without_leader_seconds: shard.unled_since.map(|at| since(at, now)),
+        cooling_for_seconds: shard.cooling_until.filter(|until| *until > now).map(|until| left(until, now)),
+        work,
+        takeovers: takeovers.iter().map(|it| takeover(it, now)).collect(),
     }
 }
 
@@ -323,6 +444,17 @@ mod tests {
         status.update_replica(|replica| replica.identity = "a_1".to_owned());
         let metrics = Metrics::new(["Widget.example.com".to_owned()], status.clone());
         Replica { router: router(status.clone(), metrics), status }
+    }
+
+    fn taken(now: Instant, number: u64) -> status::Takeover {
+        status::Takeover {
+            at: now,
+            from: Some("b_1".to_owned()),
+            to: "a_1".to_owned(),
+            token: format!("u/{number}"),
+            reason: ("Expired", "its holder fell silent"),
+            without_leader: Some(Duration::from_millis(14_500)),
+        }
     }
 
     impl Replica {
@@ -354,6 +486,11 @@ mod tests {
                     target: Some("a_1".to_owned()),
                     successor: None,
                     cache: None,
+                    weight: 3,
+                    leading_since: Some(now),
+                    unled_since: None,
+                    cooling_until: None,
+                    takeovers: (0..3).map(|number| taken(now, number)).collect(),
                 };
             });
         }
@@ -406,32 +543,56 @@ mod tests {
             shard.reason = Some("no CRD".to_owned());
         });
         let peer = Peer { identity: "a_1".to_owned(), draining: false, newest: true };
-        replica.status.update_replica(|replica| replica.peers = vec![peer]);
+        let settling = status::Wait {
+            reason: ("Settling", "the replicas have just changed".to_owned()),
+            until: Some(now() + Duration::from_secs(5)),
+        };
+        let over = status::Wait { until: Some(now() + Duration::from_secs(1)), ..settling.clone() };
+        replica.status.update_replica(|replica| {
+            (replica.peers, replica.waits) = (vec![peer], vec![over, settling]);
+            (replica.generation, replica.capacity) = ("7c9f".to_owned(), 2);
+        });
         tokio::time::advance(Duration::from_secs(2)).await;
         let (status, _, body) = replica.get("/shards").await;
         assert_eq!(status, StatusCode::OK);
-        assert_eq!(
-            serde_json::from_str::<Value>(&body).unwrap(),
+        let mut shown: Value = serde_json::from_str(&body).unwrap();
+        let memory = shown["memoryBytes"].take();
+        assert!(memory.is_null() || memory.as_u64() > Some(1 << 20), "{memory}");
+        let taken = |number: u64| {
             json!({
-                "identity": "a_1", "ready": true, "reason": null, "stopping": false,
+                "secondsAgo": 2.0, "from": "b_1", "to": "a_1", "token": format!("u/{number}"), "reason": "Expired",
+                "message": "its holder fell silent", "withoutLeaderSeconds": 14.5,
+            })
+        };
+        assert_eq!(
+            shown,
+            json!({
+                "version": env!("CARGO_PKG_VERSION"), "identity": "a_1", "generation": "7c9f", "capacity": 2, "memoryBytes": null,
+                "ready": true, "reason": null, "stopping": false,
+                "waits": [{"reason": "Settling", "message": "the replicas have just changed", "forSeconds": 3.0}],
                 "replicas": [{"identity": "a_1", "draining": false, "newest": true}], "webhooks": null,
                 "shards": [
                     {
                         "kind": "Gadget.example.com", "group": null, "lease": "gadget.example.com", "state": "Blocked",
                         "reason": "no CRD", "trouble": null, "odd": [], "holder": null, "heldHere": false, "token": null,
                         "validForSeconds": null, "secondsSinceRenewal": null,
-                        "target": null, "successor": null, "cache": null,
+                        "target": null, "successor": null, "cache": null, "weight": 0, "leadingForSeconds": null,
+                        "withoutLeaderSeconds": null, "coolingForSeconds": null, "work": null, "takeovers": [],
                     },
                     {
                         "kind": "Widget.example.com", "group": "parts", "lease": "widget.example.com", "state": "Leading",
                         "reason": null, "trouble": null, "odd": [], "holder": "a_1", "heldHere": true,
                         "token": "u/3",
                         "validForSeconds": 12.0, "secondsSinceRenewal": 2.0,
-                        "target": "a_1", "successor": null, "cache": null,
+                        "target": "a_1", "successor": null, "cache": null, "weight": 3, "leadingForSeconds": 2.0,
+                        "withoutLeaderSeconds": null, "coolingForSeconds": null, "work": null, "takeovers": [taken(2)],
                     },
                 ],
             })
         );
+        let one: Value = serde_json::from_str(&replica.get("/shards?x=1&kind=Widget.example.com").await.2).unwrap();
+        assert_eq!(one["shards"].as_array().unwrap().len(), 1);
+        assert_eq!(one["shards"][0]["takeovers"], json!([taken(0), taken(1), taken(2)]), "all that is kept of it");
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use super::{
     status::Status,
-    work::{Metered, Meters},
+    work::{Metered, Meters, Summary},
 };
 
 /// Labels of a series about one kind.
@@ -335,6 +335,11 @@ impl Metrics {
     /// Where the work on a kind is counted, from the standby for a term to its end.
     pub fn work(&self, kind: &str) -> Metered {
         self.inner.work.meter(kind)
+    }
+
+    /// What the work on a kind comes to now, if this replica does any that is counted.
+    pub(super) fn summary(&self, kind: &str) -> Option<Summary> {
+        self.inner.work.summary(kind)
     }
 
     /// Where the number of dropped log lines is read when metrics are asked for. There is no such series before; a second

@@ -3,5 +3,6 @@
 pub(crate) mod connections;
 pub mod http;
 pub mod metrics;
+mod process;
 pub mod status;
 pub mod work;

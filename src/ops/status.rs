@@ -59,6 +59,42 @@ pub struct ShardStatus {
     pub successor: Option<String>,
     /// A cache is kept without leading; whether it is filled.
     pub cache: Option<bool>,
+    /// How much work it is expected to be, as the configuration says; that of all kinds of its group.
+    pub weight: u32,
+    /// Since when the term here works.
+    pub leading_since: Option<Instant>,
+    /// Since when no replica can have led it, as far as this one sees; `None` while one may.
+    pub unled_since: Option<Instant>,
+    /// Until when it is not taken here after a failure or a refusal.
+    pub cooling_until: Option<Instant>,
+    /// The last takeovers of its Lease that this replica has seen, the last one at the end.
+    pub takeovers: Arc<[Takeover]>,
+}
+
+/// A Lease has got another holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Takeover {
+    /// When this replica saw it.
+    pub at: Instant,
+    /// Who held it before, if that was seen.
+    pub from: Option<String>,
+    /// Who holds it since.
+    pub to: String,
+    /// Fencing token of the term that began, as `<Lease uid>/<transitions>`.
+    pub token: String,
+    /// How the Lease came to be free: one word, then a sentence.
+    pub reason: (&'static str, &'static str),
+    /// For how long no replica led, as far as this one saw.
+    pub without_leader: Option<Duration>,
+}
+
+/// Why no kind is moved for balance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// One word, then a sentence.
+    pub reason: (&'static str, String),
+    /// Until when, if that is known.
+    pub until: Option<Instant>,
 }
 
 /// The status of a whole replica; clones share it.
@@ -78,6 +114,10 @@ struct Inner {
 pub struct Replica {
     /// Holder identity.
     pub identity: String,
+    /// Hash of the template that its Pod was made from; empty when unknown.
+    pub generation: String,
+    /// How much it takes, relative to the others.
+    pub capacity: u32,
     /// Why the replica is not ready; `None` when it is.
     pub unready: Option<String>,
     /// The supervisor has ended unasked, or not cleanly.
@@ -86,6 +126,8 @@ pub struct Replica {
     pub stopping: bool,
     /// The replicas that this one sees, itself among them.
     pub peers: Vec<Peer>,
+    /// Why this one moves no kind for balance now; empty if it may.
+    pub waits: Vec<Wait>,
     /// Why webhooks cannot be served; `None` if they can, or are not.
     pub webhooks_unready: Option<String>,
     /// What webhooks are served with; `None` if they are not served.

@@ -84,6 +84,7 @@ impl fmt::Debug for Meter {
 }
 
 struct Inner {
+    recent: Mutex<Recent>,
     reconciles: [AtomicU64; OUTCOMES.len()],
     durations: Histogram,
     running: AtomicUsize,
@@ -101,6 +102,7 @@ struct Inner {
 impl Default for Inner {
     fn default() -> Self {
         Self {
+            recent: Mutex::new(Recent::new(now())),
             reconciles: Default::default(),
             durations: Histogram::new(BUCKETS),
             running: AtomicUsize::default(),
@@ -113,6 +115,73 @@ impl Default for Inner {
             undone: Mutex::default(),
             watches: Mutex::default(),
         }
+    }
+}
+
+/// What the work on a kind comes to at one moment, for people.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Summary {
+    /// Objects in the cache.
+    pub objects: usize,
+    /// Objects that wait for their turn, and for how long the first of them has.
+    pub waiting: usize,
+    /// For how long the object waits that has waited longest.
+    pub oldest: Option<Duration>,
+    /// Reconciliations since the term began, and how many of them failed or panicked.
+    pub reconciles: (u64, u64),
+    /// The same within the last minute, or since the work began if that is less long ago.
+    pub recent: (u64, u64),
+    /// What that minute comes to.
+    pub recent_within: Duration,
+}
+
+/// A minute, in parts that are forgotten one by one.
+const SLOT: Duration = Duration::from_secs(5);
+const SLOTS: usize = 12;
+
+/// Reconciliations of the last minute: all, and those that failed.
+#[derive(Clone, Copy)]
+struct Recent {
+    began: Instant,
+    /// The slot that is counted in, from the first one on, and the counts of the last ones.
+    at: usize,
+    slots: [(u64, u64); SLOTS],
+}
+
+impl Recent {
+    fn new(now: Instant) -> Self {
+        Self { began: now, at: 0, slots: [(0, 0); SLOTS] }
+    }
+
+    /// Forgets what is over.
+    fn go_on(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.began).as_millis() / SLOT.as_millis();
+        let at = usize::try_from(passed).unwrap_or(usize::MAX);
+        for slot in (self.at + 1..=at).take(SLOTS) {
+            self.slots[slot % SLOTS] = (0, 0);
+        }
+        if at.saturating_sub(self.at) >= SLOTS {
+            self.slots = [(0, 0); SLOTS];
+        }
+        self.at = self.at.max(at);
+    }
+
+    fn add(&mut self, now: Instant, failed: bool) {
+        self.go_on(now);
+        let (all, failures) = &mut self.slots[self.at % SLOTS];
+        *all += 1;
+        *failures += u64::from(failed);
+    }
+
+    /// All, and those that failed, within a time that ends now.
+    fn read(&mut self, now: Instant) -> ((u64, u64), Duration) {
+        self.go_on(now);
+        let sum = self.slots.iter().fold((0, 0), |sum, slot| (sum.0 + slot.0, sum.1 + slot.1));
+        let since_began = now.saturating_duration_since(self.began);
+        // The slots before this one are whole, and this one has just begun or is nearly over.
+        let first = self.at.saturating_sub(SLOTS - 1);
+        let within = since_began.saturating_sub(SLOT * u32::try_from(first).unwrap_or(u32::MAX));
+        (sum, within)
     }
 }
 
@@ -153,6 +222,7 @@ impl Meter {
             count.fetch_add(u64::from(*of == outcome), Ordering::Relaxed);
         }
         self.inner.durations.observe(took.as_secs_f64());
+        lock(&self.inner.recent).add(now(), matches!(outcome, Reconciled::Failed | Reconciled::Panicked));
     }
 
     /// A write was answered, or not. Both words are of a fixed set.
@@ -254,6 +324,30 @@ impl fmt::Debug for Meters {
 }
 
 impl Meters {
+    /// What the work on a kind comes to now, if this replica does any.
+    pub(super) fn summary(&self, kind: &str) -> Option<Summary> {
+        let inner = lock(&self.0).get(kind)?.upgrade()?;
+        let now = now();
+        let gauges = *lock(&inner.gauges);
+        let (recent, recent_within) = lock(&inner.recent).read(now);
+        let count = |which: &[Reconciled]| -> u64 {
+            let of = OUTCOMES.iter().zip(&inner.reconciles).filter(|((outcome, _), _)| which.contains(outcome));
+            of.map(|(_, count)| count.load(Ordering::Relaxed)).sum()
+        };
+        let reconciles =
+            (count(&OUTCOMES.map(|(outcome, _)| outcome)), count(&[Reconciled::Failed, Reconciled::Panicked]));
+        // What a reconciler does that counts nothing is not known.
+        let counts = reconciles.0 > 0 || gauges.objects > 0 || inner.listed.1.load(Ordering::Relaxed) > 0;
+        counts.then(|| Summary {
+            objects: gauges.objects,
+            waiting: gauges.depth,
+            oldest: gauges.oldest.map(|since| now.saturating_duration_since(since)),
+            reconciles,
+            recent,
+            recent_within,
+        })
+    }
+
     /// A meter for the kind, which is not shown yet.
     pub(super) fn meter(&self, kind: &str) -> Metered {
         Metered { meter: Meter::default(), kind: kind.to_owned(), all: self.clone() }
@@ -531,6 +625,36 @@ mod tests {
         // A meter that is still held shows nothing.
         meter.wrote("patch", "ok");
         assert_eq!(lines(&metrics), Vec::<String>::new());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_summary_counts_the_last_minute() {
+        let metrics = metrics();
+        assert_eq!(metrics.summary("W"), None);
+        let metered = metrics.work("W");
+        metered.show();
+        let meter = metered.meter();
+        meter.queue(5, 3, Some(now()));
+        let summary = || {
+            let Summary { recent, recent_within, .. } = metrics.summary("W").unwrap();
+            (recent, recent_within.as_secs())
+        };
+        tokio::time::advance(Duration::from_secs(4)).await;
+        for outcome in [Reconciled::Done, Reconciled::Again, Reconciled::Failed, Reconciled::Panicked] {
+            meter.reconciled(outcome, Duration::from_millis(2));
+        }
+        assert_eq!(summary(), ((4, 2), 4));
+        tokio::time::advance(Duration::from_secs(50)).await;
+        meter.reconciled(Reconciled::Done, Duration::from_millis(2));
+        assert_eq!(summary(), ((5, 2), 54));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(summary(), ((1, 0), 59));
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        let all = metrics.summary("W").unwrap();
+        assert_eq!((all.recent, all.reconciles, all.objects, all.waiting), ((0, 0), (5, 2), 5, 3));
+        assert_eq!(all.oldest.map(|oldest| oldest.as_secs()), Some(3664));
+        metered.hide();
+        assert_eq!(metrics.summary("W"), None);
     }
 
     #[test]

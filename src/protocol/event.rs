@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     election::Grant,
+    history::Takeover,
     lease::{Purpose, Record, Version},
     moment::Moment,
     slot::Outcome,
@@ -258,6 +259,8 @@ pub enum Notice {
         /// For how long no replica held it, if that was seen.
         free_for: Option<Duration>,
     },
+    /// The Lease of a shard has another holder, seen by the watch.
+    TakenOver(ShardIndex, Takeover),
     /// A renewal took so long.
     Renewed(ShardIndex, Duration),
     /// A right to work has ended before its work was to end, for this reason.

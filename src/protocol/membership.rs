@@ -49,6 +49,11 @@ impl LeaseSet {
         self.0.insert(Self::short(lease));
     }
 
+    /// How many Leases the set has.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

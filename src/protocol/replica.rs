@@ -15,6 +15,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     election::Election,
     event::{Deaths, Effect, Event, KindIndex, Notice, RequestId, ShardIndex, Verdict},
+    history::Takeover,
     membership::{Membership, Profile},
     moment::Moment,
     rivals::Rivals,
@@ -266,6 +267,16 @@ impl Replica {
         &self.peers
     }
 
+    /// The last takeovers of a shard's Lease that this replica has seen, the last one at the end.
+    pub fn takeovers(&self, shard: &Shard) -> impl DoubleEndedIterator<Item = &Takeover> {
+        self.roster.takeovers(&shard.spec.lease)
+    }
+
+    /// Why no shard is moved for balance now, as far as this replica sees; empty if one may be.
+    pub fn waits(&self, now: Moment) -> Vec<roster::Wait> {
+        self.roster.waits(now)
+    }
+
     /// What this replica says of itself.
     pub fn profile(&self) -> &Profile {
         self.roster.me()
@@ -327,6 +338,11 @@ impl Replica {
             self.collect_at = now + self.setup.timings.lease_duration;
             for (lease, version, why) in self.roster.garbage(now).into_iter().filter(|_| !overslept) {
                 self.collect(lease, version, why);
+            }
+        }
+        for (lease, takeover) in self.roster.take_takeovers() {
+            if let Some(index) = self.by_lease.get(&lease) {
+                self.note(Notice::TakenOver(*index, takeover));
             }
         }
         for missed in self.roster.take_missed() {

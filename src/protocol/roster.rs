@@ -4,7 +4,9 @@
 //! version. What it says is advice. A wrong or stale view costs balance, or the grace; the Lease is the lock.
 
 mod advice;
+mod outlook;
 mod presence;
+mod takeovers;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +18,7 @@ use std::{
 use super::{
     election::RELEASED,
     event::{Deaths, Garbage},
+    history::{History, Takeover},
     lease::{Holding, Member, Version},
     membership::{Activity, LeaseSet, Profile},
     misses::Misses,
@@ -24,6 +27,7 @@ use super::{
 use crate::config::{LockKind, Rebalance, StandbyMode};
 
 pub use advice::elsewhere;
+pub use outlook::{Candidate, Outlook, Unfit, Wait, spec_of};
 
 /// What the configuration says of a shard.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -176,6 +180,10 @@ pub struct Roster {
     misses: Misses,
     /// Misses that were seen since they were last asked for.
     missed: Vec<Missed>,
+    /// How the shards of the configuration came to be where they are.
+    history: History,
+    /// Takeovers that were seen since they were last asked for, by Lease.
+    taken_over: Vec<(String, Takeover)>,
     /// When a replica last said that a shard fails, by Lease; those only for which that matters still.
     failing: BTreeMap<String, Moment>,
     /// Free shards whose target we were at the last look: ours to be, while the replicas are the same. What we take is seen
@@ -243,6 +251,8 @@ impl Roster {
             targets: BTreeMap::new(),
             misses: Misses::default(),
             missed: Vec::new(),
+            history: History::default(),
+            taken_over: Vec::new(),
             failing: BTreeMap::new(),
             claims: BTreeSet::new(),
             naming: BTreeMap::new(),
@@ -372,7 +382,10 @@ impl Roster {
 
     /// A shard's Lease has changed, or is gone. Whether more than its time has.
     pub fn holding(&mut self, now: Moment, lease: &str, holding: Option<Holding>) -> bool {
-        let Some(holding) = holding else { return self.holdings.remove(lease).is_some() };
+        let Some(holding) = holding else {
+            self.see_end(now, lease);
+            return self.holdings.remove(lease).is_some();
+        };
         let known = self.holdings.get(lease);
         if known.is_some_and(|known| known.what.version == holding.version) {
             return false;
@@ -387,6 +400,7 @@ impl Roster {
                 comparable(&known.what) != comparable(&holding)
             });
         self.note_take_over(now, lease, &holding);
+        self.see_takeover(now, lease, &holding);
         let named = self.holdings.get(lease).and_then(|known| known.what.successor.as_ref());
         if holding.successor.is_some()
             && holding.successor.as_ref() != named

@@ -10,6 +10,7 @@ use super::{
     roster::{Advice, ShardSpec},
     slot::{Handover, Slot, State},
 };
+use crate::config::LockKind;
 
 /// A request about the shard's Lease that is not answered yet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -166,6 +167,32 @@ impl Shard {
             stale: true,
             wake_at: Moment::default(),
         }
+    }
+
+    /// Its lock is a Lease, alone or beside a ConfigMap.
+    pub fn is_lease(&self) -> bool {
+        self.spec.lock != LockKind::ConfigMap
+    }
+
+    /// `metadata.uid` of its Lease, if that alone is its lock.
+    pub fn uid(&self) -> Option<&str> {
+        let record = self.sighted.as_ref().or(self.answered.as_ref())?;
+        Some(record.version.uid.as_str()).filter(|_| self.spec.lock == LockKind::Lease)
+    }
+
+    /// Expected load, of all its kinds.
+    pub fn weight(&self) -> u32 {
+        self.spec.weight
+    }
+
+    /// Since when its term works here.
+    pub fn leading_since(&self) -> Option<Moment> {
+        self.slot.running_since()
+    }
+
+    /// Since when no replica can have led it, as far as is seen here; `None` while one may.
+    pub fn unled_since(&self, now: Moment) -> Option<Moment> {
+        self.election.idle_since(now).filter(|_| self.task.is_none())
     }
 
     /// Name of its Lease.

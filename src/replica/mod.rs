@@ -6,6 +6,7 @@
 //! what can be reconciled here. [`leadership`] is the signal for other tasks, an [`observe`]r reads without leading, and
 //! [`telemetry`] shows it all.
 
+mod announce;
 pub mod board;
 pub mod clock;
 pub mod config_map;
@@ -19,7 +20,7 @@ pub mod preflight;
 pub mod problem;
 pub mod proof;
 pub mod record;
-mod stranger;
 pub mod supervisor;
 pub mod telemetry;
 pub mod term;
+mod told;

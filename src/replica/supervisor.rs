@@ -20,6 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    announce::{self, Announcer},
     board::{Board, Shown},
     clock::Clock,
     connections::{Account, Connections},
@@ -31,7 +32,7 @@ use super::{
     preflight::{self, Ask, Preflight},
     problem::panicked,
     proof::{self, Witness},
-    record, stranger,
+    record,
     telemetry::Telemetry,
     term::{BoxError, Promotion, Reconciler, Standby, Term},
 };
@@ -39,7 +40,7 @@ use crate::{
     config::Kind,
     ops::work::{Meter, Metered},
     protocol::{
-        election::Grant,
+        election::{Grant, Standing},
         event::{
             Deaths, Effect, Ending, Event, Hearing, KindIndex, Loss, Notice, ShardIndex, TermNumber, Verdict, Watch,
         },
@@ -54,6 +55,9 @@ const QUIESCE: Duration = Duration::from_secs(1);
 
 /// What is shown to people is at most this old: at a thousand kinds it is not brought up to date for every event.
 const SHOWN_EVERY: Duration = Duration::from_millis(50);
+
+/// So many kinds of a group are named on its Lease.
+const NAMED: usize = 3;
 
 /// Why a replica ended with an error.
 #[derive(Debug, thiserror::Error)]
@@ -209,6 +213,7 @@ pub struct Supervisor {
     leases: Leases,
     work_on: Handle,
     telemetry: Telemetry,
+    announcer: Announcer,
     seats: Vec<Seat>,
     /// By kind: its shard, and which of its members it is.
     places: Vec<(ShardIndex, usize)>,
@@ -253,6 +258,10 @@ impl Supervisor {
             staff.spawn(lock.run().map(|()| "the watch of a lock"));
         }
         staff.spawn(board.run().map(|()| "the Lease watch"));
+        let (announcer, said) = Announcer::new();
+        let (identity, namespace) = (setup.identity.clone(), setup.namespace.clone());
+        staff
+            .spawn(announce::publish(connections.client(), identity, namespace, said).map(|()| "the events on Leases"));
         let refreshed = connections.clone();
         staff.spawn(async move {
             refreshed.keep_fresh().await;
@@ -292,6 +301,7 @@ impl Supervisor {
             leases,
             work_on: work,
             telemetry,
+            announcer,
             seats,
             places,
             leaderships,
@@ -313,11 +323,24 @@ impl Supervisor {
         this
     }
 
-    /// An event on the Lease: the log says the same, so nothing waits for it.
-    fn report_stranger(&self, shard: ShardIndex, holder: &str) {
-        let (lease, setup) = (self.core.shards()[shard].lease(), self.core.setup());
-        let said = stranger::report(self.connections.client(), &setup.identity, &setup.namespace, lease, holder);
-        self.pending.push(said.map(|()| Wake::Nothing).boxed());
+    /// Says it on the Lease, if those who read events are concerned.
+    fn announce(&self, notice: &Notice) {
+        let setup = self.core.setup();
+        let subject = |shard: ShardIndex| {
+            let (lease, kinds) = (&self.core.shards()[shard], &self.seats[shard].members);
+            let kinds: Vec<_> = kinds.iter().take(NAMED).map(|member| member.kind.name()).collect();
+            let more = self.seats[shard].members.len().saturating_sub(NAMED);
+            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+            let kind = format!("{}{more}", kinds.join(", "));
+            lease.is_lease().then(|| announce::Subject {
+                kind,
+                lease: lease.lease().to_owned(),
+                uid: lease.uid().map(str::to_owned),
+            })
+        };
+        if let Some(announcement) = announce::of(notice, &setup.identity, &setup.namespace, subject) {
+            self.announcer.say(announcement);
+        }
     }
 
     /// Begins every observer. None of them is asked about by what leads.
@@ -481,9 +504,7 @@ impl Supervisor {
                 Effect::Abort(shard, _) => self.abort(shard),
                 Effect::Ask(kind) => self.ask.ask_again(kind),
                 Effect::Note(notice) => {
-                    if let Notice::Stranger(shard, Some(holder)) = &notice {
-                        self.report_stranger(*shard, holder);
-                    }
+                    self.announce(&notice);
                     self.telemetry.note(&notice, self.clock.now());
                 }
                 Effect::Exit(ending) => return Some(ending),
@@ -659,11 +680,17 @@ impl Supervisor {
 
     fn abort(&mut self, shard: ShardIndex) {
         self.follow(shard);
+        let why = match self.core.shards()[shard].standing(self.clock.now()) {
+            Standing::Standby => "its right to work is over",
+            Standing::Leading(_) | Standing::Losing(_) => {
+                "its work did not end within drainTimeout, or a second signal came"
+            }
+        };
         let seat = &self.seats[shard];
         if let Some(task) = &seat.task {
             task.draining.cancel();
             for member in &task.members {
-                self.telemetry.aborts(member.term.kind(), member.term.token());
+                self.telemetry.aborts(member.term.kind(), member.term.token(), why);
                 member.abort.abort();
             }
         }

@@ -14,6 +14,7 @@ use super::{
     fence::Refused,
     hearing::Refusal,
     supervisor::{Stopped, why},
+    told,
 };
 use crate::{
     config::Kind,
@@ -25,6 +26,7 @@ use crate::{
     protocol::{
         election::{Grant, Standing},
         event::{Freed, Garbage, Hearing, KindIndex, Notice, Rival, ShardIndex, Verdict},
+        history::Takeover,
         lease::FencingToken,
         moment::Moment,
         replica::Replica,
@@ -65,6 +67,7 @@ impl Telemetry {
     pub fn new(identity: String, namespace: String, kinds: Vec<Arc<Kind>>, status: Status, metrics: Metrics) -> Self {
         for kind in &kinds {
             status.update(&kind.name(), |shard| {
+                shard.weight = kind.weight;
                 shard.lease.clone_from(&kind.lease_name);
                 shard.group.clone_from(&kind.lease_group);
             });
@@ -149,6 +152,34 @@ impl Telemetry {
                     if let Some(time) = free_for {
                         self.metrics.without_owner(&kind.name(), *time);
                     }
+                }
+            }
+            Notice::TakenOver(shard, takeover) => {
+                let (kind, lease) = self.names(*shard);
+                let Takeover { from, to, without_leader, .. } = takeover;
+                let (from, (reason, why)) = (from.as_deref().unwrap_or_default(), told::reason(takeover.reason));
+                let milliseconds = without_leader.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+                // Those concerned say it; the others would say the same of each kind.
+                if [from, to.as_str()].contains(&self.identity.as_str()) {
+                    info!(
+                        kind,
+                        lease,
+                        from,
+                        to,
+                        reason,
+                        without_leader_ms = milliseconds,
+                        "the Lease has another holder: {why}"
+                    );
+                } else {
+                    debug!(
+                        kind,
+                        lease,
+                        from,
+                        to,
+                        reason,
+                        without_leader_ms = milliseconds,
+                        "the Lease has another holder: {why}"
+                    );
                 }
             }
             Notice::Renewed(shard, latency) => {
@@ -268,9 +299,9 @@ impl Telemetry {
         }
     }
 
-    /// A term is aborted.
-    pub fn aborts(&self, kind: &Kind, token: &FencingToken) {
-        warn!(kind = kind.name(), lease = kind.lease_name, %token, "aborting the term");
+    /// A term is aborted, for this reason.
+    pub fn aborts(&self, kind: &Kind, token: &FencingToken, why: &str) {
+        warn!(kind = kind.name(), lease = kind.lease_name, %token, "aborting the term: {why}");
         self.metrics.aborted(&kind.name());
     }
 
@@ -303,11 +334,15 @@ impl Telemetry {
         let now = clock.now();
         let unready = core.unready();
         let peers: Vec<_> = core.peers().iter().map(peer).collect();
+        let waits: Vec<_> = core.waits(now).iter().map(|wait| told::wait(wait, clock)).collect();
         self.metrics.set_replicas(peers.len());
         self.status.update_replica(|replica| {
             replica.identity.clone_from(&self.identity);
             replica.unready = unready;
             replica.peers = peers;
+            replica.waits = waits;
+            replica.generation.clone_from(&core.profile().generation);
+            replica.capacity = core.profile().capacity;
         });
         let members = core.shards().iter().flat_map(|shard| shard.members().iter().map(move |member| (shard, member)));
         for (kind, (shard, member)) in self.kinds.iter().zip(members) {
@@ -339,6 +374,14 @@ impl Telemetry {
                     Handover::Stay | Handover::ToNone => None,
                 };
                 status.cache = shard.cache();
+                status.weight = shard.weight();
+                status.leading_since = shard.leading_since().map(instant);
+                status.unled_since = shard.unled_since(now).map(instant);
+                status.cooling_until = shard.cooling_until(now).max(shard.barred_until(now)).map(instant);
+                let last = core.takeovers(shard).next_back().map(|takeover| &takeover.token);
+                if last != status.takeovers.last().map(|takeover| &takeover.token) {
+                    status.takeovers = core.takeovers(shard).map(|it| told::takeover(it, clock)).collect();
+                }
             });
         }
     }

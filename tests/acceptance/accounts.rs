@@ -16,17 +16,16 @@ use tokio::sync::mpsc::unbounded_channel;
 use crate::{
     preflight::{kind, verdict},
     shipped::{Installation, NAMESPACE},
-    stage::{Stage, ensure, play, plural},
+    stage::{Stage, ensure, is_aside, play, plural},
 };
 
 /// The audit log names the account of the kind in every write.
 pub async fn shipped(installation: &Installation) -> Result<()> {
     let replicas = format!("system:serviceaccount:{NAMESPACE}:leasehold");
     let prefix = format!("system:serviceaccount:{NAMESPACE}:leasehold-");
-    let aside = ["leases", "selfsubjectaccessreviews", "selfsubjectrulesreviews"];
     let mut acted = BTreeSet::new();
     for event in installation.cluster.audit()? {
-        if event.user == replicas && event.is_write() && !aside.contains(&event.resource.as_str()) {
+        if event.user == replicas && event.is_write() && !is_aside(&event) {
             let acting = event.acting.as_deref().and_then(|acting| acting.strip_prefix(&prefix));
             let acting = acting.with_context(|| format!("a write as the replicas' own account: {event:#?}"))?;
             acted.insert((acting.to_owned(), event.resource.clone()));

@@ -46,6 +46,7 @@ mod stage;
 mod stale;
 mod starved;
 mod state;
+mod status;
 mod things;
 mod trust;
 mod typed_rows;

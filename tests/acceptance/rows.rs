@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     process::Replica,
-    stage::{PATIENCE, Stage, ensure},
+    stage::{PATIENCE, Stage, ensure, is_aside},
 };
 
 /// Each field of the spec is one way to go wrong.
@@ -235,9 +235,7 @@ pub fn writes(stage: &Stage, before: usize) -> Result<Vec<Arc<AuditEvent>>> {
     let mut all = stage.cluster.audit_from(before)?;
     let is_ours = |event: &AuditEvent| {
         let of_replicas = event.user == format!("system:serviceaccount:{}:observer", stage.namespace);
-        let aside =
-            ["leases", "selfsubjectaccessreviews", "selfsubjectrulesreviews"].contains(&event.resource.as_str());
-        event.is_write() && of_replicas && !aside
+        event.is_write() && of_replicas && !is_aside(event)
     };
     all.retain(|event| is_ours(event));
     Ok(all)

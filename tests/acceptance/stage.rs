@@ -438,6 +438,13 @@ pub fn pod_of(holder: &str) -> &str {
     holder.rsplit_once('_').map_or(holder, |(pod, _)| pod)
 }
 
+/// It is about elections, or asks about permissions, which is done by a creation; it is not about the objects of a kind.
+pub fn is_aside(event: &AuditEvent) -> bool {
+    let regarding = event.request_object.as_ref().and_then(|event| event.pointer("/regarding/kind"));
+    ["leases", "selfsubjectaccessreviews", "selfsubjectrulesreviews"].contains(&event.resource.as_str())
+        || (event.resource == "events" && regarding.is_some_and(|kind| kind == "Lease"))
+}
+
 /// The only one whose pod this is not.
 pub fn not(pod: &str) -> impl Fn(&str) -> bool {
     let pod = pod.to_owned();

@@ -58,23 +58,51 @@ fn rights(account: &str, files: &[&str]) -> BTreeMap<Row, BTreeSet<String>> {
             role["kind"] == binding["roleRef"]["kind"] && role["metadata"]["name"] == binding["roleRef"]["name"]
         };
         let role = all.iter().find(of).unwrap_or_else(|| panic!("{} is bound and not there", binding["roleRef"]));
-        for rule in rules(role, &all) {
-            let names = texts(&rule, "resourceNames");
-            let named: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
-            let named = if named.is_empty() { String::new() } else { format!(": {}", named.join(", ")) };
-            for group in texts(&rule, "apiGroups") {
-                for resource in texts(&rule, "resources") {
-                    let group = if group.is_empty() { String::new() } else { format!(".{group}") };
-                    let (resource, part) = resource.split_once('/').map_or((resource, ""), |(all, part)| (all, part));
-                    let part = if part.is_empty() { String::new() } else { format!("/{part}") };
-                    let row = (place.to_owned(), format!("`{resource}{group}{part}`{named}"));
-                    rights.entry(row).or_default().extend(texts(&rule, "verbs").into_iter().map(str::to_owned));
-                }
-            }
-        }
+        add(&mut rights, place, &rules(role, &all));
     }
     assert!(!rights.is_empty(), "{account} may do nothing");
     rights
+}
+
+/// Verbs by row, of rules that are granted in a place.
+fn add(rights: &mut BTreeMap<Row, BTreeSet<String>>, place: &str, rules: &[Value]) {
+    for rule in rules {
+        let names = texts(rule, "resourceNames");
+        let named: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+        let named = if named.is_empty() { String::new() } else { format!(": {}", named.join(", ")) };
+        for group in texts(rule, "apiGroups") {
+            for resource in texts(rule, "resources") {
+                let group = if group.is_empty() { String::new() } else { format!(".{group}") };
+                let (resource, part) = resource.split_once('/').map_or((resource, ""), |(all, part)| (all, part));
+                let part = if part.is_empty() { String::new() } else { format!("/{part}") };
+                let row = (place.to_owned(), format!("`{resource}{group}{part}`{named}"));
+                rights.entry(row).or_default().extend(texts(rule, "verbs").into_iter().map(str::to_owned));
+            }
+        }
+    }
+}
+
+/// What the Role for those who look grants: it is bound to nobody.
+fn of_viewers() -> BTreeMap<Row, BTreeSet<String>> {
+    let all = documents("deploy/viewer.yaml");
+    let [role] = &all[..] else { panic!("one Role and no binding") };
+    assert_eq!((role["kind"].as_str(), role["metadata"]["name"].as_str()), (Some("Role"), Some("leasehold-viewer")));
+    let mut rights = BTreeMap::new();
+    add(&mut rights, "`leasehold-system`", &rules(role, &all));
+    rights
+}
+
+#[test]
+fn those_who_look_may_change_nothing() {
+    let looks = ["get", "list", "watch"];
+    for ((_, what), verbs) in of_viewers() {
+        assert!(verbs.iter().all(|verb| looks.contains(&verb.as_str())), "{what}: {verbs:?}");
+        assert!(!what.contains("secrets") && !what.contains("configmaps"), "{what}");
+        // Of the proxy only GET: other verbs could change what a Pod serves.
+        assert!(!what.contains('/') || verbs.iter().eq(["get"]), "{what}: {verbs:?}");
+    }
+    let [kustomization] = &documents("deploy/kustomization.yaml")[..] else { panic!("one document") };
+    assert!(texts(kustomization, "resources").contains(&"viewer.yaml"), "deploy/ has it");
 }
 
 /// The list: account, place, type and verbs, a row each.
@@ -99,6 +127,10 @@ fn table() -> String {
             let verbs: Vec<_> = VERBS.into_iter().filter(|verb| verbs.contains(*verb)).collect();
             table += &format!("| {of} | `{account}` | {place} | {what} | {} |\n", verbs.join(" "));
         }
+    }
+    for ((place, what), verbs) in of_viewers() {
+        let verbs: Vec<_> = VERBS.into_iter().filter(|verb| verbs.contains(*verb)).collect();
+        table += &format!("| who looks | those bound to the Role | {place} | {what} | {} |\n", verbs.join(" "));
     }
     table
 }

@@ -5,12 +5,9 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    Advice, Cache, EXPECTED_WITHIN, HandOver, Known, NAMING_TAKES, Peer, Plan, Present, ROLLOUT_STALLED_AFTER, Roster,
-    ShardSpec,
-};
+use super::{Advice, Cache, EXPECTED_WITHIN, HandOver, Known, Peer, Plan, Present, Roster, ShardSpec};
 use crate::{
-    config::{Rebalance, StandbyMode},
+    config::StandbyMode,
     protocol::{
         lease::{Holding, Member},
         membership::Activity,
@@ -20,15 +17,15 @@ use crate::{
 };
 
 /// All that one decision rests on.
-struct View<'a> {
-    leases: Vec<&'a str>,
-    present: Vec<Present<'a>>,
+pub(super) struct View<'a> {
+    pub(super) leases: Vec<&'a str>,
+    pub(super) present: Vec<Present<'a>>,
     /// Our own place among them.
     me: Option<usize>,
-    shards: Vec<placement::Shard<'a>>,
+    pub(super) shards: Vec<placement::Shard<'a>>,
     /// By shard: no replica holds it, and none is named or wanted for it.
     free: Vec<bool>,
-    replicas: Vec<placement::Replica<'a>>,
+    pub(super) replicas: Vec<placement::Replica<'a>>,
 }
 
 impl Roster {
@@ -215,25 +212,10 @@ impl Roster {
     }
 
     fn may_move(&self, now: Moment, present: &[Present<'_>]) -> bool {
-        // What ends a rollout was expected by all: what it left uneven is evened out when no replica stops any more.
-        let stops = present.iter().any(|one| one.profile.activity == Activity::Draining);
-        let settle = match self.rolled && !stops && self.changed_at == self.rolled_at {
-            true => NAMING_TAKES.min(self.rules.settle),
-            false => self.rules.settle,
-        };
-        let settled = now >= (self.changed_at + settle).max(self.named_at + NAMING_TAKES);
-        let rolling = self.generations > 1 && now < self.changed_at + self.rules.settle * ROLLOUT_STALLED_AFTER;
-        settled
-            && !rolling
-            && !present.iter().any(|one| self.listed_only.contains(one.identity))
-            && match self.rules.rebalance {
-                Rebalance::Automatic => true,
-                Rebalance::OnRestart => self.rolled,
-                Rebalance::Never => false,
-            }
+        self.waits_of(now, present).is_empty()
     }
 
-    fn view(&self, now: Moment) -> View<'_> {
+    pub(super) fn view(&self, now: Moment) -> View<'_> {
         let present = self.present(now);
         let leases: BTreeSet<&str> = self.specs.keys().chain(self.holdings.keys()).map(String::as_str).collect();
         let leases: Vec<_> = leases.into_iter().collect();

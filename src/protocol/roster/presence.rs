@@ -153,7 +153,7 @@ impl Roster {
 }
 
 /// The name of the Pod that an identity is of.
-fn pod_of(identity: &str) -> Option<&str> {
+pub(super) fn pod_of(identity: &str) -> Option<&str> {
     Some(identity.rsplit_once('_')?.0)
 }
 

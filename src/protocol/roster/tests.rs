@@ -1,4 +1,5 @@
 use super::*;
+use crate::protocol::history::{Reason, Release};
 
 const SECOND: Duration = Duration::from_secs(1);
 const RULES: Rules = Rules {
@@ -693,4 +694,161 @@ fn a_look_at_many_memberships_of_one_pod_is_short() {
     }
     // Each compared with each other would take minutes.
     assert_eq!(roster.present(at(2)).len(), 2, "the latest of them counts, and we do");
+}
+
+/// The takeovers of "a" that were seen since the last look.
+fn taken(roster: &mut Roster) -> Vec<(Option<String>, String, Reason, Option<u64>)> {
+    let all = roster.take_takeovers().into_iter().filter(|(lease, _)| lease == "a");
+    all.map(|(_, it)| (it.from, it.to, it.reason, it.without_leader.map(|time| time.as_secs()))).collect()
+}
+
+fn after(from: &str, to: &str, reason: Reason, gap: Option<u64>) -> Vec<(Option<String>, String, Reason, Option<u64>)> {
+    vec![(Some(from.to_owned()), to.to_owned(), reason, gap)]
+}
+
+fn next(number: u64, holder: &str, transitions: i32) -> Holding {
+    Holding { version: version(number), transitions, ..held_by(holder) }
+}
+
+fn release(number: u64, successor: Option<&str>) -> Holding {
+    let successor = successor.map(str::to_owned);
+    Holding { version: version(number), holder: None, duration: Some(RELEASED), successor, ..held_by("") }
+}
+
+#[test]
+fn each_takeover_has_its_reason() {
+    let others = ["other_1", "third_1", "fourth_1"];
+    let fresh = || roster(&others, ["other_1"; 4]);
+    let silent = |roster: &mut Roster, now: Moment| roster.holding(now, "a", Some(next(2, "third_1", 4)));
+
+    let mut seen = fresh();
+    assert!(taken(&mut seen).is_empty(), "what was there before we looked has no past");
+    silent(&mut seen, at(15));
+    assert_eq!(taken(&mut seen), after("other_1", "third_1", Reason::Expired, Some(15)));
+
+    let mut seen = fresh();
+    seen.mark_dead(&dead("other_1"));
+    silent(&mut seen, at(3));
+    assert_eq!(taken(&mut seen), after("other_1", "third_1", Reason::ProvenDead, Some(3)));
+
+    let mut seen = fresh();
+    seen.holding(at(2), "a", Some(next(2, "other_2", 4)));
+    assert_eq!(taken(&mut seen), after("other_1", "other_2", Reason::Restarted, Some(2)), "a later process of its Pod");
+
+    let mut seen = fresh();
+    seen.holding(at(2), "a", Some(next(2, "somebody", 4)));
+    assert_eq!(taken(&mut seen), after("other_1", "somebody", Reason::Overwritten, None));
+
+    let mut seen = fresh();
+    seen.holding(at(2), "a", Some(next(2, "third_1", 9)));
+    assert_eq!(taken(&mut seen), after("other_1", "third_1", Reason::Unseen, None), "some were missed between");
+
+    let mut seen = fresh();
+    seen.holding(at(2), "a", None);
+    seen.holding(at(5), "a", Some(next(2, "third_1", 0)));
+    assert_eq!(taken(&mut seen), after("other_1", "third_1", Reason::Created, Some(3)));
+
+    let mut seen = fresh();
+    let cleared = Holding { holder: None, ..next(2, "", 3) };
+    seen.holding(at(2), "a", Some(cleared));
+    seen.holding(at(17), "a", Some(next(3, "third_1", 4)));
+    assert_eq!(taken(&mut seen), after("other_1", "third_1", Reason::Cleared, Some(15)));
+
+    let mut seen = roster(&others, ["", "other_1", "other_1", "other_1"]);
+    seen.holding(at(4), "a", Some(next(2, "third_1", 4)));
+    let untold = Reason::Released(Release::Untold);
+    assert_eq!(taken(&mut seen), [(None, "third_1".to_owned(), untold, Some(4))], "it was free when we came");
+}
+
+#[test]
+fn a_release_is_told_by_what_its_holder_said_before() {
+    let released = |say: fn(&mut Profile), wanted: Option<&str>, successor: Option<&str>| {
+        let mut seen = roster(&["other_1", "third_1"], ["other_1"; 4]);
+        change(&mut seen, at(1), "other_1", 2, say);
+        let wanted = wanted.map(str::to_owned);
+        seen.holding(at(2), "a", Some(Holding { wanted, ..release(2, successor) }));
+        seen.holding(at(3), "a", Some(next(3, "third_1", 4)));
+        let [(from, to, reason, gap)] = taken(&mut seen).try_into().unwrap();
+        assert_eq!((from.as_deref(), to.as_str(), gap), (Some("other_1"), "third_1", Some(1)));
+        reason
+    };
+    let third = Some("third_1");
+    for (say, wanted, successor, expected) in [
+        ((|_| ()) as fn(&mut Profile), None, third, Release::Balance),
+        (|_| (), Some("third"), third, Release::Asked),
+        (|_| (), None, None, Release::Untold),
+        (|it| it.activity = Activity::Draining, None, third, Release::Stopping),
+        (|it| it.unable = ["a"].iter().collect(), None, third, Release::Unable),
+        (|it| (it.unable, it.failing) = (["a"].iter().collect(), ["a"].iter().collect()), None, third, Release::Failed),
+    ] {
+        assert_eq!(released(say, wanted, successor), Reason::Released(expected));
+    }
+}
+
+#[test]
+fn a_renewal_and_a_lease_that_is_not_ours_are_no_takeover() {
+    let mut seen = roster(&["other_1"], ["other_1"; 4]);
+    seen.holding(at(2), "a", Some(next(2, "other_1", 3)));
+    seen.holding(at(2), "foreign", Some(next(2, "other_1", 3)));
+    seen.holding(at(3), "foreign", Some(next(3, "third_1", 4)));
+    assert!(seen.take_takeovers().is_empty());
+    assert_eq!(seen.takeovers("foreign").count(), 0, "whoever may write Leases fills no memory");
+}
+
+/// One placement: what people are told is what is done, as soon as nothing is waited for.
+#[test]
+fn what_placement_is_said_to_do_is_what_it_does() {
+    let mut seen = roster(&["other", "third"], ["me", "me", "me", "other"]);
+    assert_eq!(seen.waits(at(1)), [Wait::Settling(at(5))]);
+    assert!(given_away(&mut seen, at(1)).is_empty());
+    let told = |seen: &Roster, lease: &str| seen.outlook(at(6), lease).unwrap();
+    renew(&mut seen, at(6), 2);
+    let moves: Vec<_> = LEASES.iter().filter(|lease| told(&seen, lease).balanced != told(&seen, lease).stays).collect();
+    let [moved] = moves.as_slice() else { panic!("one move evens it out: {moves:?}") };
+    assert_eq!(seen.waits(at(6)), []);
+    let target = told(&seen, moved).balanced.unwrap();
+    assert_eq!(given_away(&mut seen, at(6)), [((**moved).to_owned(), target)]);
+    let candidates = told(&seen, moved).candidates;
+    let loads: Vec<_> = candidates.iter().map(|it| (it.identity.as_str(), it.load)).collect();
+    assert_eq!(loads, [("me", 3), ("other", 1), ("third", 0)]);
+    change(&mut seen, at(6), "third", 9, |it| it.unable = [**moved].iter().collect());
+    let unfit: Vec<_> = told(&seen, moved).candidates.iter().map(|it| it.unfit).collect();
+    assert_eq!(unfit, [None, None, Some(Unfit::Unable)]);
+    assert_eq!(seen.outlook(at(6), "unheard of"), None);
+}
+
+#[test]
+fn each_wait_is_named() {
+    let mut seen = ruled(Rules { rebalance: Rebalance::Never, ..RULES }, &["other"], ["me", "me", "me", "other"]);
+    renew(&mut seen, at(6), 2);
+    assert_eq!(seen.waits(at(6)), [Wait::Never]);
+    change(&mut seen, at(7), "other", 3, |it| it.generation = "new".to_owned());
+    seen.advise(at(7));
+    let waits = seen.waits(at(7));
+    assert!(waits.iter().any(|wait| matches!(wait, Wait::Rollout(_))), "{waits:?}");
+    let another = Member { version: version(4), ..member("other") };
+    let holdings = seen.holdings.iter().map(|(lease, it)| (lease.clone(), it.what.clone())).collect();
+    seen.listed(at(7), vec![another], holdings);
+    assert!(seen.waits(at(7)).contains(&Wait::Unheard(vec!["other".to_owned()])));
+    seen.blind();
+    assert_eq!(seen.waits(at(7)), [Wait::Blind]);
+}
+
+/// In the seat of a replica, what is stored is enough to say what placement would do.
+#[test]
+fn what_is_stored_tells_the_same_as_a_replica_does() {
+    let mut seen = roster(&["other", "third"], ["me", "me", "me", "other"]);
+    renew(&mut seen, at(6), 2);
+    let members = ["me", "other", "third"].map(member).to_vec();
+    let holdings = LEASES.iter().zip(["me", "me", "me", "other"]);
+    let holdings: Vec<_> = holdings
+        .map(|(lease, holder)| (spec_of(lease, vec![lease.to_uppercase()], &held_by(holder)), held_by(holder)))
+        .collect();
+    for seat in ["me", "other", "third"] {
+        let stored = Roster::in_the_seat_of(seat, members.clone(), holdings.clone(), None).unwrap();
+        for lease in LEASES {
+            assert_eq!(stored.outlook(Roster::SEATED_AT, lease), seen.outlook(at(6), lease), "{lease} from {seat}");
+        }
+    }
+    assert!(Roster::in_the_seat_of("gone", members, holdings, None).is_none());
 }

@@ -550,18 +550,19 @@ where
             Err(failure) => {
                 let wait = self.backoff.failed(key, fastrand::f64());
                 let (namespace, name) = (key.namespace().unwrap_or_default(), key.name());
+                let kind = self.term.kind().name();
                 match failure {
                     Failure::Failed(cause) => {
-                        warn!(namespace, name, error = %describe(&cause), retry_in = ?wait, "reconcile failed");
+                        warn!(kind, namespace, name, error = %describe(&cause), retry_in = ?wait, "reconcile failed");
                     }
                     Failure::Unread(cause) => {
-                        warn!(namespace, name, error = %describe(&cause), retry_in = ?wait, "failed to read an object that is not kept");
+                        warn!(kind, namespace, name, error = %describe(&cause), retry_in = ?wait, "failed to read an object that is not kept");
                     }
                     Failure::Unsaid(cause) => {
-                        warn!(namespace, name, error = %describe(&cause), retry_in = ?wait, "failed to say that an object is too large");
+                        warn!(kind, namespace, name, error = %describe(&cause), retry_in = ?wait, "failed to say that an object is too large");
                     }
                     Failure::Panicked(words) => {
-                        error!(namespace, name, panic = words, retry_in = ?wait, "reconcile panicked");
+                        error!(kind, namespace, name, panic = words, retry_in = ?wait, "reconcile panicked");
                     }
                 }
                 (Lane::Soon, wait)
