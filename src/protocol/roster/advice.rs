@@ -200,13 +200,15 @@ impl Roster {
         self.me.activity == Activity::Draining || !self.me.can_run(lease)
     }
 
-    /// One of our shards is being moved for balance already: a replica gives away one at a time.
+    /// One of our shards is being moved for balance already, or its Lease still names the successor that was taken back: a
+    /// replica gives away one at a time.
     fn a_move_is_on_its_way(&self, view: &View<'_>) -> bool {
         view.leases.iter().enumerate().any(|(index, lease)| {
             self.holdings.get(*lease).is_some_and(|holding| {
                 let ours = holding.what.holder.as_deref() == Some(self.identity.as_str());
                 let elsewhere = view.shards[index].holder.map(|holder| view.present[holder].identity);
-                ours && !self.is_wanted(view, index) && elsewhere.is_some_and(|holder| holder != self.identity)
+                let goes = holding.what.successor.is_some() || elsewhere.is_some_and(|holder| holder != self.identity);
+                ours && goes && !self.is_wanted(view, index)
             })
         })
     }

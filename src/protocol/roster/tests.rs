@@ -217,6 +217,21 @@ fn a_move_waits_until_the_replicas_have_settled_and_they_go_one_at_a_time() {
     assert_eq!(given_away(&mut roster, at(7)), [], "two and two");
 }
 
+/// The soak found two shards on their way at once, for as long as a request takes.
+#[test]
+fn no_other_move_begins_while_a_lease_still_names_the_successor_that_was_taken_back() {
+    let mut roster = roster(&["x", "y"], ["me", "me", "me", "me"]);
+    let first = given_away(&mut roster, at(5));
+    let (lease, to) = first[0].clone();
+    let named = Holding { version: version(2), successor: Some(to.clone()), ..held_by("me") };
+    roster.holding(at(5), &lease, Some(named));
+    roster.miss(at(6), &lease, &to);
+    assert_eq!(given_away(&mut roster, at(6)), []);
+    roster.holding(at(6), &lease, Some(Holding { version: version(3), ..held_by("me") }));
+    let second = given_away(&mut roster, at(6));
+    assert!(second.len() == 1 && second != first, "{second:?}");
+}
+
 #[test]
 fn a_replica_that_comes_or_goes_puts_moves_off() {
     let mut roster = roster(&["x"], ["me", "me", "me", "me"]);
