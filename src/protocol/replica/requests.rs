@@ -3,7 +3,7 @@
 use super::{CONFIRM, Replica, Setup, Subject};
 use crate::config::LockKind;
 use crate::protocol::{
-    election::{Proposal, RELEASED},
+    election::{Proposal, RELEASED, Standing},
     event::{Answer, Effect, Garbage, Notice, Request, RequestId, ShardIndex},
     lease::{Purpose, Record, Role, Version},
     membership,
@@ -117,7 +117,8 @@ impl Replica {
         let rival = self.rivals.of(now, &self.shards[index].spec.kinds, None, &self.deaths);
         let rival = rival.or_else(|| self.rival_by_config_map(index, now));
         let shard = &mut self.shards[index];
-        if rival.is_none() {
+        // A term that was lost before this answer stays unconfirmed, so that its slot learns that it never began.
+        if rival.is_none() && matches!(shard.election.standing(now), Standing::Leading(_)) {
             shard.won_at = shard.unconfirmed.take().and_then(|unconfirmed| unconfirmed.version);
         } else if let Some(unconfirmed) = &mut shard.unconfirmed {
             unconfirmed.listing = None;

@@ -258,6 +258,20 @@ fn a_term_that_is_lost_before_it_is_confirmed_keeps_no_later_one_from_beginning(
     paused.on(Event::Watched(Watch::Stored(again)));
     assert!(paused.starts());
 
+    // It stood still while the Leases were listed for it, and reads the list first.
+    let mut listing = Stage::seeing(Vec::new());
+    let stored = listing.store();
+    listing.pass(CONFIRM);
+    listing.now = listing.now + 20 * SECOND;
+    listing.answer(|request| *request == Request::List, Answer::Listed(Vec::new()));
+    listing.on(Event::Woken);
+    if listing.sent.iter().any(|(_, request)| read(request)) {
+        listing.answer(read, Answer::Found(Some(stored)));
+    }
+    let again = listing.store();
+    listing.on(Event::Watched(Watch::Stored(again)));
+    assert!(listing.starts());
+
     // Another holder took it, by a hand, and gives it back.
     let mut taken = Stage::seeing(Vec::new());
     let stored = taken.store();
