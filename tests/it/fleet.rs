@@ -82,6 +82,7 @@ scenarios! {
     a_replica_whose_requests_are_slow_costs_next_to_nothing: "grey_slow", grey::slow, 10;
     a_replica_that_is_deaf_to_its_objects_costs_one_gap: "grey_deaf", grey::deaf, 10;
     a_replica_that_lists_its_objects_and_is_deaf_then_costs_one_gap: "grey_deaf_after_lists", grey::deaf_after_lists, 10;
+    a_replica_to_which_no_watch_comes_through_costs_one_gap: "grey_hears_nothing", grey::hears_nothing, 10;
     a_replica_that_is_paused_again_and_again_costs_next_to_nothing: "grey_stutters", grey::stutters, 10;
     a_replica_whose_standby_is_never_prepared_costs_next_to_nothing: "grey_unprepared", grey::unprepared, 10;
     a_replica_where_a_kind_always_fails_costs_next_to_nothing: "grey_fails", grey::fails, 10;

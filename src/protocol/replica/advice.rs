@@ -85,10 +85,12 @@ impl Replica {
     }
 
     pub(super) fn heed(&mut self, index: ShardIndex, advice: Advice, now: Moment) {
+        // The work that others make last until the successor is prepared is not done by a term that hears nothing.
+        let is_deaf = self.shards[index].term_is_deaf(now);
         let handover = match &advice.hand_over {
             Some(hand_over) => Handover::To {
                 successor: hand_over.to.clone(),
-                prepared: hand_over.prepared,
+                prepared: hand_over.prepared || is_deaf,
                 must: hand_over.must || self.is_stopping(),
             },
             // A Lease that the watch does not show as ours yet will be, and then we know who follows.

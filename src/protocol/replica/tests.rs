@@ -366,6 +366,8 @@ fn a_term_that_is_deaf_for_long_is_given_to_a_replica_that_hears() {
     let other = member("zed", stage.version, |_| {});
     stage.on(Event::Watched(Watch::Stored(other)));
     assert!(stage.notes().contains(&&Notice::SuccessorNamed(0, "zed_1".to_owned())), "{:?}", stage.notes());
+    // It serves no change meanwhile, and may be deaf to what its successor says as well.
+    assert_eq!(stage.replica.shards()[0].state(), State::Draining, "the successor is not waited for");
 }
 
 #[test]

@@ -35,7 +35,7 @@ impl Price {
             Grey::RequestsRefused => Self { gap: LEASE + 2 * SECOND + SECOND, ..USUAL },
             // A reconciler that cannot stand by is found to be deaf when it leads, after ten seconds; others when they take a
             // kind that is free. No kind is tried there again for ten minutes, and then for two seconds.
-            Grey::Deaf | Grey::DeafAfterLists => {
+            Grey::Deaf | Grey::DeafAfterLists | Grey::HearsNothing => {
                 Self { gap: 10 * SECOND + USUAL.gap, lost: 10 * SECOND + USUAL.gap, ..USUAL }
             }
             _ => USUAL,
@@ -56,6 +56,8 @@ pub(super) enum Grey {
     Deaf,
     /// Lists do.
     DeafAfterLists,
+    /// No watch comes through, of its objects or of the Leases; lists do.
+    HearsNothing,
     Stutters,
     Unprepared,
     Fails,
@@ -91,6 +93,10 @@ pub(super) fn deaf(world: &mut World) {
 
 pub(super) fn deaf_after_lists(world: &mut World) {
     play(world, Grey::DeafAfterLists);
+}
+
+pub(super) fn hears_nothing(world: &mut World) {
+    play(world, Grey::HearsNothing);
 }
 
 pub(super) fn stutters(world: &mut World) {
@@ -138,6 +144,12 @@ fn afflict(world: &mut World, host: usize, grey: Grey, kind: &str) {
         Grey::Slow => weather.slow_until = ever,
         Grey::Deaf | Grey::DeafAfterLists => {
             weather.unprepared_until = if grey == Grey::Deaf { ever } else { 0 };
+            world.deafen(host, ever);
+        }
+        Grey::HearsNothing => {
+            weather.silent_after_lists = true;
+            weather.unprepared_until = 0;
+            world.silence(host, ever, SILENCE_NOTICED);
             world.deafen(host, ever);
         }
         Grey::Stutters => {
