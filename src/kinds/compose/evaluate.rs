@@ -282,7 +282,9 @@ impl<'a> Pass<'a, '_> {
         }
         let care = Care { deletion: deletion(child, seen)?, adopt: child.adopt, update: child.update };
         let (held, generate) = (held.map(str::to_owned), generate(child, seen)?);
-        self.composed.children.push(Desired { unready, held, care, generate, ..Desired::new(&child.id, key, object) });
+        let follows = child.after_ready.clone();
+        let desired = Desired { unready, held, follows, care, generate, ..Desired::new(&child.id, key, object) };
+        self.composed.children.push(desired);
         Ok(Ok(there))
     }
 

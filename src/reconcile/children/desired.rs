@@ -119,6 +119,9 @@ pub struct Desired {
     pub unready: Option<String>,
     /// What it waits for before it is written: it is said already, so that it is not taken for one that shall go.
     pub held: Option<String>,
+    /// Children by their [`id`](Self::id) that it follows when they are ready: it is not written in the same round as one of
+    /// them, for whether that is ready is told by what the write has made of it.
+    pub follows: BTreeSet<String>,
     /// How it is treated.
     pub care: Care,
     /// Values of a Secret that nobody says: they are made once, and stay.
@@ -128,7 +131,16 @@ pub struct Desired {
 impl Desired {
     /// A child that is ready when it is there, and that is treated as most are.
     pub fn new(id: &str, key: Key, object: Value) -> Self {
-        Self { id: id.to_owned(), key, object, unready: None, held: None, care: Care::default(), generate: None }
+        Self {
+            id: id.to_owned(),
+            key,
+            object,
+            unready: None,
+            held: None,
+            follows: BTreeSet::new(),
+            care: Care::default(),
+            generate: None,
+        }
     }
 }
 

@@ -460,6 +460,8 @@ impl Plan {
         let Writes { mut writes, mut is_outrun, mut to_read, mut adoptions } = Writes::default();
         self.held.clear();
         self.outdated.clear();
+        // In the order of their dependencies, so that those that a child follows come before it.
+        let mut changing = BTreeSet::new();
         for child in &composed.children {
             if self.done.contains(&child.key) {
                 self.settled(&child.key, now);
@@ -469,6 +471,7 @@ impl Plan {
                 continue;
             }
             let key = child.key.clone();
+            let follows_a_change = child.follows.iter().any(|id| changing.contains(id));
             if let Some(trouble) = seen.unserved(&key.of) {
                 self.refused(key, trouble);
                 continue;
@@ -483,7 +486,9 @@ impl Plan {
                     continue;
                 }
                 match self.decide(&key, &digest, None, &object, now) {
+                    Action::Write if follows_a_change => {}
                     Action::Write => {
+                        changing.insert(&child.id);
                         writes.push(Write { key, object, digest, how: How::Create, recreates: false, values })
                     }
                     Action::Read => to_read.push(key),
@@ -533,7 +538,9 @@ impl Plan {
                 self.held.insert(key, held);
             } else {
                 match self.decide(&key, &digest, Some(&live), &object, now) {
+                    Action::Write if follows_a_change => {}
                     Action::Write => {
+                        changing.insert(&child.id);
                         is_outrun |= generation(&meta) > self.owner.generation;
                         let how = if only_marks {
                             How::Mark(marking(&live, &object, &self.owner))
@@ -840,6 +847,40 @@ mod tests {
 
     fn key() -> Key {
         Key { of: Arc::new(config_map()), namespace: Some("ns".to_owned()), name: "a".to_owned() }
+    }
+
+    /// By what was seen before the change the first one is still ready.
+    #[test]
+    fn what_follows_a_child_that_is_ready_is_not_written_in_the_round_that_changes_that_child() {
+        let of = |kind: &str| Type::new("", "v1", kind);
+        let desires = Desires {
+            children: ["ConfigMap", "Service"].map(|kind| (of(kind), json!({"name": "a", "namespace": "ns"}))).into(),
+            is_current: true,
+        };
+        let composed = |held: Option<&str>| {
+            let mut composed = desires.composed();
+            composed.children[0].id = "base".to_owned();
+            composed.children[1].follows = ["base".to_owned()].into();
+            composed.children[1].held = held.map(str::to_owned);
+            Ok(composed)
+        };
+        let written = |step: Step| {
+            let Step::Write(writes) = step else { panic!("{step:?}") };
+            writes.iter().map(|write| write.key.of.kind.clone()).collect::<Vec<_>>()
+        };
+        for (held, then) in [(None, Some("Service")), (Some("until base is ready: it is not"), None)] {
+            let mut plan = plan();
+            plan.composed(composed(None));
+            assert_eq!(written(plan.next(&desires, NOW)), ["ConfigMap"]);
+            let (key, object) = (desires.composed().children[0].key.clone(), Arc::new(json!({"metadata": {}})));
+            plan.wrote(key, "", object, NOW);
+            plan.composed(composed(held));
+            match (then, plan.next(&desires, NOW)) {
+                (Some(kind), step) => assert_eq!(written(step), [kind]),
+                (None, Step::Report(Outcome::Done(done))) => assert_eq!(done.held.len(), 1, "{done:?}"),
+                (None, step) => panic!("{step:?}"),
+            }
+        }
     }
 
     /// An object that another writer made.
