@@ -44,7 +44,7 @@ const NOTICED: Duration = Duration::from_secs(420);
 
 /// What is wrong with a replica.
 #[derive(Clone, Copy)]
-enum Greyness {
+pub(crate) enum Greyness {
     /// Whatever it asks for of a kind's Lease is forbidden. It joins the other two, and holds nothing.
     Refused,
     /// What its watches show is late.
@@ -55,10 +55,10 @@ enum Greyness {
     Slow,
 }
 
-const ALL: [Greyness; 4] = [Greyness::Refused, Greyness::Lagging, Greyness::Deaf, Greyness::Slow];
+pub(crate) const ALL: [Greyness; 4] = [Greyness::Refused, Greyness::Lagging, Greyness::Deaf, Greyness::Slow];
 
 impl Greyness {
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Refused => "refused",
             Self::Lagging => "lagging",
@@ -89,13 +89,19 @@ impl Greyness {
     }
 }
 
-/// Measures each greyness for a time, both systems beside each other, and `trials` silences.
+/// Measures these sorts of greyness for a time each, both systems beside each other; and `trials` silences, if it is all sorts.
 ///
 /// # Errors
 /// When a replica does not come up, or the kinds are not led before one is grey.
-pub(crate) async fn measure(field: &Field, time: Duration, trials: usize, report: &mut Report) -> Result<()> {
+pub(crate) async fn measure(
+    field: &Field,
+    sorts: &[Greyness],
+    time: Duration,
+    trials: usize,
+    report: &mut Report,
+) -> Result<()> {
     field.kinds(KINDS).await?;
-    for greyness in ALL {
+    for greyness in sorts.iter().copied() {
         let [ours, theirs] = BOTH.map(|system| beside(field, system, greyness, time));
         let (ours, theirs) = tokio::try_join!(ours, theirs)?;
         for (system, seen) in BOTH.into_iter().zip([ours, theirs]) {
@@ -107,6 +113,9 @@ pub(crate) async fn measure(field: &Field, time: Duration, trials: usize, report
             report.add(GROUP, name, format!("{says}: longest wait of a change, each kind"), "s", seen.waited);
             report.add(GROUP, name, format!("{says}: moves, each kind"), "moves", seen.moves);
         }
+    }
+    if sorts.len() < ALL.len() {
+        return Ok(());
     }
     let [ours, theirs] = BOTH.map(|system| silent(field, system, trials));
     let (ours, theirs) = tokio::try_join!(ours, theirs)?;

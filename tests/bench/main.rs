@@ -4,7 +4,8 @@
 //!
 //! All times are the API server's own, of its audit log, except the moment of a signal, which is this machine's and so
 //! by the same clock. `-o json` prints JSON instead of the table, `--json FILE` writes it to a file as well, `--only GROUP`
-//! measures one group, `--quick` tries everything a few times only: `make bench ARGS='--quick --json figures.json'`.
+//! measures one group, `--quick` tries everything a few times only, `--grey deaf` is the group `grey` beside such a replica
+//! only: `make bench ARGS='--quick --json figures.json'`.
 #![expect(clippy::print_stdout, reason = "the output of a command")]
 
 mod children;
@@ -25,6 +26,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context, Result, bail};
 
 use field::Field;
+use grey::{ALL, Greyness};
 use report::{Report, say};
 
 const GROUPS: [&str; 9] =
@@ -34,13 +36,15 @@ struct Arguments {
     only_json: bool,
     file: Option<PathBuf>,
     only: Option<String>,
+    grey: Vec<Greyness>,
     quick: bool,
 }
 
 impl Arguments {
     /// Nothing, unless cargo says that this is to be measured: `cargo test --all-targets` comes here too.
     fn parse(mut given: impl Iterator<Item = String>) -> Result<Option<Self>> {
-        let (mut arguments, mut measure) = (Self { only_json: false, file: None, only: None, quick: false }, false);
+        let (mut arguments, mut measure) =
+            (Self { only_json: false, file: None, only: None, grey: ALL.into(), quick: false }, false);
         while let Some(argument) = given.next() {
             match argument.as_str() {
                 "--bench" => measure = true,
@@ -51,7 +55,17 @@ impl Arguments {
                     let group = given.next().filter(|group| GROUPS.contains(&group.as_str()));
                     arguments.only = Some(group.with_context(|| format!("--only one of {}", GROUPS.join(", ")))?);
                 }
-                _ => bail!("usage: figures [--only {}] [--quick] [-o json] [--json FILE]", GROUPS.join("|")),
+                "--grey" => {
+                    let name = given.next().unwrap_or_default();
+                    let one = ALL.into_iter().find(|greyness| greyness.name() == name);
+                    let names = ALL.map(Greyness::name).join(", ");
+                    arguments.grey = vec![one.with_context(|| format!("--grey one of {names}"))?];
+                    arguments.only = Some("grey".to_owned());
+                }
+                _ => bail!(
+                    "usage: figures [--only {}] [--grey NAME] [--quick] [-o json] [--json FILE]",
+                    GROUPS.join("|")
+                ),
             }
         }
         Ok(measure.then_some(arguments))
@@ -98,7 +112,7 @@ async fn main() -> Result<()> {
         say("starting a control plane behind fault proxies");
         let field = Field::start_behind_proxies().await?;
         let (time, trials) = if arguments.quick { (60, 1) } else { (600, 3) };
-        grey::measure(&field, Duration::from_secs(time), trials, &mut report).await?;
+        grey::measure(&field, &arguments.grey, Duration::from_secs(time), trials, &mut report).await?;
     }
     let json = serde_json::to_string_pretty(&report.json()?)?;
     if let Some(file) = &arguments.file {
