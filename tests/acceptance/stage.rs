@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    os::unix::fs::PermissionsExt,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -29,6 +30,12 @@ pub const COLLECTION: Duration = Duration::from_secs(240);
 /// The retry period of the stages.
 pub const RETRY: Duration = Duration::from_millis(500);
 
+/// An image that needs no arguments and runs until it is stopped.
+pub const SLEEPS: &str = "sleeps";
+
+/// An image that is done at once.
+pub const ENDS: &str = "ends";
+
 static KUBELET: OnceCell<Kubelet> = OnceCell::const_new();
 static STAGES: AtomicUsize = AtomicUsize::new(0);
 
@@ -49,7 +56,13 @@ pub async fn apart() -> Result<(&'static Cluster, &'static Kubelet)> {
 async fn start_kubelet(cluster: &Cluster) -> Result<Kubelet> {
     let programs = PathBuf::from(env!("CARGO_BIN_EXE_leasehold"));
     let observer = programs.parent().context("target folder")?.join("examples/observer");
-    let images = [("leasehold".to_owned(), programs), ("observer".to_owned(), observer)].into();
+    let images = [
+        ("leasehold".to_owned(), programs),
+        ("observer".to_owned(), observer),
+        (SLEEPS.to_owned(), script(cluster, SLEEPS, "exec sleep infinity")?),
+        (ENDS.to_owned(), script(cluster, ENDS, "exit 0")?),
+    ]
+    .into();
     let options = KubeletOptions {
         nodes: 3,
         images,
@@ -58,6 +71,14 @@ async fn start_kubelet(cluster: &Cluster) -> Result<Kubelet> {
         ..KubeletOptions::default()
     };
     cluster.start_kubelet(options).await
+}
+
+/// A program for an image, in the cluster's folder.
+fn script(cluster: &Cluster, name: &str, text: &str) -> Result<PathBuf> {
+    let file = cluster.directory().join(name);
+    std::fs::write(&file, format!("#!/bin/sh\n{text}\n"))?;
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))?;
+    Ok(file)
 }
 
 /// One test's namespace, kinds and replicas.

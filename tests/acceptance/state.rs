@@ -13,19 +13,18 @@ use leasehold_cluster::eventually;
 use serde_json::{Value, json};
 
 use crate::{
-    lone::{Lone, Plan, Program, all_ready},
     program::{Said, leasehold},
     rows::writes,
-    stage::{COLLECTION, PATIENCE, Stage, TIMINGS, ensure, play},
+    stage::{COLLECTION, PATIENCE, Stage, ensure, play},
     things::Things,
 };
 
 /// A kind of a composition, two replicas that have the rights that `leasehold rbac` prints for it, and no others.
-async fn set<'a>(stage: &'a Stage, composition: &str) -> Result<Things<'a>> {
+pub async fn set<'a>(stage: &'a Stage, composition: &str) -> Result<Things<'a>> {
     configured(stage, composition).await?.with(2).await
 }
 
-async fn configured<'a>(stage: &'a Stage, composition: &str) -> Result<Things<'a>> {
+pub async fn configured<'a>(stage: &'a Stage, composition: &str) -> Result<Things<'a>> {
     let things = Things::without_replicas(stage).await?;
     std::fs::write(
         things.folder.path().join("thing.yaml"),
@@ -86,33 +85,33 @@ async fn hold_to_policies(stage: &Stage, things: &Things<'_>) -> Result<()> {
 }
 
 /// The objects of a play.
-struct World<'a> {
-    things: &'a Things<'a>,
-    stage: &'a Stage,
+pub struct World<'a> {
+    pub things: &'a Things<'a>,
+    pub stage: &'a Stage,
     /// The namespace of its objects.
-    home: String,
+    pub home: String,
 }
 
 impl World<'_> {
-    fn of<'a>(stage: &'a Stage, things: &'a Things<'a>) -> World<'a> {
+    pub fn of<'a>(stage: &'a Stage, things: &'a Things<'a>) -> World<'a> {
         World { things, stage, home: stage.namespace.clone() }
     }
 
-    fn api(&self, version: &str, kind: &str) -> Api<DynamicObject> {
+    pub fn api(&self, version: &str, kind: &str) -> Api<DynamicObject> {
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
         Api::namespaced_with(self.stage.client.clone(), &self.home, &resource)
     }
 
-    fn parents(&self) -> Api<DynamicObject> {
+    pub fn parents(&self) -> Api<DynamicObject> {
         self.api(&format!("{}/v1", self.things.group), "Thing")
     }
 
-    fn maps(&self) -> Api<DynamicObject> {
+    pub fn maps(&self) -> Api<DynamicObject> {
         self.api("v1", "ConfigMap")
     }
 
-    async fn put(&self, name: &str, spec: Value) -> Result<()> {
+    pub async fn put(&self, name: &str, spec: Value) -> Result<()> {
         let metadata = json!({"name": name, "namespace": self.home});
         let object = json!({"apiVersion": format!("{}/v1", self.things.group), "kind": "Thing", "metadata": metadata, "spec": spec});
         self.stage.cluster.apply(&object.to_string()).await?;
@@ -134,7 +133,7 @@ impl World<'_> {
     }
 
     /// Waits until a condition of the object is so; what it says.
-    async fn says(&self, name: &str, type_: &str, status: &str, reason: &str) -> Result<Value> {
+    pub async fn says(&self, name: &str, type_: &str, status: &str, reason: &str) -> Result<Value> {
         let api = self.parents();
         let look = || async { anyhow::Ok(api.get(name).await?.data["status"]["conditions"].clone()) };
         let find = |conditions: &Value| {
@@ -147,12 +146,12 @@ impl World<'_> {
         find(&said).context("a condition")
     }
 
-    async fn ready(&self, name: &str) -> Result<()> {
+    pub async fn ready(&self, name: &str) -> Result<()> {
         self.says(name, "Ready", "True", "AsExpected").await?;
         Ok(())
     }
 
-    async fn hand_over(&self) -> Result<()> {
+    pub async fn hand_over(&self) -> Result<()> {
         let (kubeconfig, lease) = (self.stage.cluster.kubeconfig(), self.things.lease());
         let said = Said::by_hand_over(kubeconfig, &self.stage.namespace, &[&lease]).await?;
         ensure(said.code == Some(0), || format!("{said:?}"))
@@ -166,17 +165,17 @@ impl World<'_> {
     }
 }
 
-async fn uid(api: &Api<DynamicObject>, name: &str) -> Result<String> {
+pub async fn uid(api: &Api<DynamicObject>, name: &str) -> Result<String> {
     api.get(name).await?.uid().context("a uid")
 }
 
-async fn gone(api: &Api<DynamicObject>, name: &str) -> Result<()> {
+pub async fn gone(api: &Api<DynamicObject>, name: &str) -> Result<()> {
     eventually(&format!("{name} is gone"), COLLECTION, || api.get_opt(name), Option::is_none).await?;
     Ok(())
 }
 
 /// Whether nothing on it says that it was ever a child.
-fn is_released(object: &DynamicObject) -> bool {
+pub fn is_released(object: &DynamicObject) -> bool {
     let metadata = serde_json::to_value(&object.metadata).unwrap_or_default();
     let marks =
         [metadata["labels"].to_string(), metadata["annotations"].to_string(), metadata["managedFields"].to_string()];
@@ -706,101 +705,6 @@ async fn a_generated_value_stays_in_its_secret_and_is_made_anew_on_request_only(
             })?;
         }
         Ok(())
-    })
-    .await;
-    Ok(())
-}
-
-/// Two of the examples as they are shipped, with the rights that are printed for them.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_examples_run_as_they_are_shipped() -> Result<()> {
-    play(Stage::set("examples", 1).await?, |stage| async move {
-        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/examples");
-        let folder = tempfile::tempdir()?;
-        for file in std::fs::read_dir(&shipped)? {
-            let file = file?;
-            std::fs::copy(file.path(), folder.path().join(file.file_name()))?;
-        }
-        let namespace = &stage.namespace;
-        let config = std::fs::read_to_string(shipped.join("leasehold.yaml"))?;
-        let leases = format!("instance: {namespace}\nleases: {{namespace: {namespace}, {TIMINGS}}}");
-        let config = config.replace("leases: {namespace: leasehold-system}", &leases);
-        ensure(config.contains(&leases), || config.clone())?;
-        std::fs::write(folder.path().join("leasehold.yaml"), config)?;
-        stage.cluster.apply(&std::fs::read_to_string(shipped.join("crds.yaml"))?).await?;
-        for plural in ["catsets", "bluegreens", "indexedjobs", "teamdatabases", "postgresclusters", "postgresbackups"] {
-            stage.cluster.established(&format!("{plural}.examples.leasehold.dev")).await?;
-        }
-        let mut command = leasehold();
-        let name = format!("{namespace}-examples");
-        command.args(["rbac", "--name", &name, "--namespace", namespace, "--service-account", "observer", "-f"]);
-        stage.cluster.apply(&Said::by(command.arg(folder.path())).await?.stdout).await?;
-        let mut replicas = Vec::new();
-        for name in ["one", "two"] {
-            replicas.push(Lone::start(stage, Plan::new(Program::Leasehold, name, folder.path())).await?);
-        }
-        all_ready(&replicas).await?;
-        let api = |version: &str, kind: &str| -> Api<DynamicObject> {
-            let (group, version) = version.split_once('/').unwrap_or(("", version));
-            let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-            Api::namespaced_with(stage.client.clone(), namespace, &resource)
-        };
-        let example = |kind: &'static str| api("examples.leasehold.dev/v1", kind);
-        let make = |kind: &'static str, name: &'static str, spec: Value| async move {
-            let metadata = json!({"name": name, "namespace": namespace});
-            let object =
-                json!({"apiVersion": "examples.leasehold.dev/v1", "kind": kind, "metadata": metadata, "spec": spec});
-            stage.cluster.apply(&object.to_string()).await
-        };
-
-        // A database for a team: its password is there first, and what it connects with only when the database is ready.
-        make("TeamDatabase", "lilac", json!({"storage": "10Gi"})).await?;
-        let (clusters, maps, secrets) = (example("PostgresCluster"), api("v1", "ConfigMap"), api("v1", "Secret"));
-        eventually("the database is asked for", PATIENCE, || clusters.get_opt("lilac"), Option::is_some).await?;
-        let password = secrets.get("lilac-owner").await?.data["data"]["password"].clone();
-        ensure(password.is_string(), || "there is no password".to_owned())?;
-        let lease = "teamdatabase.examples.leasehold.dev";
-        let said = Said::by_hand_over(stage.cluster.kubeconfig(), namespace, &[lease]).await?;
-        ensure(said.code == Some(0), || format!("{said:?}"))?;
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        ensure(maps.get_opt("lilac-connection").await?.is_none(), || "it did not wait".to_owned())?;
-        let up = Patch::Merge(json!({"status": {"readyInstances": 2}}));
-        clusters.patch_status("lilac", &PatchParams::default(), &up).await?;
-        let connection = || maps.get_opt("lilac-connection");
-        let connection = eventually("the team connects", PATIENCE, connection, Option::is_some).await?.context("it")?;
-        ensure(connection.data["data"]["backups"] == "none", || format!("{connection:?}"))?;
-        let database = uid(&clusters, "lilac").await?;
-        for _ in 0..2 {
-            example("TeamDatabase").delete("lilac", &DeleteParams::default()).await?;
-            gone(&example("TeamDatabase"), "lilac").await?;
-            gone(&maps, "lilac-connection").await?;
-            make("TeamDatabase", "lilac", json!({"storage": "10Gi"})).await?;
-            eventually("the team is back", PATIENCE, || maps.get_opt("lilac-connection"), Option::is_some).await?;
-            let kept = secrets.get("lilac-owner").await?.data["data"]["password"] == password;
-            ensure(kept && uid(&clusters, "lilac").await? == database, || "its data was lost".to_owned())?;
-        }
-
-        // A Job cannot change, so another list is another Job.
-        let jobs = api("batch/v1", "Job");
-        make("IndexedJob", "thumbnails", json!({"image": "x", "tasks": ["a", "b"]})).await?;
-        let first = eventually("the Job is there", PATIENCE, || jobs.get_opt("thumbnails"), Option::is_some).await?;
-        make("IndexedJob", "thumbnails", json!({"image": "x", "tasks": ["a", "b", "c"]})).await?;
-        let is_next =
-            |found: &Option<DynamicObject>| found.as_ref().is_some_and(|it| it.data["spec"]["completions"] == 3);
-        let next = eventually("another Job is there", PATIENCE, || jobs.get_opt("thumbnails"), is_next).await?;
-        ensure(next.and_then(|it| it.uid()) != first.and_then(|it| it.uid()), || "it is the same".to_owned())?;
-
-        // Of the Pods of a set the first comes, and the next when that is ready; its volumes are there before.
-        make("CatSet", "cats", json!({"replicas": 2, "storage": "1Gi", "image": "x"})).await?;
-        let (pods, claims) = (api("v1", "Pod"), api("v1", "PersistentVolumeClaim"));
-        eventually("the first Pod is there", PATIENCE, || pods.get_opt("cats-0"), Option::is_some).await?;
-        claims.get("cats-1").await?;
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        ensure(pods.get_opt("cats-1").await?.is_none(), || "it did not wait".to_owned())?;
-        example("CatSet").delete("cats", &DeleteParams::default()).await?;
-        gone(&example("CatSet"), "cats").await?;
-        let claim = claims.get("cats-0").await?;
-        ensure(is_released(&claim) && claim.metadata.deletion_timestamp.is_none(), || format!("{claim:?}"))
     })
     .await;
     Ok(())

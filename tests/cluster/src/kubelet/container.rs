@@ -153,7 +153,8 @@ impl Task {
             cause: anyhow::anyhow!("image {image:?} is not mapped to a program"),
         })?;
         let configured = |cause| StartError { reason: "CreateContainerConfigError", cause };
-        let mut mounts = volumes::mounts(&self.root, &self.pod, &self.container);
+        let claims = volumes::claims(&self.host.directory, &self.identity.namespace);
+        let mut mounts = volumes::mounts(&self.root, &claims, &self.pod, &self.container);
         let termination_log = self.termination_log();
         fresh(&termination_log).map_err(configured)?;
         let inside = self.container.termination_message_path.as_deref().unwrap_or(TERMINATION_LOG);

@@ -8,6 +8,7 @@
 //!   Paths inside files are not replaced, so a configuration should name its files relative to itself.
 //! - The same goes for `terminationMessagePath`: its stand-in is a fresh file for each run, which `TERMINATION_LOG` names too, because a program that
 //!   looks there by itself is told by no argument. `terminationMessagePolicy` is `File` always.
+//! - A PersistentVolumeClaim is never bound: its volume is a folder of the cluster's, which is there for as long as the cluster is.
 //! - All pods share one host, so each has its own loopback address (`127.x.y.z`, its `podIP`), and `0.0.0.0` in arguments and variables becomes that address.
 //! - With a ServiceAccount token mounted, `KUBECONFIG` names a kubeconfig that uses it; `KUBERNETES_SERVICE_HOST` is not set.
 //! - `PATH`, `HOME`, `RUST_LOG` and `RUST_BACKTRACE` come from whoever runs the cluster, nothing else does.

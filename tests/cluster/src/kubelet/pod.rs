@@ -5,7 +5,7 @@ use super::{
     container::{Task, waiting},
     record::Record,
     status,
-    volumes::Volumes,
+    volumes::{self, Volumes},
 };
 use anyhow::Result;
 use k8s_openapi::{
@@ -126,8 +126,9 @@ impl Worker {
         let record = Arc::new(Record::new(proxy));
         self.host.remember(&self.identity, record.clone());
 
+        let claims = volumes::claims(&self.host.directory, &self.identity.namespace);
         let mut volumes =
-            Volumes::new(self.host.client.clone(), root.clone(), self.identity.clone(), self.address.clone());
+            Volumes::new(self.host.client.clone(), root.clone(), claims, self.identity.clone(), self.address.clone());
         let (stop, stopping) = watch::channel(None);
         let mut containers = JoinSet::new();
         let mut running = false;

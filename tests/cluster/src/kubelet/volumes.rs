@@ -6,7 +6,9 @@ use super::{environment::field, pod::Identity};
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
-    core::v1::{ConfigMap, Container, KeyToPath, Pod, Secret, ServiceAccount, Volume, VolumeProjection},
+    core::v1::{
+        ConfigMap, Container, KeyToPath, PersistentVolumeClaim, Pod, Secret, ServiceAccount, Volume, VolumeProjection,
+    },
 };
 use kube::{Api, Client, api::PostParams};
 use std::{
@@ -23,14 +25,16 @@ pub(crate) const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/service
 pub(crate) struct Volumes {
     client: Client,
     root: PathBuf,
+    claims: PathBuf,
     identity: Identity,
     address: String,
     renew_at: BTreeMap<PathBuf, Instant>,
 }
 
 impl Volumes {
-    pub(crate) fn new(client: Client, root: PathBuf, identity: Identity, address: String) -> Self {
-        Self { client, root, identity, address, renew_at: BTreeMap::new() }
+    /// `root` is the pod's own folder, `claims` what [`claims`] says of its namespace.
+    pub(crate) fn new(client: Client, root: PathBuf, claims: PathBuf, identity: Identity, address: String) -> Self {
+        Self { client, root, claims, identity, address, renew_at: BTreeMap::new() }
     }
 
     /// Writes what is missing or changed.
@@ -43,12 +47,18 @@ impl Volumes {
     }
 
     async fn volume(&mut self, pod: &Pod, volume: &Volume) -> Result<()> {
-        let folder = folder(&self.root, volume);
+        let folder = folder(&self.root, &self.claims, volume);
         if let Some(host) = &volume.host_path {
             if !Path::new(&host.path).exists() {
                 bail!("host path {} does not exist", host.path);
             }
             return Ok(());
+        }
+        if let Some(claim) = &volume.persistent_volume_claim {
+            let claims = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), &self.identity.namespace);
+            if claims.get_opt(&claim.claim_name).await?.is_none() {
+                bail!("PersistentVolumeClaim {:?} not found", claim.claim_name);
+            }
         }
         fs::create_dir_all(&folder)?;
         if let Some(source) = &volume.config_map {
@@ -75,7 +85,7 @@ impl Volumes {
             }
             return Ok(());
         }
-        if volume.empty_dir.is_some() {
+        if volume.empty_dir.is_some() || volume.persistent_volume_claim.is_some() {
             return Ok(());
         }
         bail!("the process kubelet does not know this kind of volume")
@@ -165,8 +175,13 @@ pub(crate) async fn secret(client: &Client, namespace: &str, name: &str) -> Resu
     Ok(found.map(|found| found.data.into_iter().flatten().map(|(key, value)| (key, value.0)).collect()))
 }
 
+/// Where the volumes of a namespace's claims are, below the cluster's folder: they outlive the pods.
+pub(crate) fn claims(cluster: &Path, namespace: &str) -> PathBuf {
+    cluster.join("claims").join(namespace)
+}
+
 /// Where a container's mounts are on this machine: (mount path, folder).
-pub(crate) fn mounts(root: &Path, pod: &Pod, container: &Container) -> Vec<(String, PathBuf)> {
+pub(crate) fn mounts(root: &Path, claims: &Path, pod: &Pod, container: &Container) -> Vec<(String, PathBuf)> {
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
     container
         .volume_mounts
@@ -174,7 +189,7 @@ pub(crate) fn mounts(root: &Path, pod: &Pod, container: &Container) -> Vec<(Stri
         .flatten()
         .filter_map(|mount| {
             let volume = volumes.iter().find(|volume| volume.name == mount.name)?;
-            let folder = folder(root, volume);
+            let folder = folder(root, claims, volume);
             let folder = match &mount.sub_path {
                 Some(below) => folder.join(below),
                 None => folder,
@@ -185,10 +200,11 @@ pub(crate) fn mounts(root: &Path, pod: &Pod, container: &Container) -> Vec<(Stri
         .collect()
 }
 
-fn folder(root: &Path, volume: &Volume) -> PathBuf {
-    match &volume.host_path {
-        Some(host) => PathBuf::from(&host.path),
-        None => root.join("volumes").join(&volume.name),
+fn folder(root: &Path, claims: &Path, volume: &Volume) -> PathBuf {
+    match (&volume.host_path, &volume.persistent_volume_claim) {
+        (Some(host), _) => PathBuf::from(&host.path),
+        (None, Some(claim)) => claims.join(&claim.claim_name),
+        (None, None) => root.join("volumes").join(&volume.name),
     }
 }
 
