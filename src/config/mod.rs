@@ -271,7 +271,7 @@ pub struct Placement {
     pub capacity: u32,
 }
 
-/// The four durations of an election; DESIGN's rule 8 holds for every value of this type.
+/// The four durations of an election. They keep the timing rules (rule 8): a value of this type cannot break them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Timings {
     /// Published on the Lease, in whole seconds: how long after a renewal the holder may be counted out.

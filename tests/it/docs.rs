@@ -464,28 +464,46 @@ fn tests() -> BTreeSet<String> {
     all
 }
 
-/// Each promise of the page on security names its tests, and each name of a test on it is that of a function that is run as one.
+/// Each promise of these pages names its tests, and each name of a test on them is that of a function that is run as one.
 #[test]
-fn every_promise_of_the_page_on_security_names_its_tests() {
-    let page = page("docs/security.md");
-    let (promises, remains) = page.split_once("## What remains").unwrap();
-    assert!(!remains.trim().is_empty());
+fn each_promise_of_a_page_names_its_tests() {
     let tests = tests();
     assert!(tests.len() > 500, "{}", tests.len());
-    let promises: Vec<_> = promises.lines().filter(|line| line.starts_with("- ")).collect();
-    assert!(promises.len() > 50);
-    for promise in promises {
-        let named = promise.rsplit_once(". (`").and_then(|(_, tests)| tests.strip_suffix("`)"));
-        let named = named.unwrap_or_else(|| panic!("names no test: {promise}"));
-        for test in named.split("`, `") {
-            assert!(tests.contains(test), "there is no test {test}: {promise}");
+    let security = page("docs/security.md");
+    let (promised, remains) = security.split_once("## What remains").unwrap();
+    assert!(!remains.trim().is_empty());
+    let safety = page("docs/safety.md");
+    for (promised, page, least) in [(promised, &security, 50), (safety.as_str(), &safety, 20)] {
+        let promises: Vec<_> = promised.lines().filter(|line| line.starts_with("- ")).collect();
+        assert!(promises.len() >= least, "{}", promises.len());
+        for promise in promises {
+            let named = promise.rsplit_once(". (`").and_then(|(_, tests)| tests.strip_suffix("`)"));
+            let named = named.unwrap_or_else(|| panic!("names no test: {promise}"));
+            for test in named.split("`, `") {
+                assert!(tests.contains(test), "there is no test {test}: {promise}");
+            }
+        }
+        // What is said in paragraphs and tables names tests as well.
+        for code in page.split('`').skip(1).step_by(2).filter(|code| !code.starts_with("leasehold_")) {
+            let is_name = code.chars().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '_');
+            if is_name && code.matches('_').count() > 2 {
+                assert!(tests.contains(code), "there is no test {code}");
+            }
         }
     }
-    // What is said in paragraphs and tables names tests as well.
-    for code in page.split('`').skip(1).step_by(2).filter(|code| !code.starts_with("leasehold_")) {
-        let is_name = code.chars().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '_');
-        if is_name && code.matches('_').count() > 2 {
-            assert!(tests.contains(code), "there is no test {code}");
+}
+
+/// A rule that a comment names by number stands on the page.
+#[test]
+fn the_rules_that_comments_name_are_on_the_page() {
+    let page = page("docs/safety.md");
+    let mut named = 0;
+    for (path, text) in texts("src") {
+        for rest in text.split("(rule ").skip(1) {
+            let number: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            assert!(page.contains(&format!("- **{number}. ")), "{}: rule {number}", path.display());
+            named += 1;
         }
     }
+    assert!(named > 10, "{named}");
 }
