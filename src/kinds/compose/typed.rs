@@ -22,14 +22,13 @@ impl Composition {
         for child in &self.children {
             held.child(child);
         }
-        let status = held.parent.map(|parent| parent.field("status"));
+        let status = held.parent.and_then(|parent| match parent.field("status") {
+            Field::Known(schema) => Some(schema),
+            Field::Free | Field::Absent(_) => None,
+        });
         let seen = |name: &Name| held.shown(name, None);
         let mut found = Vec::new();
-        match status {
-            // Without a status in its schema, none is kept.
-            Some(Field::Known(schema)) => hold(&self.status, Some(schema), "status", &seen, &mut found),
-            _ => hold(&self.status, None, "status", &seen, &mut found),
-        }
+        hold(&self.status, status, "status", &seen, &mut found);
         if let Some(admission) = &self.admission {
             if let Some(defaults) = &admission.defaults {
                 // They are a part of an object: what else must be there is its author's to say.
