@@ -10,6 +10,7 @@
 
 mod accounts;
 mod broken;
+mod browser;
 mod composed;
 mod composed_rows;
 mod contend;
@@ -30,6 +31,7 @@ mod modes;
 mod mutants;
 mod observing;
 mod orphans;
+mod page;
 mod policies;
 mod preflight;
 mod process;
