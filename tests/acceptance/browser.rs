@@ -3,23 +3,29 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use fantoccini::{
-    Client, ClientBuilder,
-    key::Key,
-    wd::{Capabilities, WebDriverCompatibleCommand},
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
 };
 use leasehold_cluster::eventually;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use thirtyfour::{
+    Key, WebDriver,
+    error::{WebDriverError, WebDriverResult},
+    session::http::{Body, HttpClient},
+};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},
     time::timeout,
 };
-use url::Url;
 
 use crate::stage::PATIENCE;
 
@@ -42,22 +48,30 @@ const FLAGS: [&str; 9] = [
 
 /// A browser with one window. It ends with this handle.
 pub struct Browser {
-    client: Client,
-    _driver: Child,
+    driver: WebDriver,
+    _process: Child,
     _profile: TempDir,
 }
 
-/// A command that the driver of Chromium has beside the standard's.
-#[derive(Debug)]
-struct Extension(&'static str, Value);
+/// Speaks with the driver, which is on this machine.
+struct Http;
 
-impl WebDriverCompatibleCommand for Extension {
-    fn endpoint(&self, base: &Url, session: Option<&str>) -> Result<Url, url::ParseError> {
-        base.join(&format!("session/{}/{}", session.unwrap_or_default(), self.0))
+#[async_trait::async_trait]
+impl HttpClient for Http {
+    async fn send(&self, request: http::Request<Body<'_>>) -> WebDriverResult<http::Response<Bytes>> {
+        let failed = |error: String| WebDriverError::FatalError(error);
+        let request = request.map(|body| match body {
+            Body::Empty => Full::default(),
+            Body::Json(value) => Full::new(Bytes::from(value.to_string())),
+        });
+        let client = Client::builder(TokioExecutor::new()).build::<_, Full<Bytes>>(HttpConnector::new());
+        let (head, body) = client.request(request).await.map_err(|error| failed(error.to_string()))?.into_parts();
+        let body = body.collect().await.map_err(|error| failed(error.to_string()))?.to_bytes();
+        Ok(http::Response::from_parts(head, body))
     }
 
-    fn method_and_body(&self, _url: &Url) -> (http::Method, Option<String>) {
-        (http::Method::POST, Some(self.1.to_string()))
+    async fn new(&self) -> Arc<dyn HttpClient> {
+        Arc::new(Self)
     }
 }
 
@@ -98,25 +112,24 @@ impl Browser {
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         });
         let Value::Object(capabilities) = capabilities else { bail!("no object") };
-        let connector = hyper_util::client::legacy::connect::HttpConnector::new();
-        let mut builder = ClientBuilder::new(connector);
-        builder.capabilities(capabilities as Capabilities);
-        let client = builder.connect(&format!("http://127.0.0.1:{port}")).await.context("no session")?;
-        Ok(Some(Self { client, _driver: driver, _profile: profile }))
+        let builder = WebDriver::builder(format!("http://127.0.0.1:{port}"), capabilities);
+        let started = builder.client(Http).connect().await.context("no session")?;
+        Ok(Some(Self { driver: started, _process: driver, _profile: profile }))
     }
 
     /// Ends the session; without it the browser ends with its driver.
     pub async fn close(self) -> Result<()> {
-        Ok(self.client.close().await?)
+        Ok(self.driver.quit().await?)
     }
 
     pub async fn goto(&self, url: &str) -> Result<()> {
-        Ok(self.client.goto(url).await?)
+        Ok(self.driver.goto(url).await?)
     }
 
     /// What a script returns in the page.
     pub async fn run(&self, script: &str) -> Result<Value> {
-        self.client.execute(script, Vec::new()).await.with_context(|| script.to_owned())
+        let returned = self.driver.execute(script, Vec::new()).await.with_context(|| script.to_owned())?;
+        Ok(returned.json().clone())
     }
 
     /// Waits until an expression is true in the page.
@@ -134,17 +147,16 @@ impl Browser {
 
     /// Presses a key, wherever the focus is.
     pub async fn press(&self, key: Key) -> Result<()> {
-        Ok(self.client.active_element().await?.send_keys(&String::from(char::from(key))).await?)
+        Ok(self.driver.active_element().await?.send_keys(key).await?)
     }
 
     pub async fn type_text(&self, text: &str) -> Result<()> {
-        Ok(self.client.active_element().await?.send_keys(text).await?)
+        Ok(self.driver.active_element().await?.send_keys(text).await?)
     }
 
     /// A command of the DevTools protocol.
     pub async fn devtools(&self, command: &str, parameters: Value) -> Result<Value> {
-        let body = json!({"cmd": command, "params": parameters});
-        Ok(self.client.issue_cmd(Extension("goog/cdp/execute", body)).await?)
+        Ok(self.driver.cdp().send_raw(command, parameters).await?)
     }
 
     /// A window of this width.
@@ -161,26 +173,22 @@ impl Browser {
         Ok(())
     }
 
-    async fn log(&self, of: &str) -> Result<Vec<Value>> {
-        let log = self.client.issue_cmd(Extension("se/log", json!({"type": of}))).await?;
-        Ok(log.as_array().cloned().unwrap_or_default())
-    }
-
     /// What the console has said since this was last asked.
-    pub async fn console(&self) -> Result<Vec<Value>> {
-        self.log("browser").await
+    pub async fn console(&self) -> Result<Vec<String>> {
+        Ok(self.driver.browser_log().await?.into_iter().map(|entry| format!("{}: {}", entry.level, entry.message)).collect())
     }
 
     /// The addresses that the page has asked for since this was last asked.
     pub async fn requests(&self) -> Result<Vec<String>> {
-        let requested = |entry: &Value| {
-            let message: Value = serde_json::from_str(entry["message"].as_str()?).ok()?;
+        let requested = |message: &str| {
+            let message: Value = serde_json::from_str(message).ok()?;
             let message = &message["message"];
             let is_one = ["Network.requestWillBeSent", "Network.webSocketCreated"].iter().any(|it| message["method"] == *it);
             let params = &message["params"];
             is_one.then(|| params["request"]["url"].as_str().or(params["url"].as_str()).unwrap_or_default().to_owned())
         };
-        Ok(self.log("performance").await?.iter().filter_map(requested).collect())
+        let log = self.driver.get_log("performance").await?;
+        Ok(log.iter().filter_map(|entry| requested(&entry.message)).collect())
     }
 
     /// Keeps a picture of the whole page, in a window of this width.
@@ -188,7 +196,7 @@ impl Browser {
         let height = self.run("return document.documentElement.scrollHeight;").await?;
         let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
         self.devtools("Emulation.setDeviceMetricsOverride", size).await?;
-        let shot = self.client.screenshot().await?;
+        let shot = self.driver.screenshot_as_png().await?;
         std::fs::create_dir_all(file.parent().context("a folder")?)?;
         Ok(std::fs::write(file, shot)?)
     }
