@@ -233,10 +233,13 @@ impl Leasehold {
         let witness = replica
             .pod_uid
             .is_some()
-            .then(|| Witness::new(client.clone(), replica.pod_namespace.clone(), replica.pod_name.clone()));
+            .then(|| Witness::new(client.clone(), replica.pod_namespace.clone(), replica.pod_name.clone()))
+            .map(|witness| witness.observed_by(self.status.clone()));
         info!(holder = identity, namespace, kinds = assignments.len(), "replica starts");
         self.status.update_replica(|status| {
             status.identity.clone_from(&identity);
+            status.namespace.clone_from(&namespace);
+            status.instance.clone_from(&self.config.instance);
             status.unready = Some("the Lease watch has not listed yet".to_owned());
         });
         let setup = Setup {

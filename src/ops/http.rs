@@ -1,4 +1,4 @@
-//! The HTTP side of a replica: `/livez`, `/readyz`, `/metrics` and `/shards`.
+//! The HTTP side of a replica: `/livez`, `/readyz`, `/metrics`, `/shards` and `/history`, and the [page](super::page) at `/`.
 //!
 //! It only reads what others put into [`Status`] and [`Metrics`], and decides nothing.
 
@@ -23,7 +23,6 @@ use axum::{
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::Serialize;
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{Instant, sleep, timeout},
@@ -34,8 +33,10 @@ use tower::ServiceExt as _;
 use super::{
     connections::{Crowded, Pace, Places, Useful, serve_all},
     metrics::Metrics,
-    process,
-    status::{self, Peer, ShardState, ShardStatus, Status, Webhooks},
+    page, process,
+    report::{Report, Shard, Takeover, Wait, Work},
+    status::{self, ShardStatus, Status},
+    timeline::{self, TOLD},
     work::Summary,
 };
 
@@ -154,7 +155,8 @@ async fn connection(stream: TcpStream, peer: IpAddr, shared: Arc<Shared>, useful
 }
 
 impl Shared {
-    async fn answer(&self, peer: IpAddr, request: Request<Incoming>) -> Response {
+    async fn answer(&self, peer: IpAddr, mut request: Request<Incoming>) -> Response {
+        request.extensions_mut().insert(page::Stopping(self.stop.clone()));
         let in_pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner).allows(peer, now());
         let mut answer = if in_pace || ["/livez", "/readyz"].contains(&request.uri().path()) {
             let Ok(answer) = self.router.clone().oneshot(request.map(Body::new)).await;
@@ -176,17 +178,19 @@ impl Shared {
 
 /// The routes, for [`serve`] or a server of your own.
 pub fn router(status: Status, metrics: Metrics) -> Router {
-    let shown = metrics.clone();
+    let (counted, shown) = (metrics.clone(), metrics.clone());
     Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
-        .route("/shards", get(move |status, uri| shards(status, uri, shown.clone())))
-        .with_state(status)
-        .route("/metrics", get(move || page(metrics.clone())))
+        .route("/shards", get(move |status, uri| shards(status, uri, counted.clone())))
+        .route("/history", get(history))
+        .with_state(status.clone())
+        .route("/metrics", get(move || metrics_page(shown.clone())))
+        .merge(page::routes(status, metrics))
 }
 
 #[expect(clippy::disallowed_methods, reason = "an answer is about the moment it is given")]
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     Instant::now()
 }
 
@@ -214,112 +218,11 @@ fn verdict(health: Result<(), Vec<String>>) -> (StatusCode, String) {
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-async fn page(metrics: Metrics) -> Response {
+async fn metrics_page(metrics: Metrics) -> Response {
     match metrics.encode() {
         Ok(page) => ([(header::CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
-}
-
-/// The body of `/shards`.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Report {
-    /// Of the program.
-    version: &'static str,
-    identity: String,
-    /// Hash of the template that its Pod was made from; empty when unknown.
-    generation: String,
-    capacity: u32,
-    /// Bytes of memory that the process has in use.
-    memory_bytes: Option<u64>,
-    ready: bool,
-    /// Why the replica is not ready.
-    reason: Option<String>,
-    stopping: bool,
-    /// The replicas that this one sees.
-    replicas: Vec<Peer>,
-    /// Why this replica moves no kind for balance now; empty if it may.
-    waits: Vec<Wait>,
-    shards: Vec<Shard>,
-    /// What this replica serves webhooks with, if it serves them.
-    webhooks: Option<Webhooks>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Shard {
-    kind: String,
-    /// The kinds that it shares its Lease with are called so.
-    group: Option<String>,
-    lease: String,
-    state: ShardState,
-    reason: Option<String>,
-    /// How the last request about the Lease failed.
-    trouble: Option<String>,
-    /// What on the Lease is out of its bounds.
-    odd: Vec<String>,
-    holder: Option<String>,
-    held_here: bool,
-    /// `<Lease uid>/<transitions>`.
-    token: Option<String>,
-    /// Zero once the term's validity has ended.
-    valid_for_seconds: Option<f64>,
-    seconds_since_renewal: Option<f64>,
-    /// Who shall have it, as this replica sees the others.
-    target: Option<String>,
-    /// Whom this replica is handing it over to.
-    successor: Option<String>,
-    /// A cache kept without leading: `Filling` or `Filled`.
-    cache: Option<&'static str>,
-    /// Expected load, that of all kinds of its group.
-    weight: u32,
-    /// For how long the term here has worked.
-    leading_for_seconds: Option<f64>,
-    /// For how long no replica leads it, as far as this one sees.
-    without_leader_seconds: Option<f64>,
-    /// For how long it is not taken here after a failure or a refusal.
-    cooling_for_seconds: Option<f64>,
-    /// What the work comes to, where it is done and counted.
-    work: Option<Work>,
-    /// The last takeover of the Lease that this replica has seen; with `?kind=` the last ten, the last one at the end.
-    takeovers: Vec<Takeover>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Work {
-    objects: usize,
-    waiting: usize,
-    oldest_waits_seconds: Option<f64>,
-    /// Since the term began.
-    reconciles: u64,
-    failures: u64,
-    /// Of the last minute.
-    reconciles_per_second: f64,
-    recent_failures: u64,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Takeover {
-    seconds_ago: f64,
-    from: Option<String>,
-    to: String,
-    token: String,
-    /// One word for programs, and a sentence.
-    reason: &'static str,
-    message: &'static str,
-    without_leader_seconds: Option<f64>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Wait {
-    reason: &'static str,
-    message: String,
-    /// For how long, if that is known.
-    for_seconds: Option<f64>,
 }
 
 /// All kinds, or with `?kind=` the one of this name and all that is known of it.
@@ -328,28 +231,36 @@ async fn shards(State(status): State<Status>, uri: Uri, metrics: Metrics) -> Jso
     Json(report(&status, &metrics, kind, now()))
 }
 
-fn report(status: &Status, metrics: &Metrics, kind: Option<&str>, now: Instant) -> Report {
+/// All takeovers that this replica knows of, for one that has just started.
+async fn history(State(status): State<Status>) -> Json<timeline::History> {
+    Json(status.timeline().told(now()))
+}
+
+/// What this replica says of itself, as `/shards` has it.
+pub(super) fn report(status: &Status, metrics: &Metrics, kind: Option<&str>, now: Instant) -> Report {
     let replica = status.replica();
     let reason = status.ready().err();
     let asked = |shard: &ShardStatus| kind.is_none_or(|kind| kind == shard.kind);
     let row = |shard: ShardStatus| {
         let work = metrics.summary(&shard.kind).map(work);
-        row(&replica.identity, shard, work, kind.is_some(), now)
+        let takeovers = status.timeline().last(&shard.lease, if kind.is_some() { TOLD } else { 1 });
+        let takeovers = takeovers.iter().map(|it| it.told(now)).collect();
+        row(&replica.identity, shard, work, takeovers, now)
     };
     let shards = status.shards().into_iter().filter(asked).map(row).collect();
     let wait = |wait: status::Wait| Wait {
-        reason: wait.reason.0,
+        reason: wait.reason.0.to_owned(),
         message: wait.reason.1,
         for_seconds: wait.until.map(|until| left(until, now)),
     };
     // What was shown last may be over by now: nothing has happened since.
     let goes_on = |wait: &status::Wait| wait.until.is_none_or(|until| until > now);
     Report {
-        version: env!("CARGO_PKG_VERSION"),
-        generation: replica.generation,
-        capacity: replica.capacity,
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        generation: Some(replica.generation),
+        capacity: Some(replica.capacity),
         memory_bytes: process::memory(),
-        waits: replica.waits.into_iter().filter(goes_on).map(wait).collect(),
+        waits: Some(replica.waits.into_iter().filter(goes_on).map(wait).collect()),
         identity: replica.identity,
         ready: reason.is_none(),
         reason,
@@ -371,9 +282,10 @@ fn since(at: Instant, now: Instant) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "a rate that is shown")]
 fn work(summary: Summary) -> Work {
     let within = summary.recent_within.as_secs_f64().max(1.0);
+    let count = |count| u64::try_from(count).unwrap_or(u64::MAX);
     Work {
-        objects: summary.objects,
-        waiting: summary.waiting,
+        objects: count(summary.objects),
+        waiting: count(summary.waiting),
         oldest_waits_seconds: summary.oldest.map(|oldest| oldest.as_secs_f64()),
         reconciles: summary.reconciles.0,
         failures: summary.reconciles.1,
@@ -382,27 +294,13 @@ fn work(summary: Summary) -> Work {
     }
 }
 
-fn takeover(takeover: &status::Takeover, now: Instant) -> Takeover {
-    Takeover {
-        seconds_ago: since(takeover.at, now),
-        from: takeover.from.clone(),
-        to: takeover.to.clone(),
-        token: takeover.token.clone(),
-        reason: takeover.reason.0,
-        message: takeover.reason.1,
-        without_leader_seconds: takeover.without_leader.map(|time| time.as_secs_f64()),
-    }
-}
-
-fn row(identity: &str, shard: ShardStatus, work: Option<Work>, whole: bool, now: Instant) -> Shard {
-    let kept = if whole { shard.takeovers.len() } else { 1 };
-    let takeovers = &shard.takeovers[shard.takeovers.len().saturating_sub(kept)..];
+fn row(identity: &str, shard: ShardStatus, work: Option<Work>, takeovers: Vec<Takeover>, now: Instant) -> Shard {
     let held_here = shard.holder.as_deref().is_some_and(|holder| holder == identity);
     Shard {
         kind: shard.kind,
         group: shard.group,
         lease: shard.lease,
-        state: shard.state,
+        state: format!("{:?}", shard.state),
         reason: shard.reason,
         trouble: shard.trouble,
         odd: shard.odd,
@@ -413,13 +311,13 @@ fn row(identity: &str, shard: ShardStatus, work: Option<Work>, whole: bool, now:
         seconds_since_renewal: shard.renewed_at.map(|at| since(at, now)),
         target: shard.target,
         successor: shard.successor,
-        cache: shard.cache.map(|filled| if filled { "Filled" } else { "Filling" }),
-        weight: shard.weight,
+        cache: shard.cache.map(|filled| if filled { "Filled" } else { "Filling" }.to_owned()),
+        weight: Some(shard.weight),
         leading_for_seconds: shard.leading_since.map(|at| since(at, now)),
         without_leader_seconds: shard.unled_since.map(|at| since(at, now)),
         cooling_for_seconds: shard.cooling_until.filter(|until| *until > now).map(|until| left(until, now)),
         work,
-        takeovers: takeovers.iter().map(|it| takeover(it, now)).collect(),
+        takeovers,
     }
 }
 
@@ -432,7 +330,10 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::ops::connections::accept;
+    use crate::ops::{
+        connections::accept,
+        status::{Peer, ShardState},
+    };
 
     struct Replica {
         status: Status,
@@ -452,7 +353,7 @@ mod tests {
             from: Some("b_1".to_owned()),
             to: "a_1".to_owned(),
             token: format!("u/{number}"),
-            reason: ("Expired", "its holder fell silent"),
+            reason: ("Expired".into(), "its holder fell silent".into()),
             without_leader: Some(Duration::from_millis(14_500)),
         }
     }
@@ -490,9 +391,11 @@ mod tests {
                     leading_since: Some(now),
                     unled_since: None,
                     cooling_until: None,
-                    takeovers: (0..3).map(|number| taken(now, number)).collect(),
                 };
             });
+            for number in 0..3 {
+                self.status.timeline().add(now, "widget.example.com", timeline::Source::Seen, taken(now, number));
+            }
         }
     }
 
@@ -542,7 +445,8 @@ mod tests {
             shard.state = ShardState::Blocked;
             shard.reason = Some("no CRD".to_owned());
         });
-        let peer = Peer { identity: "a_1".to_owned(), draining: false, newest: true };
+        let (identity, generation) = ("a_1".to_owned(), "7c9f".to_owned());
+        let peer = Peer { identity, generation, capacity: 2, draining: false, newest: true };
         let settling = status::Wait {
             reason: ("Settling", "the replicas have just changed".to_owned()),
             until: Some(now() + Duration::from_secs(5)),
@@ -570,7 +474,8 @@ mod tests {
                 "version": env!("CARGO_PKG_VERSION"), "identity": "a_1", "generation": "7c9f", "capacity": 2, "memoryBytes": null,
                 "ready": true, "reason": null, "stopping": false,
                 "waits": [{"reason": "Settling", "message": "the replicas have just changed", "forSeconds": 3.0}],
-                "replicas": [{"identity": "a_1", "draining": false, "newest": true}], "webhooks": null,
+                "replicas": [{"identity": "a_1", "generation": "7c9f", "capacity": 2, "draining": false, "newest": true}],
+                "webhooks": null,
                 "shards": [
                     {
                         "kind": "Gadget.example.com", "group": null, "lease": "gadget.example.com", "state": "Blocked",

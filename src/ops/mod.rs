@@ -1,8 +1,13 @@
 //! What people and Kubernetes see of a replica.
 
+pub mod ask;
 pub(crate) mod connections;
 pub mod http;
 pub mod metrics;
+pub mod page;
+pub mod picture;
 mod process;
+pub mod report;
 pub mod status;
+pub mod timeline;
 pub mod work;

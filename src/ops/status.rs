@@ -1,10 +1,13 @@
-//! What this replica knows of each shard right now: written by the supervisor, read by `/shards`, `/livez`, `/readyz` and `/metrics`.
+//! What this replica knows of each shard right now: written by the supervisor, read by `/shards`, `/livez`, `/readyz`,
+//! `/metrics` and the page.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use dashmap::DashMap;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+
+use super::{report, timeline::Timeline};
 
 /// Where one shard stands on this replica.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -67,8 +70,6 @@ pub struct ShardStatus {
     pub unled_since: Option<Instant>,
     /// Until when it is not taken here after a failure or a refusal.
     pub cooling_until: Option<Instant>,
-    /// The last takeovers of its Lease that this replica has seen, the last one at the end.
-    pub takeovers: Arc<[Takeover]>,
 }
 
 /// A Lease has got another holder.
@@ -83,9 +84,24 @@ pub struct Takeover {
     /// Fencing token of the term that began, as `<Lease uid>/<transitions>`.
     pub token: String,
     /// How the Lease came to be free: one word, then a sentence.
-    pub reason: (&'static str, &'static str),
+    pub reason: (Cow<'static, str>, Cow<'static, str>),
     /// For how long no replica led, as far as this one saw.
     pub without_leader: Option<Duration>,
+}
+
+impl Takeover {
+    /// As it is told to others, whose clocks are not ours.
+    pub fn told(&self, now: Instant) -> report::Takeover {
+        report::Takeover {
+            seconds_ago: now.saturating_duration_since(self.at).as_secs_f64(),
+            from: self.from.clone(),
+            to: self.to.clone(),
+            token: self.token.clone(),
+            reason: self.reason.0.to_string(),
+            message: self.reason.1.to_string(),
+            without_leader_seconds: self.without_leader.map(|time| time.as_secs_f64()),
+        }
+    }
 }
 
 /// Why no kind is moved for balance.
@@ -107,6 +123,7 @@ pub struct Status {
 struct Inner {
     shards: DashMap<String, ShardStatus>,
     replica: std::sync::RwLock<Replica>,
+    timeline: Timeline,
 }
 
 /// What is true of the replica as a whole.
@@ -114,10 +131,16 @@ struct Inner {
 pub struct Replica {
     /// Holder identity.
     pub identity: String,
+    /// Namespace of the Leases.
+    pub namespace: String,
+    /// The installation.
+    pub instance: String,
     /// Hash of the template that its Pod was made from; empty when unknown.
     pub generation: String,
     /// How much it takes, relative to the others.
     pub capacity: u32,
+    /// The Pods that run under its account; `None` while they are not seen, as outside of a Pod.
+    pub pods: Option<Arc<[Pod]>>,
     /// Why the replica is not ready; `None` when it is.
     pub unready: Option<String>,
     /// The supervisor has ended unasked, or not cleanly.
@@ -135,8 +158,8 @@ pub struct Replica {
 }
 
 /// What a replica serves webhooks with.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Webhooks {
     /// Until when its certificate is good; `None` without one.
     pub certificate_until: Option<String>,
@@ -147,15 +170,36 @@ pub struct Webhooks {
 }
 
 /// A replica as this one sees it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Peer {
     /// Holder identity.
     pub identity: String,
+    /// Hash of the template that its Pod was made from; empty when unknown.
+    pub generation: String,
+    /// How much it takes, relative to the others.
+    pub capacity: u32,
     /// It gives its kinds away and then ends.
     pub draining: bool,
     /// Its Pod is of the newest generation.
     pub newest: bool,
+}
+
+/// A Pod that a replica is in, or is to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: Option<String>,
+    /// Hash of the template that it was made from; empty when unknown.
+    pub generation: String,
+    /// Where it is.
+    pub node: Option<String>,
+    /// What Kubernetes says is wrong with it: one word, and the reason.
+    pub condition: Option<(String, Option<String>)>,
+    /// Where its endpoints answer, once it has an address.
+    pub address: Option<SocketAddr>,
 }
 
 /// A term may be this much past its validity before `/livez` calls the process broken:
@@ -184,6 +228,11 @@ impl Status {
     /// What is true of the replica as a whole.
     pub fn replica(&self) -> Replica {
         self.inner.replica.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// The takeovers of the last hours.
+    pub fn timeline(&self) -> &Timeline {
+        &self.inner.timeline
     }
 
     /// `Err` with every reason why Kubernetes should restart this process.

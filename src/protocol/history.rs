@@ -1,17 +1,15 @@
-//! How each shard came to be where it is, as this replica has seen it: the last takeovers of its Lease, with their reasons.
+//! How each shard came to be where it is, as this replica has seen it: the takeovers of its Lease, with their reasons.
 //!
-//! It is told to people and decides nothing. So two replicas that differ in it alone are the same, and compare as that.
+//! It is told to people and decides nothing. What was told is kept where people read it, and here only what a takeover that
+//! has not ended yet began with. So two replicas that differ in it alone are the same, and compare as that.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     hash::{Hash, Hasher},
     time::Duration,
 };
 
 use super::moment::Moment;
-
-/// So many takeovers of a Lease are kept, the last ones.
-pub const KEPT: usize = 10;
 
 /// A replica has become the holder of a shard's Lease.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -76,10 +74,9 @@ struct Ended {
     at: Moment,
 }
 
-/// The last takeovers of each Lease.
+/// What became of the last holder of each Lease that has none.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    takeovers: BTreeMap<String, VecDeque<Takeover>>,
     ended: BTreeMap<String, Ended>,
 }
 
@@ -90,33 +87,17 @@ impl History {
     }
 
     /// A free Lease, or one that did not exist, is held now.
-    pub fn begun(&mut self, now: Moment, lease: &str, to: &str, token: String) -> &Takeover {
+    pub fn begun(&mut self, now: Moment, lease: &str, to: &str, token: String) -> Takeover {
         let ended = self.ended.remove(lease);
         let (from, reason, at) =
             ended.map_or((None, Reason::Created, None), |ended| (ended.from, ended.reason, Some(ended.at)));
         let without_leader = at.map(|at| now.since(at));
-        self.add(lease, Takeover { at: now, from, to: to.to_owned(), token, reason, without_leader })
+        Takeover { at: now, from, to: to.to_owned(), token, reason, without_leader }
     }
 
     /// Its last holder has gone, and no next one was seen yet.
     pub fn has_ended(&self, lease: &str) -> bool {
         self.ended.contains_key(lease)
-    }
-
-    /// Keeps a takeover, and the last ones before it.
-    pub fn add(&mut self, lease: &str, takeover: Takeover) -> &Takeover {
-        self.ended.remove(lease);
-        let kept = self.takeovers.entry(lease.to_owned()).or_default();
-        if kept.len() == KEPT {
-            kept.pop_front();
-        }
-        kept.push_back(takeover);
-        &kept[kept.len() - 1]
-    }
-
-    /// Those of a Lease, the last one at the end.
-    pub fn of(&self, lease: &str) -> impl DoubleEndedIterator<Item = &Takeover> {
-        self.takeovers.get(lease).into_iter().flatten()
     }
 }
 
@@ -141,18 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn the_last_takeovers_are_kept_and_no_more() {
+    fn a_takeover_begins_with_what_ended_and_no_more_is_kept() {
         let mut history = History::default();
-        for number in 0..25 {
-            history.ended(at(number), "a", Some(format!("r{number}")), Reason::Released(Release::Balance));
-            history.begun(at(number + 1), "a", &format!("r{}", number + 1), format!("u/{number}"));
-        }
-        let kept: Vec<_> = history.of("a").map(|takeover| takeover.token.as_str()).collect();
-        assert_eq!(kept.len(), KEPT);
-        assert_eq!((kept[0], kept[KEPT - 1]), ("u/15", "u/24"));
-        let last = history.of("a").next_back().unwrap();
-        assert_eq!((last.from.as_deref(), last.without_leader), (Some("r24"), Some(Duration::from_secs(1))));
-        assert_eq!(history.of("b").count(), 0);
+        history.ended(at(0), "a", Some("r0".to_owned()), Reason::Released(Release::Balance));
+        let takeover = history.begun(at(1), "a", "r1", "u/1".to_owned());
+        assert_eq!((takeover.from.as_deref(), takeover.without_leader), (Some("r0"), Some(Duration::from_secs(1))));
+        assert_eq!(takeover.reason, Reason::Released(Release::Balance));
+        let takeover = history.begun(at(2), "a", "r2", "u/2".to_owned());
+        assert_eq!((takeover.from, takeover.reason, takeover.without_leader), (None, Reason::Created, None));
         assert_eq!(history.ended.len(), 0);
     }
 }

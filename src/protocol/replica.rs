@@ -15,7 +15,6 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     election::Election,
     event::{Deaths, Effect, Event, KindIndex, Notice, RequestId, ShardIndex, Verdict},
-    history::Takeover,
     membership::{Membership, Profile},
     moment::Moment,
     rivals::Rivals,
@@ -265,11 +264,6 @@ impl Replica {
     /// The replicas that count, this one among them.
     pub fn peers(&self) -> &[Peer] {
         &self.peers
-    }
-
-    /// The last takeovers of a shard's Lease that this replica has seen, the last one at the end.
-    pub fn takeovers(&self, shard: &Shard) -> impl DoubleEndedIterator<Item = &Takeover> {
-        self.roster.takeovers(&shard.spec.lease)
     }
 
     /// Why no shard is moved for balance now, as far as this replica sees; empty if one may be.

@@ -107,6 +107,10 @@ pub struct Peer {
     pub draining: bool,
     /// It is of the newest generation.
     pub newest: bool,
+    /// That generation, as it says.
+    pub generation: String,
+    /// How much it takes, relative to the others.
+    pub capacity: u32,
 }
 
 /// Advice for all shards of the configuration, and when it is to be asked for again if nothing is seen before.

@@ -27,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The API server refuses longer notes.
 const LONGEST_NOTE: usize = 1000;
 
+/// The reason of an event that tells of a takeover.
+pub(super) const ACQUIRED: &str = "Acquired";
+
 /// What to say on a Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Announcement {
@@ -58,7 +61,7 @@ pub(super) fn of(
     let (shard, warns, reason) = match notice {
         Notice::TakenOver(shard, takeover) if takeover.to == me => {
             let is_a_failure = !matches!(takeover.reason, Reason::Created | Reason::Released(_) | Reason::Restarted);
-            (*shard, is_a_failure, "Acquired")
+            (*shard, is_a_failure, ACQUIRED)
         }
         Notice::TakenOver(shard, takeover)
             if takeover.from.as_deref() == Some(me) && matches!(takeover.reason, Reason::Released(_)) =>
@@ -73,10 +76,11 @@ pub(super) fn of(
     let note = match notice {
         Notice::TakenOver(_, takeover) => {
             let (_, how) = told::reason(takeover.reason);
-            let from = takeover.from.as_deref().unwrap_or("no replica that is known");
-            let gap = takeover.without_leader.map(|gap| format!("; no replica led for {:.3} s", gap.as_secs_f64()));
+            let from = takeover.from.as_deref().unwrap_or(UNKNOWN);
+            let gap = takeover.without_leader.map(|gap| format!("{GAP}{:.3} s", gap.as_secs_f64()));
             let gap = gap.unwrap_or_default();
-            format!("{} leads {kind} after {from}: {how}{gap}", takeover.to)
+            let term = takeover.token.rsplit('/').next().unwrap_or_default();
+            format!("{}{LEADS}{kind}{AFTER}{from}: {how}{gap}{TERM}{term}", takeover.to)
         }
         Notice::Lost(_, loss) => format!("{me} has lost {kind}: {}", why(loss)),
         Notice::Stranger(_, Some(holder)) => of_stranger(holder, namespace, &lease),
@@ -87,6 +91,41 @@ pub(super) fn of(
         _ => "Elect",
     };
     Some(Announcement { lease, uid, warns, reason, action, note })
+}
+
+/// What the note on a takeover is made of, to be read again by a replica that was not there.
+const LEADS: &str = " leads ";
+const AFTER: &str = " after ";
+const UNKNOWN: &str = "no replica that is known";
+const GAP: &str = "; no replica led for ";
+const TERM: &str = "; term ";
+
+/// What a note says of a takeover.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Told {
+    pub(super) from: Option<String>,
+    pub(super) to: String,
+    pub(super) how: String,
+    /// In seconds.
+    pub(super) without_leader: Option<f64>,
+    /// `leaseTransitions` of it.
+    pub(super) term: i32,
+}
+
+/// Reads the note on a takeover; `None` for any other.
+pub(super) fn read(note: &str) -> Option<Told> {
+    let (to, rest) = note.split_once(LEADS)?;
+    let (_kind, rest) = rest.split_once(AFTER)?;
+    let (from, rest) = rest.split_once(": ")?;
+    let (rest, term) = rest.rsplit_once(TERM)?;
+    let (how, gap) = rest.rsplit_once(GAP).map_or((rest, None), |(how, gap)| (how, gap.strip_suffix(" s")));
+    Some(Told {
+        from: (from != UNKNOWN).then(|| from.to_owned()),
+        to: to.to_owned(),
+        how: how.to_owned(),
+        without_leader: gap.and_then(|gap| gap.parse().ok()),
+        term: term.parse().ok()?,
+    })
 }
 
 /// Takes announcements, and never waits.
@@ -168,7 +207,7 @@ mod tests {
     fn those_concerned_tell_of_a_takeover_and_a_failure_is_a_warning() {
         let said = |me: &str, notice: Notice| of(&notice, me, "ns", subject).map(|it| (it.warns, it.reason, it.note));
         let expired = || taken(Some("a_1"), "b_1", Reason::Expired);
-        let note = "b_1 leads Widget.example.com after a_1: its holder fell silent for the lease duration; no replica led for 14.500 s";
+        let note = "b_1 leads Widget.example.com after a_1: its holder fell silent for the lease duration; no replica led for 14.500 s; term 3";
         assert_eq!(said("b_1", expired()), Some((true, "Acquired", note.to_owned())));
         assert_eq!(said("a_1", expired()), None, "it is silent, or has told of its loss");
         assert_eq!(said("c_1", expired()), None);
@@ -179,6 +218,24 @@ mod tests {
         assert_eq!(lost, Some((true, "Lost", "a_1 has lost Widget.example.com: b_1 holds the Lease now".to_owned())));
         assert_eq!(of(&Notice::Stopping, "a_1", "ns", subject), None);
         assert_eq!(of(&expired(), "b_1", "ns", |_| None), None, "its lock is no Lease");
+    }
+
+    #[test]
+    fn what_a_note_says_of_a_takeover_is_read_again() {
+        for reason in [Reason::Expired, Reason::Created, Reason::Released(Release::Untold)] {
+            for from in [Some("a_1"), None] {
+                let note = of(&taken(from, "b_1", reason), "b_1", "ns", subject).unwrap().note;
+                let told = Told {
+                    from: from.map(str::to_owned),
+                    to: "b_1".to_owned(),
+                    how: told::reason(reason).1.to_owned(),
+                    without_leader: Some(14.5),
+                    term: 3,
+                };
+                assert_eq!(read(&note), Some(told), "{note}");
+            }
+        }
+        assert_eq!(read("a_1 has lost Widget.example.com: b_1 holds the Lease now"), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! [`record`]s, and locks that are ConfigMaps ([`config_map`]); a [`term`] works behind its [`fence`], and [`hearing`] says
 //! whether it hears; [`connections`] makes every client; [`proof`] knows of processes that have ended, [`preflight`] asks
 //! what can be reconciled here. [`leadership`] is the signal for other tasks, an [`observe`]r reads without leading, and
-//! [`telemetry`] shows it all.
+//! [`telemetry`] shows it all; `past` asks what was before this replica started.
 
 mod announce;
 pub mod board;
@@ -16,6 +16,8 @@ pub mod hearing;
 pub mod leadership;
 pub mod leases;
 pub mod observe;
+mod past;
+pub mod pods;
 pub mod preflight;
 pub mod problem;
 pub mod proof;

@@ -19,6 +19,7 @@ use std::{
     fs::OpenOptions,
     io::{self, Write as _},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -31,7 +32,8 @@ use kube::{Api, Client, ResourceExt, runtime::watcher};
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::{clock::about, connections::WATCH_TIMEOUT, problem::describe};
+use super::{clock::about, connections::WATCH_TIMEOUT, pods, problem::describe};
+use crate::ops::status::{self, Status};
 
 /// What a process writes to its container's termination log, before its holder identity.
 const TESTIMONY: &str = "leasehold holder ";
@@ -80,6 +82,8 @@ pub struct Testimony {
     pub live: Option<String>,
     /// Kind of the controller that made it.
     pub controller: Option<String>,
+    /// What people see of it.
+    pub shown: status::Pod,
 }
 
 /// Reads the status of one Pod. Whether the Pod goes on decides only who should follow, and proves nothing.
@@ -94,6 +98,7 @@ pub fn testimony_of(pod: &Pod) -> Testimony {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     testimony.live = (!matches!(phase, Some("Succeeded" | "Failed"))).then(|| uid.clone());
     testimony.controller = controller(pod).map(|(kind, _)| kind.to_owned());
+    testimony.shown = pods::shown(pod);
     let main = main_container(pod);
     let statuses = pod.status.iter().filter_map(|status| status.container_statuses.as_ref()).flatten();
     for container in statuses {
@@ -242,6 +247,7 @@ pub struct Witness {
     expected: watch::Sender<usize>,
     pods: watch::Sender<Pods>,
     known: Known,
+    status: Status,
 }
 
 /// Names and uids.
@@ -267,7 +273,14 @@ impl Witness {
             expected: watch::Sender::default(),
             pods: watch::Sender::default(),
             known: Known::default(),
+            status: Status::default(),
         }
+    }
+
+    /// Writes the Pods here, for people.
+    #[must_use]
+    pub fn observed_by(self, status: Status) -> Self {
+        Self { status, ..self }
     }
 
     /// What is proven, from now on.
@@ -301,6 +314,10 @@ impl Witness {
             if !matches!(error, Unwatched::Broke(_) | Unwatched::Ended) {
                 // They cannot be read; a watch that has broken off is begun anew at once.
                 self.pods.send_if_modified(|known| known.take().is_some());
+            }
+            if matches!(error, Unwatched::Forbidden { .. }) {
+                // While the API server is away, the Pods are likely where they were.
+                self.status.update_replica(|replica| replica.pods = None);
             }
             let error = error.to_string();
             // A watch that worked for a while has ended as it may.
@@ -363,6 +380,8 @@ impl Witness {
                     *known = pods;
                     news
                 });
+                let shown = self.known.shown(&self.pod);
+                self.status.update_replica(|replica| replica.pods = Some(shown));
                 let deaths = self.known.all();
                 self.deaths.send_if_modified(|known| {
                     let news = *known != deaths;
@@ -468,6 +487,14 @@ impl Known {
         let own = self.pods.get(own)?;
         let ours = self.pods.iter().filter(|(_, pod)| pod.controller == own.controller);
         Some(ours.filter_map(|(name, pod)| Some((name.clone(), pod.live.clone()?))).collect())
+    }
+
+    /// The Pods of the sort of this one, which is ours, those of a bad rollout among them.
+    fn shown(&self, own: &str) -> Arc<[status::Pod]> {
+        let controller = self.pods.get(own).map(|own| &own.controller);
+        let ours = self.pods.values().filter(|pod| controller.is_none_or(|own| pod.controller == *own));
+        let is_over = |pod: &&Testimony| pod.shown.condition.as_ref().is_some_and(|(word, _)| word == "Succeeded");
+        ours.filter(|pod| !is_over(pod)).map(|pod| pod.shown.clone()).collect()
     }
 
     fn all(&self) -> Deaths {

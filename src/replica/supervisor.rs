@@ -29,6 +29,7 @@ use super::{
     leadership::{Leaderships, Of},
     leases::Leases,
     observe::{self, Observation},
+    past,
     preflight::{self, Ask, Preflight},
     problem::panicked,
     proof::{self, Witness},
@@ -262,6 +263,12 @@ impl Supervisor {
         let (identity, namespace) = (setup.identity.clone(), setup.namespace.clone());
         staff
             .spawn(announce::publish(connections.client(), identity, namespace, said).map(|()| "the events on Leases"));
+        let past = {
+            // What it reads may be long, and takes no time from elections.
+            let _entered = work.enter();
+            past::learn(connections.client(), setup.namespace.clone(), telemetry.clone())
+        };
+        staff.spawn_on(past.map(|()| "what asks for the past"), &work);
         let refreshed = connections.clone();
         staff.spawn(async move {
             refreshed.keep_fresh().await;
@@ -462,6 +469,7 @@ impl Supervisor {
         match shown {
             Shown::Listed(leases) => {
                 self.leases.saw_all(&leases);
+                self.telemetry.found(&leases);
                 Some(Watch::Listed(leases.iter().filter_map(|lease| record::record(lease)).collect()))
             }
             Shown::Stored(lease) => {
@@ -505,7 +513,7 @@ impl Supervisor {
                 Effect::Ask(kind) => self.ask.ask_again(kind),
                 Effect::Note(notice) => {
                     self.announce(&notice);
-                    self.telemetry.note(&notice, self.clock.now());
+                    self.telemetry.note(&notice, self.clock);
                 }
                 Effect::Exit(ending) => return Some(ending),
             }

@@ -1,26 +1,29 @@
 //! What people see of a replica: log lines, metrics, and the status behind `/shards`. It is told, and tells the loop nothing.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::{
     clock::Clock,
     fence::Refused,
     hearing::Refusal,
+    record::Lease,
     supervisor::{Stopped, why},
     told,
 };
 use crate::{
-    config::Kind,
+    config::{Kind, LockKind},
     ops::{
         metrics::Metrics,
         status::{self, ShardState, Status},
+        timeline::{History, Source},
         work::Metered,
     },
     protocol::{
@@ -73,6 +76,7 @@ impl Telemetry {
             });
             metrics.belongs(&kind.name(), &kind.lease_name, kind.lease_group.as_deref());
         }
+        status.timeline().belongs(&identity);
         let (mut shards, mut first) = (Vec::new(), 0);
         for shared in kinds.chunk_by(|one, next| one.lease_name == next.lease_name) {
             shards.push(first..first + shared.len());
@@ -136,7 +140,8 @@ impl Telemetry {
     }
 
     /// Something has happened.
-    pub fn note(&self, notice: &Notice, now: Moment) {
+    pub fn note(&self, notice: &Notice, clock: Clock) {
+        let now = clock.now();
         match notice {
             Notice::SuccessorNamed(shard, successor) => {
                 let (kind, lease) = self.names(*shard);
@@ -156,6 +161,8 @@ impl Telemetry {
             }
             Notice::TakenOver(shard, takeover) => {
                 let (kind, lease) = self.names(*shard);
+                let source = if takeover.to == self.identity { Source::Holder } else { Source::Seen };
+                self.keep(lease, source, told::takeover(takeover, clock));
                 let Takeover { from, to, without_leader, .. } = takeover;
                 let (from, (reason, why)) = (from.as_deref().unwrap_or_default(), told::reason(takeover.reason));
                 let milliseconds = without_leader.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
@@ -282,6 +289,37 @@ impl Telemetry {
         }
     }
 
+    /// A takeover is known.
+    fn keep(&self, lease: &str, source: Source, takeover: status::Takeover) {
+        self.status.timeline().add(instant(), lease, source, takeover);
+    }
+
+    /// These are all Leases there are. What they say of their past counts where nothing better is known: for how long its
+    /// holder has held one, by two times that are of the holder's clock.
+    pub fn found(&self, leases: &[Arc<Lease>]) {
+        let now = instant();
+        self.status.timeline().sees(now);
+        let ours = self.kinds.iter().filter(|kind| kind.lock == LockKind::Lease);
+        let ours: HashSet<&str> = ours.map(|kind| kind.lease_name.as_str()).collect();
+        for lease in leases.iter().filter(|lease| lease.metadata.namespace.as_ref() == Some(&self.namespace)) {
+            let name = lease.metadata.name.as_deref().unwrap_or_default();
+            if let Some(takeover) = ours.contains(name).then(|| told::found(lease, now)).flatten() {
+                self.keep(name, Source::Lease, takeover);
+            }
+        }
+    }
+
+    /// Takeovers that were before this replica was there, as events tell of them, or another replica.
+    pub fn heard(&self, told: History) {
+        let ours: HashSet<&str> = self.kinds.iter().map(|kind| kind.lease_name.as_str()).collect();
+        self.status.timeline().adopt(instant(), told, |name| ours.contains(name));
+    }
+
+    /// Where the other replicas answer.
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
     /// A term's work begins.
     pub fn begins(&self, kind: &Kind, holder: &str, token: &FencingToken, warm: bool) {
         info!(kind = kind.name(), lease = kind.lease_name, holder, %token, warm, "leading: the term begins");
@@ -378,10 +416,6 @@ impl Telemetry {
                 status.leading_since = shard.leading_since().map(instant);
                 status.unled_since = shard.unled_since(now).map(instant);
                 status.cooling_until = shard.cooling_until(now).max(shard.barred_until(now)).map(instant);
-                let last = core.takeovers(shard).next_back().map(|takeover| &takeover.token);
-                if last != status.takeovers.last().map(|takeover| &takeover.token) {
-                    status.takeovers = core.takeovers(shard).map(|it| told::takeover(it, clock)).collect();
-                }
             });
         }
     }
@@ -408,12 +442,23 @@ impl Telemetry {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "when it is shown")]
+fn instant() -> Instant {
+    Instant::now()
+}
+
 fn token(grant: &Grant) -> String {
     grant.token.to_string()
 }
 
 fn peer(peer: &crate::protocol::roster::Peer) -> status::Peer {
-    status::Peer { identity: peer.identity.clone(), draining: peer.draining, newest: peer.newest }
+    status::Peer {
+        identity: peer.identity.clone(),
+        generation: peer.generation.clone(),
+        capacity: peer.capacity,
+        draining: peer.draining,
+        newest: peer.newest,
+    }
 }
 
 fn state(shard: &Shard, member: &Member, namespace: &str, now: Moment) -> (ShardState, Option<String>) {

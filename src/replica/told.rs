@@ -1,8 +1,15 @@
 //! What the core says of the past and of placement, in words: one word for programs, and a sentence for people.
 
-use super::clock::Clock;
+use std::{borrow::Cow, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    clock::Clock,
+    record::{self, Lease},
+};
 use crate::{
-    ops::status,
+    ops::{status, timeline::FOUND},
     protocol::{
         history::{Reason, Release, Takeover},
         roster::Wait,
@@ -37,9 +44,29 @@ pub(super) fn takeover(takeover: &Takeover, clock: Clock) -> status::Takeover {
         from: from.clone(),
         to: to.clone(),
         token: token.clone(),
-        reason: reason(*why),
+        reason: words(reason(*why)),
         without_leader: *without_leader,
     }
+}
+
+fn words((word, sentence): (&'static str, &'static str)) -> (Cow<'static, str>, Cow<'static, str>) {
+    (Cow::Borrowed(word), Cow::Borrowed(sentence))
+}
+
+/// What a Lease says of how its holder came to hold it; `None` if none does, or it does not say since when. Both times on it
+/// are of the holder's clock, and are compared with each other only.
+pub(super) fn found(lease: &Lease, now: Instant) -> Option<status::Takeover> {
+    let holding = record::record(lease)?.holding()?;
+    let (acquired, renewed) = (lease.spec.acquire_time.as_ref()?, lease.spec.renew_time.as_ref()?);
+    let held = Duration::try_from(renewed.0.duration_since(acquired.0)).ok()?;
+    Some(status::Takeover {
+        at: now.checked_sub(held)?,
+        from: None,
+        token: holding.token(),
+        to: holding.holder?,
+        reason: words(FOUND),
+        without_leader: None,
+    })
 }
 
 /// Why no kind is moved for balance.

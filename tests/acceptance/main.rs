@@ -10,6 +10,7 @@
 
 mod accounts;
 mod broken;
+mod browser;
 mod composed;
 mod composed_rows;
 mod contend;
@@ -32,6 +33,7 @@ mod mutants;
 mod observing;
 mod orphans;
 mod outage;
+mod page;
 mod policies;
 mod preflight;
 mod process;

@@ -328,7 +328,7 @@ fn the_grace_period_covers_the_shutdown_delay_of_webhooks() {
 }
 
 #[test]
-fn the_network_policy_lets_in_scrapers_and_with_webhooks_the_api_server() {
+fn the_network_policy_lets_in_replicas_scrapers_and_with_webhooks_the_api_server() {
     let [kustomization] = &documents("deploy/kustomization.yaml")[..] else { panic!("one document") };
     assert!(texts(kustomization, "resources").contains(&"networkpolicy.yaml"));
     let [policy] = &documents("deploy/networkpolicy.yaml")[..] else { panic!("one document") };
@@ -337,7 +337,10 @@ fn the_network_policy_lets_in_scrapers_and_with_webhooks_the_api_server() {
     let labels = &deployment["spec"]["template"]["metadata"]["labels"];
     assert!(!selects.is_empty() && selects.iter().all(|(key, value)| labels[key] == *value), "{labels}");
     assert_eq!(texts(&policy["spec"], "policyTypes"), ["Ingress"]);
-    let from = serde_json::json!([{"namespaceSelector": {"matchLabels": {"metrics": "enabled"}}}]);
+    let from = serde_json::json!([
+        {"podSelector": {"matchLabels": selects}},
+        {"namespaceSelector": {"matchLabels": {"metrics": "enabled"}}},
+    ]);
     let rule = serde_json::json!({"from": from, "ports": [{"protocol": "TCP", "port": "http"}]});
     assert_eq!(policy["spec"]["ingress"], serde_json::json!([rule]), "nothing else is let in");
 

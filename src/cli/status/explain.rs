@@ -3,12 +3,17 @@
 //! What placement would do is asked of the placement that decides, in the seat of a replica, with what is stored. What time
 //! decides, its holder says: that one moves the kind.
 
-use leasehold::protocol::roster::{Outlook, Roster, Unfit};
+use leasehold::{
+    ops::{
+        picture::{Kind, Verdict, pod_of, takeovers},
+        report::{Report, Shard, Takeover},
+    },
+    protocol::roster::{Outlook, Roster, Unfit},
+};
 use serde::Serialize;
 
 use super::{
-    picture::{Installation, Kind, Seen, Verdict, picture, pod_of, takeovers},
-    report::{Report, Shard, Takeover},
+    installation::{Installation, Seen, picture},
     text,
 };
 

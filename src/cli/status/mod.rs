@@ -1,9 +1,8 @@
 //! `leasehold status` and `leasehold explain`: who leads what, and why, for the person on call and for scripts.
 
 mod explain;
-mod picture;
+mod installation;
 mod reach;
-mod report;
 mod screen;
 mod show;
 #[cfg(test)]
@@ -21,12 +20,13 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum};
 use futures::StreamExt as _;
+use leasehold::ops::picture::{Kind, Picture, State, Verdict};
 use serde::Serialize;
 use tokio::time::sleep;
 
 use self::{
     explain::Explanation,
-    picture::{Picture, Seen, State, Verdict, picture},
+    installation::{Seen, picture},
     reach::{Looks, Reach, Via, now},
     screen::Screen,
 };
@@ -238,12 +238,12 @@ pub(super) fn explain(options: &ExplainOptions) -> Result<ExitCode, Failure> {
 
 /// The kind that is meant, with its Lease.
 fn find(picture: &Picture, wanted: &str) -> Result<(String, String), Failure> {
-    let is_meant = |kind: &picture::Kind| {
+    let is_meant = |kind: &Kind| {
         let short = kind.kind.split('.').next().unwrap_or(&kind.kind);
         [short, &kind.kind, &kind.lease].iter().any(|it| it.eq_ignore_ascii_case(wanted))
     };
     let found: Vec<_> = picture.kinds.iter().filter(|kind| is_meant(kind)).collect();
-    let names = |kinds: &[&picture::Kind]| {
+    let names = |kinds: &[&Kind]| {
         let names: Vec<_> = kinds.iter().map(|kind| text::name(&kind.kind)).collect();
         names.join(", ")
     };

@@ -5,29 +5,30 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     time::Duration,
 };
 
 use anyhow::{Context as _, anyhow};
 use clap::ValueEnum;
 use futures::StreamExt as _;
-use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::body::{Body, Bytes};
-use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioExecutor};
+use http::{Request, StatusCode};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, api::ListParams};
 use leasehold::{
+    ops::{
+        ask::{Refusal, ask, read},
+        report::Report,
+    },
     protocol::lease::{Member, Role},
     replica::{
+        pods::{PORT, port, shown},
         problem::describe,
         record::{self, INSTANCE_LABEL, Lease},
     },
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{picture::Seen, report::Report};
+use super::installation::Seen;
 use crate::cli::{Failure, client, target::Target};
 
 /// How the replicas are asked.
@@ -49,8 +50,6 @@ const AT_A_TIME: usize = 32;
 const ASKED: usize = 500;
 /// The most that an answer may come to: those of thousands of kinds are a tenth of it.
 const BYTES: usize = 16 << 20;
-/// Where a replica listens unless its Pod says otherwise.
-const PORT: u16 = 8080;
 
 /// Where status is read from.
 pub(super) struct Reach {
@@ -178,48 +177,29 @@ impl Reach {
         let namespace = &self.namespace;
         let bytes = match self.via {
             Via::PodAddress => {
-                let address =
-                    pod.and_then(|pod| pod.status.as_ref()?.pod_ip.as_deref()).context("its Pod has no address yet")?;
-                let address: IpAddr = address.parse().with_context(|| format!("its address {address} is none"))?;
-                let authority = std::net::SocketAddr::from((address, pod.and_then(port).unwrap_or(PORT)));
-                let request = Request::get(format!("http://{authority}/shards{query}")).body(Empty::<Bytes>::new())?;
-                let direct = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
-                    .build::<HttpConnector, Empty<Bytes>>(HttpConnector::new());
-                read(direct.request(request).await?).await?
+                let address = pod.and_then(|pod| shown(pod).address).context("its Pod has no address yet")?;
+                ask(address, &format!("/shards{query}"), BYTES).await?
             }
             Via::ApiServer | Via::Nothing => {
                 // Without a port the API server takes the first one that the Pod names.
                 let port = pod.map(|pod| format!(":{}", port(pod).unwrap_or(PORT))).unwrap_or_default();
                 let path = format!("/api/v1/namespaces/{namespace}/pods/{name}{port}/proxy/shards{query}");
                 let request = Request::get(path).body(kube::client::Body::empty())?;
-                read(self.client.send(request).await?).await?
+                read(self.client.send(request).await?, BYTES).await.map_err(granted)?
             }
         };
         serde_json::from_slice(&bytes).context("its answer is no report")
     }
 }
 
-/// The body of a good answer; of another one the reason.
-async fn read<B: Body<Data = Bytes>>(answer: Response<B>) -> anyhow::Result<Bytes>
-where
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), BYTES)
-        .collect()
-        .await
-        .map_err(|error| anyhow!("its answer broke off: {error}"))?;
-    let bytes = body.to_bytes();
-    if status.is_success() {
-        return Ok(bytes);
+/// What grants it, where it is forbidden.
+fn granted(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref() {
+        Some(Refusal { status: StatusCode::FORBIDDEN, message }) => {
+            anyhow!("{message}; the Role leasehold-viewer of deploy/ grants it")
+        }
+        _ => error,
     }
-    let told: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
-    let told = told.as_ref().and_then(|told| told["message"].as_str()).map(str::to_owned);
-    let told = told.unwrap_or_else(|| String::from_utf8_lossy(&bytes).trim().chars().take(200).collect());
-    Err(match status {
-        StatusCode::FORBIDDEN => anyhow!("{told}; the Role leasehold-viewer of deploy/ grants it"),
-        _ => anyhow!("{status}: {told}"),
-    })
 }
 
 /// A name from a Lease becomes a part of a path: as Kubernetes has them.
@@ -231,14 +211,6 @@ fn is_pod_name(name: &str) -> bool {
 /// `<Kind>.<group>`, as the API server has them.
 fn is_kind(name: &str) -> bool {
     name.bytes().all(|byte| byte.is_ascii_alphanumeric() || [b'-', b'.'].contains(&byte))
-}
-
-/// The port of its container that is called `http`, or the first one.
-fn port(pod: &Pod) -> Option<u16> {
-    let containers = &pod.spec.as_ref()?.containers;
-    let ports: Vec<_> = containers.iter().flat_map(|container| container.ports.iter().flatten()).collect();
-    let named = ports.iter().find(|port| port.name.as_deref() == Some("http")).or(ports.first());
-    named.and_then(|port| u16::try_from(port.container_port).ok())
 }
 
 /// The Pods to ask: those of the memberships, and those of the same sort that have none.
@@ -379,13 +351,5 @@ mod tests {
         assert_eq!(asked(std::slice::from_ref(&member), Some(&pods)), ["a", "crashing", "labelled"]);
         assert_eq!(asked(&[member], None), ["a"]);
         assert_eq!(asked(&[], Some(&pods)), ["labelled"]);
-    }
-
-    #[test]
-    fn a_replica_listens_where_its_pod_says() {
-        let port = |ports| port(&pod("a", "us", json!({}), ports));
-        assert_eq!(port(json!([{"containerPort": 9443}, {"name": "http", "containerPort": 8081}])), Some(8081));
-        assert_eq!(port(json!([{"containerPort": 9000}])), Some(9000));
-        assert_eq!(port(json!([])), None);
     }
 }

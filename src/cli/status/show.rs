@@ -1,9 +1,12 @@
 //! A picture in words and columns. Pure.
 
-use super::{
-    explain::Explanation,
+use leasehold::ops::{
     picture::{Kind, Picture, Replica, State},
     report::Takeover,
+};
+
+use super::{
+    explain::Explanation,
     text::{self, duration, name, sentence},
 };
 

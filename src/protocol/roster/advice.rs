@@ -10,7 +10,7 @@ use crate::{
     config::StandbyMode,
     protocol::{
         lease::{Holding, Member},
-        membership::Activity,
+        membership::{Activity, Profile},
         moment::Moment,
         placement::{self, Able, Moves, Placement, Tie},
     },
@@ -47,6 +47,8 @@ impl Roster {
             identity: one.identity.to_owned(),
             draining: one.profile.activity == Activity::Draining,
             newest: one.newest,
+            generation: one.profile.generation.clone(),
+            capacity: one.profile.capacity,
         };
         let peers = view.present.iter().map(peer).collect();
         let mut plan = Plan { shards: BTreeMap::new(), peers, next: self.next_change(now) };
@@ -120,7 +122,9 @@ impl Roster {
         let advice = |_: &ShardSpec| Advice { patience: self.rules.grace, ..Advice::default() };
         let shards = self.specs.values().map(|spec| (spec.lease.clone(), advice(spec))).collect();
         let draining = self.me.activity == Activity::Draining;
-        Plan { shards, peers: vec![Peer { identity: self.identity.clone(), draining, newest: true }], next: None }
+        let Profile { generation, capacity, .. } = self.me.clone();
+        let me = Peer { identity: self.identity.clone(), draining, newest: true, generation, capacity };
+        Plan { shards, peers: vec![me], next: None }
     }
 
     /// The target goes at once, the others after a grace that grows with their place in the line.

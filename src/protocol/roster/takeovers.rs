@@ -16,12 +16,7 @@ use crate::{
 const NEARLY: f64 = 0.9;
 
 impl Roster {
-    /// The last takeovers of a shard that this replica is configured for, the last one at the end.
-    pub fn takeovers(&self, lease: &str) -> impl DoubleEndedIterator<Item = &Takeover> {
-        self.history.of(lease)
-    }
-
-    /// The takeovers that were seen since this was last asked, by Lease.
+    /// The takeovers of the shards that this replica is configured for which were seen since this was last asked, by Lease.
     pub fn take_takeovers(&mut self) -> Vec<(String, Takeover)> {
         std::mem::take(&mut self.taken_over)
     }
@@ -41,7 +36,7 @@ impl Roster {
             // What was there before we looked has a past that we do not know.
             let is_new = self.history.has_ended(lease) || (self.current && spec.lock == LockKind::Lease);
             if let Some(to) = next.holder.as_deref().filter(|_| is_new) {
-                let takeover = self.history.begun(now, lease, to, next.token()).clone();
+                let takeover = self.history.begun(now, lease, to, next.token());
                 self.taken_over.push((lease.to_owned(), takeover));
             }
             return;
@@ -62,20 +57,19 @@ impl Roster {
                 if !self.history.has_ended(lease) {
                     self.history.ended(*since, lease, None, Reason::Released(Release::Untold));
                 }
-                self.history.begun(now, lease, to, next.token()).clone()
+                self.history.begun(now, lease, to, next.token())
             }
             (Some(from), Some(to)) => {
                 let reason = self.reason(now, lease, from, to, next, is_same_object);
                 let fell_silent = matches!(reason, Reason::Expired | Reason::ProvenDead | Reason::Restarted);
-                let takeover = Takeover {
+                Takeover {
                     at: now,
                     from: Some(from.to_owned()),
                     to: to.to_owned(),
                     token: next.token(),
                     reason,
                     without_leader: fell_silent.then(|| now.since(*since)),
-                };
-                self.history.add(lease, takeover).clone()
+                }
             }
         };
         self.taken_over.push((lease.to_owned(), takeover));

@@ -806,8 +806,7 @@ fn a_renewal_and_a_lease_that_is_not_ours_are_no_takeover() {
     seen.holding(at(2), "a", Some(next(2, "other_1", 3)));
     seen.holding(at(2), "foreign", Some(next(2, "other_1", 3)));
     seen.holding(at(3), "foreign", Some(next(3, "third_1", 4)));
-    assert!(seen.take_takeovers().is_empty());
-    assert_eq!(seen.takeovers("foreign").count(), 0, "whoever may write Leases fills no memory");
+    assert!(seen.take_takeovers().is_empty(), "whoever may write Leases fills no memory");
 }
 
 /// One placement: what people are told is what is done, as soon as nothing is waited for.
