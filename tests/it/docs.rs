@@ -189,6 +189,111 @@ fn every_yaml_of_a_page_is_read_by_a_test() {
     }
 }
 
+/// The commands of a page: lines of its code, without comments and prompts, each with the lines that it goes on in.
+fn commands(page: &str) -> Vec<String> {
+    let code = page.split("\n```").skip(1).step_by(2).filter_map(|block| {
+        let (language, code) = block.split_once('\n')?;
+        ["sh", "console"].contains(&language).then(|| code.replace("\\\n", " "))
+    });
+    let mut all = Vec::new();
+    for code in code {
+        for line in code.lines().filter(|line| !line.starts_with([' ', '#'])) {
+            for command in line.split(" #").next().unwrap_or_default().split(" && ") {
+                all.push(command.split(" || ").next().unwrap_or_default().trim_start_matches("$ ").trim().to_owned());
+            }
+        }
+    }
+    all.retain(|command| !command.is_empty());
+    all
+}
+
+/// Whether there is what a command names: our commands with their options, targets of make, and files to apply.
+#[test]
+fn every_command_of_a_page_is_one_that_there_is() {
+    let makefile = page("Makefile");
+    let steps = page(".ci/run");
+    let mut checked = [0; 3];
+    for name in pages() {
+        for command in commands(&page(&name)) {
+            let command = command.split(" > ").next().unwrap().split(" | ").next().unwrap();
+            let words: Vec<_> = command.split_whitespace().collect();
+            match words[..] {
+                ["leasehold", ref arguments @ ..] => {
+                    // It reads the arguments, and does nothing.
+                    let shown = arguments.iter().map(|word| word.trim_matches(['"', '\''])).chain(["--help"]);
+                    let said = Command::new(env!("CARGO_BIN_EXE_leasehold")).args(shown).output().unwrap();
+                    assert!(said.status.success(), "{name}: {command}: {}", text(&said.stderr));
+                    checked[0] += 1;
+                }
+                ["make", target, ..] => {
+                    assert!(makefile.contains(&format!("\n{target}: ")), "{name}: {command}");
+                    checked[1] += 1;
+                }
+                [".ci/run", step, ..] => {
+                    assert!(steps.contains(&format!("\nstep_{step}() ")), "{name}: {command}");
+                    checked[1] += 1;
+                }
+                ["kubectl", ref arguments @ ..] => {
+                    for pair in arguments.windows(2).filter(|pair| ["-f", "-k"].contains(&pair[0])) {
+                        // Others are files of the reader's.
+                        let ours =
+                            ["crds/", "deploy/", "overlays/", "config/"].iter().any(|it| pair[1].starts_with(it));
+                        assert!(!ours || root().join(pair[1]).exists(), "{name}: {command}");
+                        checked[2] += usize::from(ours);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(checked[0] > 20 && checked[1] > 2 && checked[2] > 10, "{checked:?}");
+}
+
+/// The table of timings keeps the rules of the program, and says what follows from them.
+#[test]
+fn the_timings_of_the_page_are_valid_and_their_gaps_follow() {
+    let page = page("docs/timings.md");
+    let rows =
+        page.lines().filter(|line| ["| quick ", "| default ", "| patient "].iter().any(|it| line.starts_with(it)));
+    let rows: Vec<Vec<&str>> = rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect()).collect();
+    assert_eq!(rows.len(), 3);
+    for row in rows {
+        let [_, duration, deadline, retry, request, silent, away, renewals] = row[..] else { panic!("{row:?}") };
+        let load = |deadline: &str| {
+            let leases = json!({"duration": duration, "renewDeadline": deadline, "retryPeriod": retry, "requestTimeout": request});
+            let configuration = configuration(&json!({"leases": leases})).unwrap();
+            leasehold::config::load("timings.yaml", &configuration.to_string(), &["propagation"])
+        };
+        let timings = load(deadline).unwrap_or_else(|errors| panic!("{errors}")).timings;
+        assert_eq!(silent, format!("{} s", timings.lease_duration.as_secs()));
+        assert_eq!(away, format!("up to {} s", timings.renew_deadline.as_secs()));
+        assert_eq!(renewals.parse::<f64>().unwrap(), 10.0 / timings.retry_period.as_secs_f64());
+        let too_long = timings.lease_duration - timings.retry_period - timings.request_timeout;
+        assert!(load(&format!("{}ms", too_long.as_millis())).is_err(), "the rule of the page");
+    }
+}
+
+/// The states of a kind are those that the program knows.
+#[test]
+fn the_page_of_kinds_that_are_not_led_names_each_state() {
+    let source = page("src/ops/picture.rs");
+    let states = source.split("enum State {").nth(1).unwrap().split("\n}").next().unwrap();
+    let states = states
+        .lines()
+        .map(|line| line.trim().trim_end_matches(','))
+        .filter(|line| line.starts_with(char::is_uppercase));
+    let page = page("docs/not-led.md");
+    let mut count = 0;
+    for state in states.filter(|state| !["Leading", "Draining"].contains(state)) {
+        let is_there = page.lines().any(|line| {
+            line.split(" | ").next().is_some_and(|cell| cell.starts_with('|') && cell.contains(&format!("`{state}`")))
+        });
+        assert!(is_there, "docs/not-led.md does not say what {state} is");
+        count += 1;
+    }
+    assert!(count > 8, "{count}");
+}
+
 /// The examples of state are right, their samples fit their definitions, and each gets what it says.
 #[test]
 fn the_examples_are_right_and_their_samples_are_composed() {
