@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-fn sources(folder: &str) -> Vec<PathBuf> {
+pub(super) fn sources(folder: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)];
     while let Some(folder) = folders.pop() {
@@ -19,12 +19,16 @@ fn sources(folder: &str) -> Vec<PathBuf> {
 }
 
 /// The code of a file: without comments, and without what is for tests, whether it follows `#[cfg(test)]` or has a file.
-fn code(file: &Path) -> String {
+pub(super) fn code(file: &Path) -> String {
     if file.ends_with("tests.rs") {
         return String::new();
     }
     let text = std::fs::read_to_string(file).unwrap();
-    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+    // What stands in a file of its own is that file's; a block goes to the end.
+    let is_block = |rest: &&str| !rest.trim_start().lines().next().is_some_and(|line| line.ends_with(';'));
+    let mut parts = text.split("#[cfg(test)]");
+    let before = parts.next().unwrap_or_default();
+    let text = [before].into_iter().chain(parts.take_while(|rest| !is_block(rest))).collect::<String>();
     text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
