@@ -10,8 +10,9 @@ demo: ## See three replicas on a real control plane share their kinds, and one o
 test: ## Prove the safety rules: unit tests, simulation, acceptance on a real control plane
 	@.ci/run cluster test
 
-soak: ## Play a million random schedules of the simulation on all processors, and compare as many expressions with cel-go (hours; SOAK=1000 for fewer)
+soak: ## Play a million random schedules of the simulation on all processors, compare as many expressions with cel-go, and try as many inputs of each fuzz target (hours; SOAK=1000 for fewer)
 	@SOAK=$${SOAK:-1000000} EXPLORE=$${EXPLORE:-500000} cargo test --locked --profile soak --test it soak_ -- --nocapture --test-threads 1
+	@FUZZ=$${FUZZ:-$${SOAK:-1000000}} cargo test --locked --profile soak --test it fuzz_ -- --nocapture
 	@CEL_COMPARE=$${CEL_COMPARE:-$${SOAK:-1000000}} cargo test --locked --profile soak --lib generated_expressions -- --nocapture
 
 lint: ## Check formatting, lints and documentation
