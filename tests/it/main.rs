@@ -5,8 +5,11 @@
 mod docs;
 mod explore;
 mod fleet;
+mod fuzz;
+mod habits;
 mod logs;
 mod manifests;
+mod messages;
 mod render;
 mod rights;
 mod tidy;
