@@ -50,7 +50,7 @@ pub(super) struct Options {
     /// The configuration file, or a folder with a leasehold.yaml
     #[arg(short, long, value_name = "PATH")]
     config: PathBuf,
-    /// Address of /livez, /readyz, /metrics and /shards
+    /// Address of the page (/), /livez, /readyz, /metrics and /shards
     #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:8080")]
     http: SocketAddr,
     /// Serve webhooks, or do not, whatever `webhooks.enabled` says; they are served on the host of --http
@@ -134,7 +134,7 @@ impl Endpoints {
         let listener = runtime.block_on(http::bind(address))?;
         // The address as it is: a port 0 has become another one.
         let address = listener.local_addr().context("failed to read the address of the endpoints")?;
-        tracing::info!(%address, "serving /livez, /readyz, /metrics and /shards");
+        tracing::info!(%address, "serving the page, /livez, /readyz, /metrics and /shards");
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let (end, ended) = oneshot::channel();

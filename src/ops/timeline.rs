@@ -231,7 +231,8 @@ mod tests {
     #[test]
     fn one_that_is_told_of_twice_is_one_and_the_better_source_counts() {
         let (timeline, now) = (Timeline::default(), start());
-        let found = Takeover { reason: (Cow::Borrowed(FOUND.0), Cow::Borrowed(FOUND.1)), ..taken(now, "", "b_1", "u/2") };
+        let found =
+            Takeover { reason: (Cow::Borrowed(FOUND.0), Cow::Borrowed(FOUND.1)), ..taken(now, "", "b_1", "u/2") };
         assert!(timeline.add(now, "w", Source::Lease, Takeover { from: None, ..found }));
         assert!(timeline.add(now, "w", Source::Seen, taken(now, "a_1", "b_1", "u/2")));
         let longer = Takeover { without_leader: Some(Duration::from_secs(9)), ..taken(now, "a_1", "b_1", "u/2") };
@@ -259,7 +260,11 @@ mod tests {
         let all: usize = timeline.all(now).values().map(Vec::len).sum();
         assert_eq!(all, ALL);
         assert!(timeline.all(now).values().all(|lane| lane.len() <= OF_A_LEASE));
-        assert_eq!(tokens(&timeline, "w69").last().map(String::as_str), Some("u/9999"));
+        assert_eq!(
+            tokens(&timeline, "w59").last().map(String::as_str),
+            Some("u/9999"),
+            "the last ones are those that stay"
+        );
         for number in 0..1000 {
             timeline.add(now, "one", Source::Seen, taken(now, "a_1", "b_1", &format!("u/{number}")));
         }

@@ -62,7 +62,9 @@ async fn others(telemetry: &Telemetry) {
         let own = pod_of(&replica.identity).to_owned();
         let pods: Vec<_> = replica.pods.iter().flat_map(|pods| pods.iter()).cloned().collect();
         for pod in pods.into_iter().filter(|pod| pod.name != own) {
-            let Some(address) = pod.address.filter(|_| asked.len() < ASKED && !asked.contains(&pod.name)) else { continue };
+            let Some(address) = pod.address.filter(|_| asked.len() < ASKED && !asked.contains(&pod.name)) else {
+                continue;
+            };
             let Ok(Ok(answer)) = timeout(ANSWER, ask(address, "/history", HISTORY)).await else { continue };
             match serde_json::from_slice::<History>(&answer) {
                 Ok(history) => telemetry.heard(history),
@@ -145,7 +147,8 @@ mod tests {
             });
             serde_json::from_value(event).unwrap()
         };
-        let note = "b_1 leads Widget.example.com after a_1: its holder fell silent; no replica led for 14.500 s; term 7";
+        let note =
+            "b_1 leads Widget.example.com after a_1: its holder fell silent; no replica led for 14.500 s; term 7";
         let events = [
             event("w", note, "2036-01-01T00:59:00Z"),
             event("w", note, "2036-01-01T09:00:00Z"),

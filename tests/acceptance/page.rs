@@ -10,7 +10,6 @@ use anyhow::{Context, Result};
 use kube::ResourceExt;
 use leasehold_cluster::{Fault, Rule, Signal, eventually};
 use serde_json::{Value, json};
-use thirtyfour::Key;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -18,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    browser::{Browser, MISSING},
+    browser::{Browser, ENTER, LEFT, MISSING, RIGHT, TAB},
     lone::{Lone, Plan, Program, observer},
     stage::{PATIENCE, Stage, ensure, lease_of, name_of, play, pod_of, tell},
 };
@@ -198,7 +197,9 @@ async fn names_are_text(stage: &Stage, browser: &Browser) -> Result<()> {
     let lease = lease_of(kind);
     let patch = ["patch", "lease", &lease, "-n", &stage.namespace, "--type=merge", "-p", &holder];
     stage.cluster.kubectl(&patch).await?;
-    let shown = format!("document.getElementById('attention').innerText.includes('is no replica of this installation') && [...document.querySelectorAll('#kinds-body tr')].some((row) => row.querySelector('.leader')?.title === '{name}')");
+    let shown = format!(
+        "document.getElementById('attention').innerText.includes('is no replica of this installation') && [...document.querySelectorAll('#kinds-body tr')].some((row) => row.querySelector('.leader')?.title === '{name}')"
+    );
     browser.sees("the stranger is named", &shown).await?;
     let images = browser.run("return document.querySelectorAll('img').length;").await?;
     ensure(images == json!(1), || format!("{images} images: a name became one"))?;
@@ -216,7 +217,7 @@ async fn it_is_used_by_keyboard(browser: &Browser) -> Result<()> {
     browser.run("document.activeElement.blur(); window.scrollTo(0, 0);").await?;
     let mut order = Vec::new();
     for _ in 0..8 {
-        browser.press(Key::Tab).await?;
+        browser.press(TAB).await?;
         order.push(focused(browser).await?);
     }
     let expected =
@@ -224,31 +225,58 @@ async fn it_is_used_by_keyboard(browser: &Browser) -> Result<()> {
     ensure(order == expected, || format!("Tab goes through {order:?}"))?;
     let to = async |element: &str| browser.run(&format!("document.{element}.focus();")).await;
     to("querySelector('.skip')").await?;
-    browser.sees("the link is seen when it has the focus", "document.querySelector('.skip').getBoundingClientRect().left >= 0").await?;
-    browser.press(Key::Enter).await?;
+    browser
+        .sees(
+            "the link is seen when it has the focus",
+            "document.querySelector('.skip').getBoundingClientRect().left >= 0",
+        )
+        .await?;
+    browser.press(ENTER).await?;
     browser.sees("the link leads to the kinds", "document.activeElement.id === 'kinds'").await?;
     to("querySelector('input[name=range]:checked')").await?;
-    browser.press(Key::Right).await?;
+    browser.press(RIGHT).await?;
     browser.sees("an arrow chooses the range", "document.querySelector('input[name=range]:checked').value === '21600000' && document.getElementById('timeline-note').innerText.startsWith('Last 6 h')").await?;
-    browser.press(Key::Left).await?;
+    browser.press(LEFT).await?;
     to("getElementById('takeovers-summary')").await?;
-    browser.press(Key::Enter).await?;
-    browser.sees("Enter opens the table", "document.getElementById('takeovers').open && document.querySelectorAll('#takeovers-body tr').length > 0").await?;
-    browser.press(Key::Enter).await?;
+    browser.press(ENTER).await?;
+    browser
+        .sees(
+            "Enter opens the table",
+            "document.getElementById('takeovers').open && document.querySelectorAll('#takeovers-body tr').length > 0",
+        )
+        .await?;
+    browser.press(ENTER).await?;
     to("getElementById('filter')").await?;
-    browser.type_text("x0.").await?;
+    browser.press("x0.").await?;
     browser.sees("the filter leaves one kind", "document.querySelectorAll('#kinds-body tr').length === 1 && document.getElementById('kinds-note').innerText === '1 of 6 kinds'").await?;
-    browser.run("const it = document.getElementById('filter'); it.value = ''; it.dispatchEvent(new Event('input'));").await?;
+    browser
+        .run("const it = document.getElementById('filter'); it.value = ''; it.dispatchEvent(new Event('input'));")
+        .await?;
     browser.sees("all kinds are back", "document.querySelectorAll('#kinds-body tr').length === 6").await
 }
 
 /// As a screen reader has it.
 async fn every_control_has_a_name(browser: &Browser) -> Result<()> {
     let tree = browser.devtools("Accessibility.getFullAXTree", json!({})).await?;
-    let nodes: Vec<&Value> = tree["nodes"].as_array().context("nodes")?.iter().filter(|it| it["ignored"] != true).collect();
+    let nodes: Vec<&Value> =
+        tree["nodes"].as_array().context("nodes")?.iter().filter(|it| it["ignored"] != true).collect();
     let role = |node: &Value| node["role"]["value"].as_str().unwrap_or_default().to_owned();
     let of = |wanted: &[&str]| nodes.iter().filter(|it| wanted.contains(&role(it).as_str())).collect::<Vec<_>>();
-    let named = ["button", "link", "radio", "searchbox", "textbox", "combobox", "DisclosureTriangle", "table", "img", "image", "region", "group", "navigation"];
+    let named = [
+        "button",
+        "link",
+        "radio",
+        "searchbox",
+        "textbox",
+        "combobox",
+        "DisclosureTriangle",
+        "table",
+        "img",
+        "image",
+        "region",
+        "group",
+        "navigation",
+    ];
     let all = of(&named);
     ensure(all.len() > 20, || format!("{} are few", all.len()))?;
     for node in all {
@@ -259,7 +287,9 @@ async fn every_control_has_a_name(browser: &Browser) -> Result<()> {
     for landmark in ["banner", "main", "contentinfo", "navigation"] {
         ensure(!of(&[landmark]).is_empty(), || format!("there is no {landmark}"))?;
     }
-    let levels = browser.run("return [...document.querySelectorAll('h1, h2, h3, h4')].map((it) => Number(it.tagName[1]));").await?;
+    let levels = browser
+        .run("return [...document.querySelectorAll('h1, h2, h3, h4')].map((it) => Number(it.tagName[1]));")
+        .await?;
     let levels: Vec<u64> = levels.as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
     let in_order = levels.first() == Some(&1) && levels.windows(2).all(|two| two[1] <= two[0] + 1);
     ensure(in_order && levels.iter().filter(|level| **level == 1).count() == 1, || format!("headings {levels:?}"))?;
@@ -338,12 +368,19 @@ async fn a_rollout_is_seen(stage: &Stage, browser: &Browser, page: &str) -> Resu
     let old: Vec<_> = before.iter().map(ResourceExt::name_any).collect();
     browser.run("window.wasOld = false; new MutationObserver(() => { window.wasOld ||= Boolean(document.querySelector('#spread-picture .chip.old')); }).observe(document.body, {subtree: true, childList: true});").await?;
     stage.apply(3, &weighted(stage, 5)).await?;
-    browser.sees("two generations are told apart, on the page that was open", "window.isTheSame && window.wasOld").await?;
+    browser
+        .sees("two generations are told apart, on the page that was open", "window.isTheSame && window.wasOld")
+        .await?;
     let all_new = |pods: &Vec<k8s_openapi::api::core::v1::Pod>| {
         pods.len() == 3 && pods.iter().all(|pod| !old.contains(&pod.name_any()))
     };
     let pods = eventually("the rollout ends", PATIENCE, || stage.pods(), all_new).await?;
-    browser.sees("a page whose replica has gone says so", "document.getElementById('live').innerText.includes('Not connected')").await?;
+    browser
+        .sees(
+            "a page whose replica has gone says so",
+            "document.getElementById('live').innerText.includes('Not connected')",
+        )
+        .await?;
     // What a browser says of a server that has gone is no fault of the page.
     browser.console().await?;
     browser.requests().await?;
@@ -386,7 +423,8 @@ async fn every_replica_has_the_history_also_when_all_were_restarted() -> Result<
         // A third one was not there.
         stage.apply(3, &stage.kinds.iter().map(|kind| (kind.as_str(), 1)).collect::<Vec<_>>()).await?;
         let pods = eventually("a third one runs", PATIENCE, || stage.pods(), |pods| pods.len() == 3).await?;
-        let third = pods.iter().map(ResourceExt::name_any).find(|pod| pod != first && pod != second).context("a third")?;
+        let third =
+            pods.iter().map(ResourceExt::name_any).find(|pod| pod != first && pod != second).context("a third")?;
         let page = page_of(stage, &third).await?;
         eventually("it is told", PATIENCE, || data(&page), |shown| has(shown, first, second, "HandedOver")).await?;
 
@@ -464,7 +502,9 @@ async fn the_page_answers_in_time_whatever_its_clients_and_the_api_server_do() -
         ensure(shown["lanes"][lease_of(&stage.kinds[0])]["takeovers"][0]["to"].is_string(), || format!("{shown}"))?;
         let began = Instant::now();
         let (code, _) = get(&page).await?;
-        ensure(code == 200 && began.elapsed() < Duration::from_secs(2), || format!("{code} after {:?}", began.elapsed()))?;
+        ensure(code == 200 && began.elapsed() < Duration::from_secs(2), || {
+            format!("{code} after {:?}", began.elapsed())
+        })?;
         replica.proxy.heal();
         replica.proxy.clear();
         stage.all_led().await?;
@@ -472,7 +512,14 @@ async fn the_page_answers_in_time_whatever_its_clients_and_the_api_server_do() -
         // Whoever looks causes no request but those that there would have been.
         let audit = stage.audit()?;
         let odd: Vec<_> = audit[before.min(audit.len())..].iter().filter(|event| event.is_write()).collect();
-        let odd: Vec<_> = odd.into_iter().filter(|event| !["leases", "events", crate::stage::plural(&stage.kinds[0]).as_str()].iter().any(|it| event.resource == **it)).collect();
+        let odd: Vec<_> = odd
+            .into_iter()
+            .filter(|event| {
+                !["leases", "events", crate::stage::plural(&stage.kinds[0]).as_str()]
+                    .iter()
+                    .any(|it| event.resource == **it)
+            })
+            .collect();
         ensure(odd.is_empty(), || format!("{odd:?}"))
     })
     .await;

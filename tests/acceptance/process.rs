@@ -38,7 +38,7 @@ async fn a_bad_configuration_is_shown_whole_and_starts_nothing() -> Result<()> {
     let file = write(folder.path(), TWO_MISTAKES)?;
     for verb in [vec!["check", "-f"], vec!["run", "--http", "127.0.0.1:0", "--config"]] {
         let said = Said::by(leasehold().args(&verb).arg(&file)).await?;
-        let text = format!("{}{}", said.stdout, said.stderr);
+        let text = said.stdout + &said.stderr;
         ensure(said.code == Some(2), || format!("{verb:?}: {:?}\n{text}", said.code))?;
         for expected in ["leasehold.yaml:3:", "renewDeadline", "leasehold.yaml:5:", "wieght"] {
             ensure(text.contains(expected), || format!("{verb:?} says {expected}:\n{text}"))?;

@@ -107,8 +107,7 @@ pub(super) fn picture(seen: &Seen) -> Picture {
             holder: holding.holder.clone(),
             token: holding.token(),
             weight: holding.weight,
-            held_seconds: times
-                .map(|(acquired, renewed)| renewed.0.duration_since(acquired.0).as_secs_f64().max(0.0)),
+            held_seconds: times.map(|(acquired, renewed)| renewed.0.duration_since(acquired.0).as_secs_f64().max(0.0)),
             renewal,
         };
         (name.clone(), stored)

@@ -307,7 +307,11 @@ fn a_thousand_kinds_are_shown() {
 fn a_kind_is_explained() {
     let mut seen = two();
     for report in seen.reports.values_mut().flatten() {
-        report.waits = Some(vec![report::Wait { message: "a rollout goes on".to_owned(), for_seconds: Some(9.0), ..Default::default() }]);
+        report.waits = Some(vec![report::Wait {
+            message: "a rollout goes on".to_owned(),
+            for_seconds: Some(9.0),
+            ..Default::default()
+        }]);
     }
     let widget = explain(&seen, "Widget.example.com", "widget.example.com").unwrap();
     assert_eq!(
@@ -350,7 +354,11 @@ fn what_placement_would_do_and_why_not_yet() {
         membership("a", "g", 1, &kinds),
         membership("b", "g", 1, &kinds),
     ];
-    let waits = vec![report::Wait { message: "the replicas have just changed".to_owned(), for_seconds: Some(4.0), ..Default::default() }];
+    let waits = vec![report::Wait {
+        message: "the replicas have just changed".to_owned(),
+        for_seconds: Some(4.0),
+        ..Default::default()
+    }];
     let with = |waits: Option<Vec<report::Wait>>| {
         let mut a = report("a", json!([leading("Widget"), leading("Gadget")])).unwrap();
         a.waits = waits;

@@ -252,7 +252,6 @@ fn row(kind: Kind, before: Option<&Row>, scale: Scale) -> Row {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use std::borrow::Cow;

@@ -246,7 +246,8 @@ mod tests {
     }
 
     fn replica() -> status::Replica {
-        let peer = |identity: &str, newest| status::Peer { identity: identity.to_owned(), newest, ..Default::default() };
+        let peer =
+            |identity: &str, newest| status::Peer { identity: identity.to_owned(), newest, ..Default::default() };
         let pod = |name: &str| status::Pod { name: name.to_owned(), ..Default::default() };
         let crashing = status::Pod {
             condition: Some(("CrashLoopBackOff".to_owned(), Some("bad configuration".to_owned()))),
@@ -284,16 +285,23 @@ mod tests {
         let shown = picture(&seen(own(vec![held("b_1")]), &replica(), &not_reached));
         assert_eq!(shown.not_reached, ["b: no answer within 1 s"]);
         let b = &shown.replicas[1];
-        assert_eq!((b.pod.as_str(), b.state.as_str(), b.kinds, b.load, b.newest), ("b", "NotReached", 1, 3, Some(false)));
+        assert_eq!(
+            (b.pod.as_str(), b.state.as_str(), b.kinds, b.load, b.newest),
+            ("b", "NotReached", 1, 3, Some(false))
+        );
     }
 
     #[test]
     fn the_pods_of_a_bad_rollout_are_shown_with_their_last_words() {
         let asked: Vec<_> = others(&replica()).map(|(name, address)| (name, address.is_err())).collect();
         assert_eq!(asked, [("b".to_owned(), true), ("c".to_owned(), true)]);
-        let shown = picture(&seen(own(Vec::new()), &replica(), &said("c", Err("its Pod has no address yet".to_owned()))));
+        let shown =
+            picture(&seen(own(Vec::new()), &replica(), &said("c", Err("its Pod has no address yet".to_owned()))));
         let crashing = shown.replicas.iter().find(|it| it.pod == "c").unwrap();
-        assert_eq!((crashing.state.as_str(), crashing.reason.as_deref()), ("CrashLoopBackOff", Some("bad configuration")));
+        assert_eq!(
+            (crashing.state.as_str(), crashing.reason.as_deref()),
+            ("CrashLoopBackOff", Some("bad configuration"))
+        );
     }
 
     #[test]

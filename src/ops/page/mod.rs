@@ -92,7 +92,9 @@ async fn events(State(page): State<Arc<Page>>, stopping: Option<Extension<Stoppi
     let stop = stopping.map_or_else(CancellationToken::new, |Extension(Stopping(stop))| stop);
     let began = now();
     let feed = Feed { page, last: None, ends_at: began + STREAM, beat_at: began, stop, _place: place };
-    let stream = futures::stream::unfold(feed, |feed| async { feed.next().await.map(|(text, feed)| (Ok::<_, std::convert::Infallible>(text), feed)) });
+    let stream = futures::stream::unfold(feed, |feed| async {
+        feed.next().await.map(|(text, feed)| (Ok::<_, std::convert::Infallible>(text), feed))
+    });
     let mut answer = guarded("text/event-stream", Body::from_stream(stream));
     // The next one has a connection of its own again, and all its time.
     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -127,7 +129,9 @@ impl Feed {
             let at = self.page.gatherer.scale().now();
             let text = match &self.last {
                 None => Some(format!("retry: 1000\n{}", event("whole", &self.page.whole(&document)))),
-                Some(last) => document.since(last).map(|changes| event("change", &json!({"at": at, "changes": changes}))),
+                Some(last) => {
+                    document.since(last).map(|changes| event("change", &json!({"at": at, "changes": changes})))
+                }
             };
             self.last = Some(document);
             let text = text.or_else(|| (now() >= self.beat_at).then(|| event("beat", &json!({"at": at}))));

@@ -53,7 +53,9 @@ async fn the_page_is_of_this_binary_alone_and_no_script_but_its_own_runs() {
         assert!(policy.starts_with("default-src 'none';") && !policy.contains("unsafe"), "{policy}");
         assert_eq!(header("x-content-type-options"), "nosniff");
         let text = text(answer).await.replace("http://www.w3.org/2000/svg", "");
-        for word in ["http:", "https:", "//cdn", "@import", "innerHTML", "outerHTML", "insertAdjacentHTML", "eval(", "style=\""] {
+        for word in
+            ["http:", "https:", "//cdn", "@import", "innerHTML", "outerHTML", "insertAdjacentHTML", "eval(", "style=\""]
+        {
             assert!(!text.contains(word), "{path} has {word}");
         }
     }
@@ -128,7 +130,10 @@ async fn all_is_sent_at_first_then_what_changes_and_the_stream_ends_by_itself() 
     status.update("Widget.example.com", |shard| shard.state = ShardState::CoolingDown);
     let changed = events.next().await.unwrap();
     assert!(changed.starts_with("event: change\n") && changed.contains("CoolingDown"), "{changed}");
-    assert!(!changed.contains("\"head\"") && !changed.contains("\"lanes\""), "what has not changed is not sent: {changed}");
+    assert!(
+        !changed.contains("\"head\"") && !changed.contains("\"lanes\""),
+        "what has not changed is not sent: {changed}"
+    );
     let beat = events.next().await.unwrap();
     assert!(beat.starts_with("event: beat\n"), "{beat}");
     let began = now();
