@@ -3,7 +3,7 @@
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -20,6 +20,7 @@ use crate::{
     browser::{Browser, ENTER, LEFT, MISSING, RIGHT, TAB},
     lone::{Lone, Plan, Program, observer},
     stage::{PATIENCE, Stage, ensure, lease_of, name_of, play, pod_of, tell},
+    things::now,
 };
 
 /// Who reads what was before it: the right that `deploy/rbac.yaml` grants.
@@ -172,7 +173,7 @@ async fn a_handover_is_seen(stage: &Stage, browser: &Browser) -> Result<()> {
     let from = stage.holders().await?[&lease_of(moved)].clone();
     let to = stage.pods().await?.iter().map(ResourceExt::name_any).find(|pod| pod != pod_of(&from)).context("a Pod")?;
     hand_over(stage, moved, &to).await?;
-    let began = Instant::now();
+    let began = now();
     let short = name_of(moved).split('.').next().unwrap_or_default().to_owned();
     let row = format!(
         "window.isTheSame && [...document.querySelectorAll('#kinds-body tr')].some((row) => row.innerText.includes('{short}') && row.querySelector('.leader')?.title === '{to}' && row.innerText.includes('HandedOver'))"
@@ -480,10 +481,10 @@ async fn the_page_answers_in_time_whatever_its_clients_and_the_api_server_do() -
             open.push(stream);
         }
         let mut slowest = Duration::ZERO;
-        let crowded = Instant::now();
+        let crowded = now();
         // Longer than the Lease: a renewal that was held up would have cost it.
         while crowded.elapsed() < Duration::from_secs(7) {
-            let began = Instant::now();
+            let began = now();
             let (code, _) = get(&format!("{page}livez")).await?;
             ensure(code == 200, || format!("/livez answers {code}"))?;
             slowest = slowest.max(began.elapsed());
@@ -500,7 +501,7 @@ async fn the_page_answers_in_time_whatever_its_clients_and_the_api_server_do() -
         let silent = |shown: &Value| shown["head"]["unready"].is_string();
         let shown = eventually("it says that it does not see the Leases", PATIENCE, || data(&page), silent).await?;
         ensure(shown["lanes"][lease_of(&stage.kinds[0])]["takeovers"][0]["to"].is_string(), || format!("{shown}"))?;
-        let began = Instant::now();
+        let began = now();
         let (code, _) = get(&page).await?;
         ensure(code == 200 && began.elapsed() < Duration::from_secs(2), || {
             format!("{code} after {:?}", began.elapsed())

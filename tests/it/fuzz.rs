@@ -30,6 +30,7 @@ use serde_json::{Value, json};
 const USUAL: u64 = 1500;
 
 /// Tries inputs that are made of the corpus, each by its own seed.
+#[expect(clippy::print_stderr, reason = "the input that was asked for")]
 fn fuzz(name: &str, corpus: &[String], words: &[&str], target: impl Fn(&str)) {
     let number = |name: &str| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let of = |seed: u64| mutated(&mut Rng::with_seed(seed), corpus, words);
