@@ -1,4 +1,4 @@
-//! The HTTP side of a replica: `/livez`, `/readyz`, `/metrics`, `/shards` and `/history`, and the [page](super::page) at `/`.
+//! The HTTP side of a replica: `/livez`, `/readyz`, `/metrics`, `/shards` and `/history`, and the [page] at `/`.
 //!
 //! It only reads what others put into [`Status`] and [`Metrics`], and decides nothing.
 

@@ -87,7 +87,8 @@ impl Browser {
         let port = loop {
             let line = timeout(PATIENCE, lines.next_line()).await.context("chromedriver does not start")??;
             let line = line.context("chromedriver has ended")?;
-            if let Some((_, port)) = line.rsplit_once("on port ") {
+            // First it says which port it was asked for, and then which one it has.
+            if let Some((_, port)) = line.rsplit_once("started successfully on port ") {
                 break port.trim_end_matches('.').to_owned();
             }
         };
