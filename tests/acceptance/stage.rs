@@ -370,7 +370,28 @@ spec:
         Ok(holders[&lease].clone())
     }
 
-    /// Waits until a kind's object was last written by somebody of whom this is true.
+    /// Lets the replicas write and read events on their Leases, as `deploy/rbac.yaml` grants it.
+    pub async fn let_events_be_written(&self) -> Result<()> {
+        let namespace = &self.namespace;
+        let role = format!(
+            "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {{name: events, namespace: {namespace}}}
+rules: [{{apiGroups: [events.k8s.io], resources: [events], verbs: [create, list, patch]}}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {{name: events, namespace: {namespace}}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: events}}
+subjects: [{{kind: ServiceAccount, name: observer, namespace: {namespace}}}]
+"
+        );
+        self.cluster.apply(&role).await?;
+        Ok(())
+    }
+
+    /// Waits until the last writer of a kind's object is as expected.
     pub async fn written_by(&self, kind: &str, by: impl Fn(&str) -> bool) -> Result<String> {
         let resource = plural(kind);
         let look = || async {

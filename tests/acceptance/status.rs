@@ -35,27 +35,6 @@ struct Viewer {
 }
 
 impl Stage {
-    /// As `deploy/rbac.yaml` grants it.
-    async fn let_events_be_written(&self) -> Result<()> {
-        let namespace = &self.namespace;
-        let role = format!(
-            "
-apiVersion: rbac.authorization.k8s.io/v1
-kind: Role
-metadata: {{name: events, namespace: {namespace}}}
-rules: [{{apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {{name: events, namespace: {namespace}}}
-roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: events}}
-subjects: [{{kind: ServiceAccount, name: observer, namespace: {namespace}}}]
-"
-        );
-        self.cluster.apply(&role).await?;
-        Ok(())
-    }
-
     async fn events(&self) -> Result<Vec<Event>> {
         let events: Api<Event> = Api::namespaced(self.client.clone(), &self.namespace);
         Ok(events.list(&ListParams::default()).await?.items)
