@@ -5,7 +5,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends make && rm -
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
-    cargo build --locked --release --package leasehold && cp target/release/leasehold /leasehold
+    cargo build --locked --release --package leasehold --features cli,jemalloc && cp target/release/leasehold /leasehold
 
 # glibc and nothing else: no shell, no package manager. TLS roots are not needed, the API server's come with the Pod.
 FROM gcr.io/distroless/cc-debian12:nonroot

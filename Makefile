@@ -1,8 +1,11 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint bench contend cluster image clean
+.PHONY: help build demo test soak lint bench contend cluster image clean
 
 help: ## Show what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+build: ## Build the program: target/release/leasehold
+	@cargo build --locked --release --features cli,jemalloc
 
 demo: ## See three replicas on a real control plane share their kinds, and one of them die
 	@tests/demo.sh

@@ -19,18 +19,8 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use leasehold::{
-    BoxError, Leasehold, Of, Replica, Signal, Term,
-    ops::{
-        http::{self, Limits},
-        metrics::Metrics,
-        status::Status,
-    },
-    shutdown_signals,
-};
+use leasehold::{BoxError, Leasehold, Of, Replica, Signal, Term, shutdown_signals};
 use serde_json::json;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 #[tokio::main]
@@ -41,41 +31,30 @@ async fn main() -> Result<(), BoxError> {
     let (Some(file), Some(address)) = (arguments.next(), arguments.next()) else {
         return Err("usage: elected CONFIG HOST:PORT".into());
     };
-    let config = leasehold::config::load(&file, &std::fs::read_to_string(&file)?, &["main"])?;
-
-    // Health and metrics are there before anything is asked of the API server.
-    let (status, metrics, done) = (Status::default(), Metrics::default(), CancellationToken::new());
-    let mut tasks = JoinSet::<Result<(), BoxError>>::new();
-    let listener = http::bind(address.parse()?).await?;
-    let router = http::router(status.clone(), metrics.clone());
-    let (stop, counts) = (done.clone().cancelled_owned(), metrics.clone());
-    tasks.spawn(async move {
-        http::serve(listener, router, Limits::default(), counts, stop).await;
-        Ok(())
-    });
+    let text = std::fs::read_to_string(&file)?;
 
     // The term lasts until it drains, whatever main does with it.
     let hold = |term: Term| async move {
         term.draining().await;
         Ok(())
     };
-    let app = Leasehold::new(config).reconciler("main", hold).observed_by(status, metrics);
+    // Health and metrics are served before anything is asked of the API server.
+    let app =
+        Leasehold::builder().configuration(file, text).reconciler("main", hold).endpoints(address.parse()?).build()?;
     let mut elected = app.leadership(Of::Process).ok_or("the process has a signal")?;
     let replica = app.run(kube::Config::infer().await?, Replica::from_env()?, shutdown_signals()?);
-    tasks.spawn(async move { Ok(replica.await?) });
 
     // Here main blocks until this replica leads. `None`: the replica has ended.
-    while let Some(leadership) = elected.leading().await {
-        let Some(term) = leadership.term() else { continue };
-        info!(token = %term.token(), "leading");
-        work(term, &mut elected.clone()).await;
-        info!("not leading");
-    }
-    done.cancel();
-    while let Some(ended) = tasks.join_next().await {
-        ended??;
-    }
-    Ok(())
+    let main = async {
+        while let Some(leadership) = elected.leading().await {
+            let Some(term) = leadership.term() else { continue };
+            info!(token = %term.token(), "leading");
+            work(term, &mut elected.clone()).await;
+            info!("not leading");
+        }
+    };
+    let (stopped, ()) = tokio::join!(replica, main);
+    Ok(stopped?)
 }
 
 /// What only the leader does, until it is not. It writes through the client of its term, which refuses what comes too late.

@@ -25,32 +25,21 @@ use std::{
 use axum::{
     Json, Router,
     extract::{Path, State},
-    http::StatusCode,
+    http::{Response, StatusCode, Uri},
     routing::get,
 };
 use futures::future::BoxFuture;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, CustomResourceExt, ResourceExt};
 use leasehold::{
-    BoxError, Leasehold, Observation, Of, Reconciler, Replica, Signal, Standby, Term,
-    ops::{
-        http::{self, Limits},
-        metrics::Metrics,
-        status::Status,
-    },
-    reconcile::{
-        name::Name,
-        observe::{Observed, Observer},
-        status::{Shard, Stamped},
-        status_writer::{self, HandedIn, Revision, StatusWriter, Versioned},
-    },
-    replica::term::Access,
+    Access, BoxError, Health, Leasehold, Observation, Of, Reconciler, Replica, Signal, Standby, Term,
+    observe::{HandedIn, Limits, Name, Observed, Observer, Revision, Shard, Stamped, StatusWriter, Versioned},
     shutdown_signals,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::{net::TcpListener, task::JoinSet};
 
 /// Something that load balancers send requests to.
 #[derive(CustomResource, Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -134,7 +123,7 @@ impl Reconciler for Backends {
 impl Backends {
     fn new() -> Self {
         let observer = Observer::default();
-        let statuses = StatusWriter::new(observer.store(), status_writer::Limits::default());
+        let statuses = StatusWriter::new(observer.store(), Limits::default());
         Self { observer, statuses, changes: Arc::default() }
     }
 
@@ -161,6 +150,7 @@ impl Backends {
 struct Api {
     backends: Backends,
     signal: Signal,
+    health: Health,
 }
 
 /// A report of a load balancer.
@@ -178,7 +168,13 @@ impl Api {
             .route("/backends", get(Self::all))
             .route("/backends/{namespace}/{name}", get(Self::one).post(Self::report))
             .route("/changes", get(Self::changes))
+            .fallback(Self::health)
             .with_state(self)
+    }
+
+    /// `/readyz`, `/metrics` and so on.
+    async fn health(State(this): State<Self>, uri: Uri) -> Response<String> {
+        this.health.get(&uri.to_string()).await
     }
 
     async fn all(State(this): State<Self>) -> Result<Json<Value>, Refused> {
@@ -239,18 +235,14 @@ async fn main() -> Result<(), BoxError> {
     };
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
     tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
-    let config = leasehold::config::load(&file, &std::fs::read_to_string(&file)?, &["backends"])?;
-    let (backends, status, metrics) = (Backends::new(), Status::default(), Metrics::default());
-    let app =
-        Leasehold::new(config).reconciler("backends", backends.clone()).observed_by(status.clone(), metrics.clone());
+    let (backends, text) = (Backends::new(), std::fs::read_to_string(&file)?);
+    let app = Leasehold::builder().configuration(file, text).reconciler("backends", backends.clone()).build()?;
     let signal = app.leadership(Of::Process).ok_or("the process has a signal")?;
 
-    let listener = http::bind(address.parse()?).await?;
-    let router = http::router(status, metrics.clone()).merge(Api { backends, signal }.router());
-    // An API is asked more often than metrics are.
-    let limits = Limits { per_second: 500, ..Limits::default() };
+    let router = Api { backends, signal, health: app.health() }.router();
+    let listener = TcpListener::bind(&address).await?;
     // Dropped at the end of the replica: the API is served until its last term has drained.
     let mut serving = JoinSet::new();
-    serving.spawn(http::serve(listener, router, limits, metrics, std::future::pending()));
+    serving.spawn(async move { axum::serve(listener, router).await });
     Ok(app.run(kube::Config::infer().await?, Replica::from_env()?, shutdown_signals()?).await?)
 }

@@ -7,24 +7,15 @@
 
 use std::time::Duration;
 
-use axum::{Json, routing::get};
+use axum::{Json, Router, http::Uri, routing::get};
 use kube::{
     Api, Error,
     api::{ApiResource, DynamicObject, Patch, PatchParams},
     core::GroupVersionKind,
 };
-use leasehold::{
-    BoxError, Leasehold, Of, Replica, Signal, Term,
-    ops::{
-        http::{self, Limits},
-        metrics::Metrics,
-        status::Status,
-    },
-    replica::fence::Fenced,
-    shutdown_signals,
-};
+use leasehold::{BoxError, Fenced, Leasehold, Of, Replica, Signal, Term, shutdown_signals};
 use serde_json::json;
-use tokio::task::JoinSet;
+use tokio::{net::TcpListener, task::JoinSet};
 use tracing::{error, info};
 
 #[tokio::main]
@@ -35,13 +26,12 @@ async fn main() -> Result<(), BoxError> {
     let (Some(file), Some(address)) = (arguments.next(), arguments.next()) else {
         return Err("usage: watchers CONFIG HOST:PORT".into());
     };
-    let config = leasehold::config::load(&file, &std::fs::read_to_string(&file)?, &["main"])?;
+    let text = std::fs::read_to_string(&file)?;
     let hold = |term: Term| async move {
         term.draining().await;
         Ok(())
     };
-    let (status, metrics) = (Status::default(), Metrics::default());
-    let app = Leasehold::new(config).reconciler("main", hold).observed_by(status.clone(), metrics.clone());
+    let app = Leasehold::builder().configuration(file, text).reconciler("main", hold).build()?;
     let signal = app.leadership(Of::Process).ok_or("the process has a signal")?;
 
     let mut tasks = JoinSet::new();
@@ -53,11 +43,16 @@ async fn main() -> Result<(), BoxError> {
         let kinds: Vec<_> = leadership.kinds().map(str::to_owned).collect();
         async move { Json(json!({"leading": leadership.is_leading(), "kinds": kinds})) }
     };
-    let router = http::router(status, metrics.clone()).route("/leading", get(answer));
-    // The tests of this example ask more often than a scraper does.
-    let limits = Limits { per_second: 500, ..Limits::default() };
-    let listener = http::bind(address.parse()?).await?;
-    tasks.spawn(http::serve(listener, router, limits, metrics, std::future::pending()));
+    // The program has an HTTP server of its own, so that serves health and metrics too.
+    let health = app.health();
+    let health = move |uri: Uri| async move { health.get(&uri.to_string()).await };
+    let router = Router::new().route("/leading", get(answer)).fallback(health);
+    let listener = TcpListener::bind(&address).await?;
+    tasks.spawn(async move {
+        if let Err(failed) = axum::serve(listener, router).await {
+            error!("the HTTP server has ended: {failed}");
+        }
+    });
 
     app.run(kube::Config::infer().await?, Replica::from_env()?, shutdown_signals()?).await?;
     // The tasks are dropped with their set.

@@ -83,7 +83,7 @@ until_held() {
 }
 
 say "Building leasehold (release) and the test cluster; the first time takes some minutes"
-cargo build --locked --release --bin leasehold
+cargo build --locked --release --bin leasehold --features cli,jemalloc
 cargo build --locked --package leasehold-cluster
 
 say "Finding or building etcd, kube-apiserver, kube-controller-manager and kubectl"

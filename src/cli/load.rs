@@ -9,15 +9,9 @@ use std::{
 
 use kube::Client;
 use leasehold::{
-    config::{self, Configuration, Errors, Escalation, Kind},
+    config::{self, Configuration, Errors, Kind},
     kinds::{
-        self, Builtin,
-        actions::Acts,
-        builtin, builtin_within,
-        compose::{ComposedAdmission, Composition},
-        guard::Guard,
-        reach::Reach,
-        reaching::Reaching,
+        self, Builtin, actions::Acts, builtin, builtin_within, compose::Composition, reach::Reach, reaching::Reaching,
     },
     reconcile::{
         children::{self, Children, Compose, Type},
@@ -44,7 +38,11 @@ pub(super) fn load(path: &Path) -> Result<Loaded, Bad> {
     let builtin = builtin();
     let offers: Vec<_> = builtin
         .iter()
-        .map(|builtin| config::Offer { name: builtin.name, only: Some((&builtin.group, &builtin.kind)) })
+        .map(|builtin| config::Offer {
+            name: builtin.name,
+            only: Some((&builtin.group, &builtin.kind)),
+            in_code: false,
+        })
         .collect();
     let mut wrong = Wrong::default();
     let name = file.display().to_string();
@@ -123,25 +121,16 @@ impl Loaded {
         let asker = Asker::default();
         let own = kinds::webhooks();
         let hook = |kind: &Kind| {
-            let of = Of::new(kind.group.clone(), kind.kind.clone(), Type::of_kind(kind).plural);
-            let own = own.iter().find(|(other, _)| other.group == of.group && other.kind == of.kind);
-            let mut hook = own.map(|(_, hook)| Arc::clone(hook));
-            let composition = self.composition(kind);
-            if let Some(composition) = composition.filter(|composition| composition.admits()) {
-                hook = Some(Arc::new(ComposedAdmission::new(Arc::clone(composition), client(kind))));
-            }
-            if let Some(acts) = self.acts(kind) {
-                hook = Some(Arc::new(Guard::new(kind.name(), acts, reach(kind), asker.clone(), hook)));
-            }
-            Some((of, hook?))
+            let own = own.iter().find(|(of, _)| of.group == kind.group && of.kind == kind.kind);
+            let own = own.map(|(_, hook)| Arc::clone(hook));
+            kinds::webhook(kind, self.composition(kind), own, reach(kind), &asker, client(kind))
         };
         self.config.kinds.iter().filter_map(hook).collect()
     }
 
     /// What the authors of a kind's objects are asked about, if they are.
     fn acts(&self, kind: &Kind) -> Option<Acts> {
-        let composed = self.composition(kind).map(|composition| Acts::Composed(Arc::clone(composition)));
-        composed.or_else(|| Acts::of_builtin(&kind.reconciler)).filter(|_| kind.escalation == Escalation::Check)
+        kinds::acts(kind, self.composition(kind))
     }
 
     /// The kinds whose authors are asked about.

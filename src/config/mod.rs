@@ -2,6 +2,7 @@
 //!
 //! Nothing here does IO or reads a clock. A [`Configuration`] that exists is valid: no later code checks a field again.
 
+pub(crate) mod code;
 mod duration;
 mod errors;
 mod groups;
@@ -39,11 +40,13 @@ pub struct Offer<'a> {
     pub name: &'a str,
     /// Group and kind of the only kind it can reconcile, if there is only one.
     pub only: Option<(&'a str, &'a str)>,
+    /// It is given in code for that kind: a file that lists the kind names no reconciler.
+    pub in_code: bool,
 }
 
 impl<'a> From<&'a str> for Offer<'a> {
     fn from(name: &'a str) -> Self {
-        Self { name, only: None }
+        Self { name, only: None, in_code: false }
     }
 }
 
@@ -284,7 +287,14 @@ pub struct Timings {
     pub request_timeout: Duration,
 }
 
-/// One configured kind. `lease_name`, `lease_group`, `lock` and `standby` belong to its shard, and are the same for each kind of
+impl Default for Timings {
+    /// 15 s, 10 s, 2 s and 2 s.
+    fn default() -> Self {
+        read::DEFAULT_TIMINGS
+    }
+}
+
+/// One configured kind. In code, [`Kind::of`] begins with its defaults. `lease_name`, `lease_group`, `lock` and `standby` belong to its shard, and are the same for each kind of
 /// that; the rest is the kind's.
 #[derive(Clone, Debug)]
 pub struct Kind {

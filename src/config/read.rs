@@ -22,7 +22,7 @@ const API_VERSION: &str = "leasehold.dev/v1alpha1";
 const KIND: &str = "Configuration";
 
 const DEFAULT_INSTANCE: &str = "leasehold";
-const DEFAULT_TIMINGS: Timings = Timings {
+pub(super) const DEFAULT_TIMINGS: Timings = Timings {
     lease_duration: Duration::from_secs(15),
     renew_deadline: Duration::from_secs(10),
     retry_period: Duration::from_secs(2),
@@ -107,7 +107,7 @@ pub(super) fn configuration(file: &str, text: &str, reconcilers: &[Offer<'_>]) -
     }
 }
 
-fn top(root: &Node, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Configuration {
+pub(super) fn top(root: &Node, reconcilers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Configuration {
     let mut section = Section::open(root, "", errors);
     section.exactly("apiVersion", API_VERSION, errors);
     section.exactly("kind", KIND, errors);
@@ -551,7 +551,19 @@ fn kind(
     let lock = section.choice("lock", &LOCKS, errors);
     let service_account = service_account(&mut section, errors);
     let escalation = section.choice("escalation", &ESCALATIONS, errors);
-    let reconciler = reconciler(&mut section, reconcilers, errors);
+    let names = (group_version.as_ref()).zip(kind.as_ref()).map(|((group, _), kind)| (group.as_str(), kind.value));
+    let in_code = reconcilers.iter().find(|offer| offer.in_code && offer.only.is_some() && offer.only == names);
+    let reconciler = match in_code {
+        None => reconciler(&mut section, reconcilers, errors),
+        Some(offer) => {
+            let (at, path) = section.place("reconciler");
+            if section.take("reconciler").is_some() {
+                let message = "the kind has its reconciler in code; remove `reconciler` here";
+                errors.add(at, &path, message);
+            }
+            Some(By::Code(offer.name.to_owned()))
+        }
+    };
     section.not_yet("election", errors);
     section.not_yet("onLoss", errors);
     section.finish(errors);
@@ -586,6 +598,7 @@ fn kind(
             entry.reconciler = found.value.to_owned();
             suits(&entry, &found, reconcilers, errors);
         }
+        Some(By::Code(name)) => entry.reconciler = name,
         Some(By::Composition(file)) => {
             entry.reconciler = entry.name();
             entry.composition = Some(file.value.to_owned());
@@ -713,12 +726,14 @@ fn is_lease_name(text: &str) -> bool {
 
 /// What reconciles a kind, as the file has it.
 enum By<'n> {
+    /// It does not have it: that is given in code.
+    Code(String),
     Builtin(Located<&'n str>),
     Composition(Located<&'n str>),
 }
 
 fn reconciler<'n>(section: &mut Section<'n>, offers: &[Offer<'_>], errors: &mut Gathered<'_>) -> Option<By<'n>> {
-    let names: Vec<_> = offers.iter().map(|offer| offer.name).collect();
+    let names: Vec<_> = offers.iter().filter(|offer| !offer.in_code).map(|offer| offer.name).collect();
     let names =
         if names.is_empty() { "none is compiled in".to_owned() } else { format!("one of {}", names.join(", ")) };
     let Some(mut reconciler) = section.section("reconciler", errors) else {
@@ -746,7 +761,9 @@ fn reconciler<'n>(section: &mut Section<'n>, offers: &[Offer<'_>], errors: &mut 
             None
         }
         (None, Some(file)) => Some(By::Composition(file)),
-        (Some(found), None) if offers.iter().any(|offer| offer.name == found.value) => Some(By::Builtin(found)),
+        (Some(found), None) if offers.iter().any(|offer| !offer.in_code && offer.name == found.value) => {
+            Some(By::Builtin(found))
+        }
         (Some(found), None) => {
             let message = format!("`{}` is no reconciler of this binary: {names}", found.value);
             errors.add(found.at, &found.path, message);

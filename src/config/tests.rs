@@ -287,7 +287,7 @@ fn kinds() {
 
 #[test]
 fn a_reconciler_made_for_another_kind() {
-    let offers = [Offer { name: "expiry", only: Some(("leasehold.dev", "ExpiryPolicy")) }];
+    let offers = [Offer { name: "expiry", only: Some(("leasehold.dev", "ExpiryPolicy")), in_code: false }];
     let errors = load("f.yaml", GOOD, &offers).unwrap_err();
     assert_eq!(
         errors.violations()[0].message,

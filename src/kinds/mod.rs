@@ -19,20 +19,28 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceConversion, CustomResourceDefinition, ServiceReference, WebhookClientConfig, WebhookConversion,
 };
 use kube::{
-    CustomResourceExt, Resource,
+    Client, CustomResourceExt, Resource,
     core::crd::{MergeError, merge_crds},
 };
 
 use self::{
+    actions::Acts,
+    compose::{ComposedAdmission, Composition},
     expiry::{Expiry, ExpiryPolicy},
+    guard::Guard,
     propagation::{Propagate, Propagation},
+    reach::Reach,
     reaching::Reaching,
     schedule::{ScaleSchedule, ScaleScheduleV1Beta1, Schedule, ScheduleConversion},
 };
 use crate::{
-    reconcile::stages::{Staged, Stages},
+    config::{Escalation, Kind},
+    reconcile::{
+        children::Type,
+        stages::{Staged, Stages},
+    },
     replica::term::{Access, Reconciler},
-    webhooks::{Of, Webhook},
+    webhooks::{Of, Webhook, ask::Asker},
 };
 
 /// The YAML of a page in `docs/`, block by block.
@@ -80,6 +88,33 @@ pub fn builtin_within(reach: impl Fn(&'static str) -> Reaching) -> Vec<Builtin> 
 pub fn webhooks() -> Vec<(Of, Arc<dyn Webhook>)> {
     let schedule = ScaleSchedule::crd().spec;
     vec![(Of::new(schedule.group, schedule.names.kind, schedule.names.plural), Arc::new(ScheduleConversion))]
+}
+
+/// What the authors of a kind's objects are asked about, if they are.
+pub fn acts(kind: &Kind, composition: Option<&Arc<Composition>>) -> Option<Acts> {
+    let composed = composition.map(|composition| Acts::Composed(Arc::clone(composition)));
+    composed.or_else(|| Acts::of_builtin(&kind.reconciler)).filter(|_| kind.escalation == Escalation::Check)
+}
+
+/// The webhook of a kind, if it has one: what it says of its objects itself (`own`, and the rules of its composition), and
+/// whether their authors may do what these have it do. `client` is what it looks things up with, if that is not the replica's own.
+pub fn webhook(
+    kind: &Kind,
+    composition: Option<&Arc<Composition>>,
+    own: Option<Arc<dyn Webhook>>,
+    reach: Reach,
+    asker: &Asker,
+    client: Option<Client>,
+) -> Option<(Of, Arc<dyn Webhook>)> {
+    let of = Of::new(kind.group.clone(), kind.kind.clone(), Type::of_kind(kind).plural);
+    let mut hook = own;
+    if let Some(composition) = composition.filter(|composition| composition.admits()) {
+        hook = Some(Arc::new(ComposedAdmission::new(Arc::clone(composition), client)));
+    }
+    if let Some(acts) = acts(kind, composition) {
+        hook = Some(Arc::new(Guard::new(kind.name(), acts, reach, asker.clone(), hook)));
+    }
+    Some((of, hook?))
 }
 
 /// The definitions of the built-in kinds. With the namespace and name of the Service of webhooks, those convert, and every

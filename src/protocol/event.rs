@@ -322,6 +322,7 @@ pub enum Freed {
 
 /// Why a right to work has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Loss {
     /// No renewal succeeded by the renew deadline: its work is to finish.
     Deadline,

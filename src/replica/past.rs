@@ -18,7 +18,7 @@ use kube::Client;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-use super::{announce, problem::describe, telemetry::Telemetry};
+use super::{announce, problem::describe, telemetry::Telemetry, term::BoxError};
 use crate::ops::{
     ask::{ask, read},
     picture::pod_of,
@@ -46,7 +46,7 @@ pub(super) async fn learn(client: Client, namespace: String, telemetry: Telemetr
     let events = async {
         match timeout(PATIENCE, events(&client, &namespace)).await {
             Ok(Ok(history)) => telemetry.heard(history),
-            Ok(Err(error)) => debug!("the events on Leases are not read: {error:#}"),
+            Ok(Err(error)) => debug!("the events on Leases are not read: {error}"),
             Err(_elapsed) => debug!("the events on Leases are not read in time"),
         }
     };
@@ -80,7 +80,7 @@ async fn others(telemetry: &Telemetry) {
 }
 
 /// By the events on the Leases of this namespace.
-async fn events(client: &Client, namespace: &str) -> anyhow::Result<History> {
+async fn events(client: &Client, namespace: &str) -> Result<History, BoxError> {
     let mut history = History::default();
     let (mut from, mut count) = (String::new(), 0);
     loop {
@@ -89,7 +89,7 @@ async fn events(client: &Client, namespace: &str) -> anyhow::Result<History> {
             announce::ACQUIRED
         );
         let answer = client.send(Request::get(path).body(kube::client::Body::empty())?).await;
-        let answer = answer.map_err(|error| anyhow::anyhow!(describe(&error)))?;
+        let answer = answer.map_err(|error| describe(&error))?;
         let date = answer.headers().get(header::DATE).and_then(|date| date.to_str().ok());
         let now = date.and_then(|date| rfc2822::parse(date).ok()).map(|date| date.timestamp());
         let list: List<Event> = serde_json::from_slice(&read(answer, BYTES).await?)?;

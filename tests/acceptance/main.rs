@@ -38,6 +38,7 @@ mod policies;
 mod preflight;
 mod process;
 mod program;
+mod programs;
 mod pruned;
 mod rails;
 mod renamed;

@@ -35,8 +35,11 @@ async fn run(work: tokio::runtime::Handle) -> Result<(), BoxError> {
     let (Some(file), Some(address)) = (arguments.next(), arguments.next()) else {
         return Err("usage: replica CONFIG HOST:PORT".into());
     };
-    let config =
-        leasehold::config::load(&file, &std::fs::read_to_string(&file)?, &[Offer { name: "seen", only: None }])?;
+    let config = leasehold::config::load(
+        &file,
+        &std::fs::read_to_string(&file)?,
+        &[Offer { name: "seen", only: None, in_code: false }],
+    )?;
     let (status, metrics) = (Status::default(), Metrics::default());
     let listener = http::bind(address.parse()?).await?;
     let replica = Leasehold::new(config)

@@ -214,8 +214,8 @@ fn fuzz_configurations() {
     ];
     let offers = [
         Offer::from("propagation"),
-        Offer { name: "expiry", only: Some(("leasehold.dev", "ExpiryPolicy")) },
-        Offer { name: "scale-schedule", only: None },
+        Offer { name: "expiry", only: Some(("leasehold.dev", "ExpiryPolicy")), in_code: false },
+        Offer { name: "scale-schedule", only: None, in_code: false },
     ];
     fuzz("fuzz_configurations", &corpus, &words, |text| {
         let read = config::load("f.yaml", text, &offers);

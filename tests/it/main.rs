@@ -14,3 +14,4 @@ mod render;
 mod rights;
 mod tidy;
 mod timeline;
+mod wall;

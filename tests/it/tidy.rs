@@ -103,13 +103,13 @@ fn only_the_supervisor_spawns_tasks() {
 #[test]
 fn arrows_go_one_way() {
     for (folder, others) in [
-        ("src/config", vec!["protocol", "replica", "reconcile", "kinds", "webhooks", "ops", "app"]),
-        ("src/protocol", vec!["replica", "reconcile", "kinds", "webhooks", "ops", "app"]),
-        ("src/replica", vec!["reconcile", "kinds", "webhooks", "app"]),
-        ("src/reconcile", vec!["kinds", "webhooks", "app"]),
-        ("src/webhooks", vec!["protocol", "kinds", "app"]),
-        ("src/ops", vec!["config", "protocol", "replica", "reconcile", "kinds", "webhooks", "app"]),
-        ("src/kinds", vec!["app"]),
+        ("src/config", vec!["protocol", "replica", "reconcile", "kinds", "webhooks", "ops", "app", "front"]),
+        ("src/protocol", vec!["replica", "reconcile", "kinds", "webhooks", "ops", "app", "front"]),
+        ("src/replica", vec!["reconcile", "kinds", "webhooks", "app", "front"]),
+        ("src/reconcile", vec!["kinds", "webhooks", "app", "front"]),
+        ("src/webhooks", vec!["protocol", "kinds", "app", "front"]),
+        ("src/ops", vec!["config", "protocol", "replica", "reconcile", "kinds", "webhooks", "app", "front"]),
+        ("src/kinds", vec!["app", "front"]),
     ] {
         for file in sources(folder) {
             for other in &others {

@@ -66,8 +66,11 @@ fn main() -> Result<(), BoxError> {
 
 async fn run(work: tokio::runtime::Handle) -> Result<(), BoxError> {
     let file = std::env::args().nth(1).ok_or("usage: observer CONFIG [HOST:PORT]")?;
-    let config =
-        leasehold::config::load(&file, &std::fs::read_to_string(&file)?, &[Offer { name: "observer", only: None }])?;
+    let config = leasehold::config::load(
+        &file,
+        &std::fs::read_to_string(&file)?,
+        &[Offer { name: "observer", only: None, in_code: false }],
+    )?;
     let (status, metrics) = (Status::default(), Metrics::default());
     let endpoints = serve(std::env::args().nth(2), status.clone(), metrics.clone());
     let replica = Leasehold::new(config)

@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, api::ListParams};
 use leasehold::{
     ops::{
-        ask::{Refusal, ask, read},
+        ask::{NoAnswer, ask, read},
         report::Report,
     },
     protocol::lease::{Member, Role},
@@ -193,12 +193,12 @@ impl Reach {
 }
 
 /// What grants it, where it is forbidden.
-fn granted(error: anyhow::Error) -> anyhow::Error {
-    match error.downcast_ref() {
-        Some(Refusal { status: StatusCode::FORBIDDEN, message }) => {
+fn granted(error: NoAnswer) -> anyhow::Error {
+    match error {
+        NoAnswer::Refused { status: StatusCode::FORBIDDEN, message } => {
             anyhow!("{message}; the Role leasehold-viewer of deploy/ grants it")
         }
-        _ => error,
+        _ => error.into(),
     }
 }
 

@@ -8,7 +8,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{kinds::schema, reconcile::status::Shard, reported};
+use crate::{
+    kinds::schema,
+    reconcile::status::{Shard, reported},
+};
 
 /// Deletes objects of one kind in its own namespace when they have outlived their time.
 ///

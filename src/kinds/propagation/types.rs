@@ -8,7 +8,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{kinds::schema, reconcile::status::Shard, reported};
+use crate::{
+    kinds::schema,
+    reconcile::status::{Shard, reported},
+};
 
 /// Copies one ConfigMap or Secret into other namespaces and keeps the copies like it.
 ///

@@ -8,7 +8,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{kinds::schema, reconcile::status::Shard, reported};
+use crate::{
+    kinds::schema,
+    reconcile::status::{Shard, reported},
+};
 
 /// Scales one workload by the clock: in a window to the number of the window, and afterwards to what it was.
 ///
@@ -96,7 +99,7 @@ pub struct Window {
 
 /// A day of the week.
 #[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "they are the days of the week")]
+#[cfg_attr(feature = "internals", expect(missing_docs, reason = "they are the days of the week"))]
 pub enum Day {
     Mon,
     Tue,

@@ -159,7 +159,7 @@ fn others(replica: &status::Replica) -> impl Iterator<Item = (String, Result<Soc
 async fn ask_one(name: &str, address: SocketAddr) -> Result<(Report, usize), String> {
     let answer = timeout(ANSWER, ask(address, "/shards", BYTES)).await;
     let answer = answer.map_err(|_elapsed| format!("no answer within {} s", ANSWER.as_secs()))?;
-    let bytes = answer.map_err(|error| format!("{error:#}"))?;
+    let bytes = answer.map_err(|error| error.to_string())?;
     let report: Report = serde_json::from_slice(&bytes).map_err(|_error| "its answer is no report".to_owned())?;
     match pod_of(&report.identity) == name {
         true => Ok((report, bytes.len())),

@@ -37,7 +37,7 @@ pub enum Observed<K> {
 /// ```
 /// use futures::{StreamExt, future::BoxFuture};
 /// use k8s_openapi::api::core::v1::ConfigMap;
-/// use leasehold::{BoxError, Observation, Reconciler, Term, reconcile::observe::{Observed, Observer}};
+/// use leasehold::{BoxError, Observation, Reconciler, Term, observe::{Observed, Observer}};
 ///
 /// struct Settings {
 ///     observer: Observer<ConfigMap>, // its `store()` is what any task may read
@@ -126,7 +126,7 @@ where
 ///
 /// ```
 /// use k8s_openapi::api::core::v1::ConfigMap;
-/// use leasehold::{Observation, Term, reconcile::observe::{Observer, observing}};
+/// use leasehold::{Observation, Term, observe::{Observer, observing}};
 ///
 /// let observer = Observer::<ConfigMap>::default();
 /// let store = observer.store(); // for the tasks that serve

@@ -67,7 +67,7 @@ struct Objects<K> {
 
 /// What the objects of a kind come to in a cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Bytes of those that are kept.
     pub bytes: u64,
     /// How many weigh more than an object of the kind may.
@@ -275,7 +275,7 @@ impl<K: Resource> Store<K> {
     }
 
     /// What they come to.
-    pub fn tally(&self) -> Tally {
+    pub(crate) fn tally(&self) -> Tally {
         self.lock().objects.tally
     }
 

@@ -40,7 +40,7 @@ struct ProbeStatus {
     shard: Option<Shard>,
     total: u32,
 }
-crate::reported!(ProbeStatus);
+crate::reconcile::status::reported!(ProbeStatus);
 
 #[derive(Debug, thiserror::Error)]
 #[error("failed to {0}")]

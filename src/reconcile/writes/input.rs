@@ -18,7 +18,7 @@ const LABEL_MAX: usize = 63;
 /// A text that cannot be a part of a request, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is no {what}: {rule}")]
-pub struct Invalid {
+pub(crate) struct Invalid {
     text: String,
     what: &'static str,
     rule: &'static str,
@@ -30,7 +30,7 @@ impl Invalid {
     }
 
     /// Without what was said, for messages that show no values.
-    pub fn rule(&self) -> String {
+    pub(crate) fn rule(&self) -> String {
         format!("is no {}: {}", self.what, self.rule)
     }
 }
@@ -61,7 +61,7 @@ macro_rules! text {
 
 /// The name of an object: one segment of a path that needs no escape.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectName(String);
+pub(crate) struct ObjectName(String);
 text!(ObjectName);
 
 impl ObjectName {
@@ -69,7 +69,7 @@ impl ObjectName {
     ///
     /// # Errors
     /// If it would be more than one segment of a path, or another one than it says.
-    pub fn new(text: &str) -> Result<Self, Invalid> {
+    pub(crate) fn new(text: &str) -> Result<Self, Invalid> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | ':');
         if (1..=NAME_MAX).contains(&text.len()) && text.chars().all(allowed) && !matches!(text, "." | "..") {
             return Ok(Self(text.to_owned()));
@@ -81,7 +81,7 @@ impl ObjectName {
     ///
     /// # Errors
     /// If it is none.
-    pub fn dns(text: &str) -> Result<Self, Invalid> {
+    pub(crate) fn dns(text: &str) -> Result<Self, Invalid> {
         if is_subdomain(text) {
             return Ok(Self(text.to_owned()));
         }
@@ -93,13 +93,13 @@ impl ObjectName {
 
 /// The name of a namespace: a label as in RFC 1123.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NamespaceName(String);
+pub(crate) struct NamespaceName(String);
 text!(NamespaceName);
 
 impl NamespaceName {
     /// # Errors
     /// If it is none.
-    pub fn new(text: &str) -> Result<Self, Invalid> {
+    pub(crate) fn new(text: &str) -> Result<Self, Invalid> {
         if is_dns_label(text) {
             return Ok(Self(text.to_owned()));
         }
@@ -112,7 +112,7 @@ impl NamespaceName {
 ///
 /// # Errors
 /// If one of the two cannot be what it says; the message begins with the field.
-pub fn gvk(api_version: &str, kind: &str) -> Result<GroupVersionKind, String> {
+pub(crate) fn gvk(api_version: &str, kind: &str) -> Result<GroupVersionKind, String> {
     let parsed = api_version.parse::<GroupVersion>().ok();
     let valid = |it: &GroupVersion| (it.group.is_empty() || is_subdomain(&it.group)) && is_dns_label(&it.version);
     let Some(version) = parsed.filter(valid) else {
@@ -135,7 +135,7 @@ fn is_kind(text: &str) -> bool {
 ///
 /// # Errors
 /// If one is not, or an operator is unknown; the message begins with the field.
-pub fn selector(selector: LabelSelector) -> Result<Selector, String> {
+pub(crate) fn selector(selector: LabelSelector) -> Result<Selector, String> {
     for (key, value) in selector.match_labels.iter().flatten() {
         label_key(key).map_err(|wrong| format!("matchLabels: {wrong}"))?;
         label_value(value).map_err(|wrong| format!("matchLabels.{key}: {wrong}"))?;
@@ -153,7 +153,7 @@ pub fn selector(selector: LabelSelector) -> Result<Selector, String> {
 ///
 /// # Errors
 /// If it is none.
-pub fn label_key(text: &str) -> Result<(), Invalid> {
+pub(crate) fn label_key(text: &str) -> Result<(), Invalid> {
     let (prefix, name) = text.split_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));
     if prefix.is_none_or(is_subdomain) && !name.is_empty() && is_label_value(name) {
         return Ok(());
@@ -165,7 +165,7 @@ pub fn label_key(text: &str) -> Result<(), Invalid> {
 ///
 /// # Errors
 /// If it is none.
-pub fn label_value(text: &str) -> Result<(), Invalid> {
+pub(crate) fn label_value(text: &str) -> Result<(), Invalid> {
     if is_label_value(text) {
         return Ok(());
     }

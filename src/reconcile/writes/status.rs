@@ -38,7 +38,7 @@ pub trait Stamped: Clone + PartialEq {
     fn shard_mut(&mut self) -> &mut Option<Shard>;
 }
 
-/// A status with the fields that every kind reports. [`reported!`](crate::reported) implements it.
+/// A status with the fields that every kind reports. [`reported!`] implements it.
 pub trait Reported: Stamped + Default {
     /// Says of which generation of the spec it is, and what the conditions are.
     fn set(&mut self, observed_generation: Option<i64>, conditions: Vec<Condition>);
@@ -46,7 +46,7 @@ pub trait Reported: Stamped + Default {
 
 /// Implements [`Reported`] and [`Stamped`] for a status with the fields `observed_generation: Option<i64>`,
 /// `conditions: Vec<Condition>` and `shard: Option<Shard>`.
-#[macro_export]
+#[cfg_attr(feature = "internals", macro_export)]
 macro_rules! reported {
     ($status:ty) => {
         impl $crate::reconcile::status::Stamped for $status {
@@ -71,6 +71,8 @@ macro_rules! reported {
         }
     };
 }
+
+pub(crate) use reported;
 
 /// Whether `next` says anything that `current` does not. The stamp alone is no news: otherwise each take-over would write every status.
 pub fn changed<S: Stamped>(current: Option<&S>, next: &S) -> bool {
