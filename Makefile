@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak lint bench contend cluster image clean
+.PHONY: help build demo test soak lint bench contend cluster release image clean
 
 help: ## Show what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -31,6 +31,9 @@ contend: ## Contend with client-go's electors for a Lease, a ConfigMap and both,
 
 cluster: ## Start a control plane on this machine and keep it until Ctrl-C
 	@cargo run --locked --quiet --package leasehold-cluster -- up
+
+release: ## Make a release in dist/: notes, binary, image, chart, CRDs, manifests, SBOM, checksums (ARGS=--dry-run for what needs no compiler)
+	@.ci/release $(ARGS)
 
 image: ## Build the container image leasehold:0.1.0
 	docker build --tag leasehold:0.1.0 .

@@ -10,6 +10,7 @@ mod habits;
 mod logs;
 mod manifests;
 mod messages;
+mod release;
 mod render;
 mod rights;
 mod tidy;
