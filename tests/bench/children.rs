@@ -21,7 +21,7 @@ use leasehold_cluster::{AuditEvent, eventually};
 use serde_json::{Value, json};
 
 use crate::{
-    field::{Field, GROUP, now, resident},
+    field::{Field, GROUP, anonymous, now, resident},
     record::millis,
     report::{Report, say},
 };
@@ -144,6 +144,7 @@ impl Job<'_> {
         self.all_led().await?;
         tokio::time::sleep(Duration::from_secs(3)).await;
         add("memory of all replicas, 500 objects", "MiB", self.memory().await?);
+        add("without pages of the program's file (RssAnon), 500 objects", "MiB", self.own().await?);
         let latencies = self.changes("few").await?;
         add("100 changes a second, 500 objects: p50 until the status is stored", "ms", percentile(&latencies, 50));
         add("100 changes a second, 500 objects: p99", "ms", percentile(&latencies, 99));
@@ -162,6 +163,7 @@ impl Job<'_> {
         add("CPU of all replicas for them", "s", spent.iter().sum());
         add("CPU of the busiest", "s", spent.into_iter().reduce(f64::max).context("a process")?);
         add("memory of all replicas, 5,000 objects", "MiB", self.memory().await?);
+        add("without pages of the program's file (RssAnon), 5,000 objects", "MiB", self.own().await?);
         add("memory of the largest, 5,000 objects", "MiB", self.largest().await?);
         let writes = self.writes()?.split_off(written);
         add("writes an object", "", writes.len() as f64 / (KINDS * (MANY - FEW)) as f64);
@@ -253,6 +255,10 @@ impl Job<'_> {
 
     async fn memory(&self) -> Result<f64> {
         self.pids().await?.into_iter().map(resident).sum()
+    }
+
+    async fn own(&self) -> Result<f64> {
+        self.pids().await?.into_iter().map(anonymous).sum()
     }
 
     async fn largest(&self) -> Result<f64> {

@@ -341,9 +341,19 @@ pub(crate) fn pod_of(holder: &str) -> &str {
 
 /// Resident memory of a process in MiB.
 pub(crate) fn resident(pid: u32) -> Result<f64> {
+    mebibytes(pid, "VmRSS")
+}
+
+/// What of it is the process' own data and not pages of its program's file, in MiB.
+pub(crate) fn anonymous(pid: u32) -> Result<f64> {
+    mebibytes(pid, "RssAnon")
+}
+
+/// A line of `/proc/<pid>/status` (proc(5)), in MiB.
+pub(crate) fn mebibytes(pid: u32, name: &str) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let kib: f64 = line.with_context(|| name.to_owned())?.trim().trim_end_matches(" kB").trim().parse()?;
     Ok(kib / 1024.0)
 }
 

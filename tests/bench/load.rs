@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context, Result};
 
 use crate::{
-    field::{BOTH, DEFAULT, Field, System, now, pods_of, resident},
+    field::{BOTH, DEFAULT, Field, System, anonymous, now, pods_of, resident},
     record::{lease_requests, millis},
     report::{Report, say},
 };
@@ -76,13 +76,15 @@ async fn memory(field: &Field, report: &mut Report) -> Result<()> {
     field.cluster.kubectl(&["-n", SHIPPED, "rollout", "status", "deployment/leasehold", "--timeout=120s"]).await?;
     tokio::time::sleep(SETTLE).await;
     let leaders = pods_of(&field.holders(SHIPPED).await?);
-    let (mut leading, mut standing_by) = (Vec::new(), Vec::new());
+    let (mut leading, mut standing_by, mut own) = (Vec::new(), Vec::new(), Vec::new());
     for pod in field.pods(SHIPPED).await? {
         let pid = *field.kubelet.pids(SHIPPED, &pod).first().context("a process")?;
         if leaders.contains(&pod) { &mut leading } else { &mut standing_by }.push(resident(pid)?);
+        own.push(anonymous(pid)?);
     }
     report.add(MEMORY, "leasehold", "leading a kind", "MiB", leading);
     report.add(MEMORY, "leasehold", "leading nothing", "MiB", standing_by);
+    report.add(MEMORY, "leasehold", "any of them, without pages of the program's file (RssAnon)", "MiB", own);
     field.cluster.kubectl(&["delete", "namespace", SHIPPED, "--wait=false"]).await?;
     Ok(())
 }

@@ -14,7 +14,7 @@ use leasehold_cluster::eventually;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    field::{Field, pods_of, resident},
+    field::{Field, mebibytes, pods_of},
     report::{Report, say},
 };
 
@@ -115,10 +115,7 @@ async fn settled() {
 /// What the process of a pod has in memory, and the most it has had, in MiB.
 fn memory(field: &Field, pod: &str) -> Result<(f64, f64)> {
     let pid = *field.kubelet.pids(SHIPPED, pod).first().context("a process")?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
-    let most: f64 = most.trim().trim_end_matches(" kB").trim().parse()?;
-    Ok((resident(pid)?, most / 1024.0))
+    Ok((mebibytes(pid, "VmRSS")?, mebibytes(pid, "VmHWM")?))
 }
 
 /// A text of that length that differs by its number.
