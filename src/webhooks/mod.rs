@@ -6,37 +6,6 @@
 //! author may. Whether the API server asks about every object of a kind
 //! is what [`coverage`] judges and [`configuration`] reads. The certificate is made and renewed by a shard of its own, [`issuer`], whose steps
 //! [`rotation`] decides and whose certificates [`certificate`] makes and judges.
-//!
-//! ```no_run
-//! use futures::{FutureExt, future::BoxFuture};
-//! use leasehold::{BoxError, Leasehold, Replica, shutdown_signals, webhooks::{Asked, Denied, Of, Webhook, Webhooks}};
-//!
-//! struct Widgets;
-//!
-//! impl Webhook for Widgets {
-//!     fn validate<'a>(&'a self, asked: &'a Asked<'_>) -> BoxFuture<'a, Result<Vec<String>, Denied>> {
-//!         let object = asked.request.object.as_ref();
-//!         let size = object.and_then(|object| object.data["spec"]["size"].as_i64()).unwrap_or_default();
-//!         async move { if size > 9 { Err(Denied::new("spec.size: the most is 9")) } else { Ok(Vec::new()) } }.boxed()
-//!     }
-//! }
-//!
-//! # async fn example(config: leasehold::Configuration, replica: Replica) -> Result<(), BoxError> {
-//! let cluster = kube::Config::infer().await?;
-//! let webhooks = Webhooks::new(config.webhooks.clone(), &replica.pod_namespace).answer(Of::new("example.com", "Widget", "widgets"), Widgets);
-//! let listener = webhooks.bind().await?;
-//! let app = Leasehold::new(config).webhooks(&webhooks); // .reconciler(…)
-//! let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-//! let serve = webhooks.serve(listener, kube::Client::try_from(cluster.clone())?, async { drop(stopped.await) });
-//! let run = async {
-//!     let ended = app.run(cluster, replica, shutdown_signals()?).await;
-//!     drop(stop);
-//!     ended.map_err(BoxError::from)
-//! };
-//! let (_, ended) = tokio::join!(serve, run);
-//! ended
-//! # }
-//! ```
 
 pub mod action;
 pub mod ask;
@@ -110,6 +79,32 @@ impl Denied {
 ///
 /// It is called on every replica, several times at once, for dry runs too: it has no side effects. An answer that takes
 /// longer than [`Limits::answer`] becomes a refusal, and so does a panic.
+///
+/// ```
+/// use futures::{FutureExt, future::BoxFuture};
+/// use k8s_openapi::api::core::v1::ConfigMap;
+/// use leasehold::{BoxError, Leasehold, Term, webhook::{Asked, Denied, Webhook}};
+///
+/// struct Small;
+///
+/// impl Webhook for Small {
+///     fn validate<'a>(&'a self, asked: &'a Asked<'_>) -> BoxFuture<'a, Result<Vec<String>, Denied>> {
+///         let object = asked.request.object.as_ref();
+///         let keys = object.and_then(|object| object.data["data"].as_object()).map_or(0, |data| data.len());
+///         async move { if keys > 9 { Err(Denied::new("data: the most is 9 keys")) } else { Ok(Vec::new()) } }.boxed()
+///     }
+/// }
+///
+/// async fn config_maps(term: Term) -> Result<(), BoxError> {
+///     term.draining().await;
+///     Ok(())
+/// }
+///
+/// # fn main() -> Result<(), BoxError> {
+/// let app = Leasehold::builder().kind::<ConfigMap>(config_maps).webhook::<ConfigMap>(Small).build()?;
+/// # Ok(())
+/// # }
+/// ```
 pub trait Webhook: Send + Sync + 'static {
     /// Fills in what the object leaves out; what has changed becomes a JSON patch. Not called for a deletion.
     fn default<'a>(&'a self, asked: &'a Asked<'_>, object: &'a mut Value) -> BoxFuture<'a, Result<(), Denied>> {
