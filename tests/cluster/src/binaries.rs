@@ -6,8 +6,10 @@
 use anyhow::{Context, Result, bail};
 use std::{
     fs::{self, File},
+    io::{self, BufRead as _, BufReader, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -22,7 +24,9 @@ const OLD_CLIENT_GO: [&str; 3] = [
 ];
 const CEL_GO: [&str; 3] =
     [include_str!("../celgo/main.go"), include_str!("../celgo/go.mod"), include_str!("../celgo/go.sum")];
+const HELM: [&str; 2] = [include_str!("../helm/go.mod"), include_str!("../helm/go.sum")];
 const PROGRESS: Duration = Duration::from_secs(30);
+const SECOND: Duration = Duration::from_secs(1);
 
 /// The programs a control plane is made of.
 #[derive(Clone, Debug)]
@@ -40,11 +44,23 @@ pub struct Binaries {
 }
 
 impl Binaries {
-    /// Finds the binaries, or builds them, which takes 8 to 14 minutes the first time. Blocks; says on stderr what it does.
+    /// Finds the binaries, or builds them, which takes minutes the first time. Blocks; says on stderr what it does.
     ///
     /// # Errors
     /// When a directory named by the environment is incomplete, when Go is missing or too old, or when the build fails.
     pub fn find_or_build() -> Result<Self> {
+        Self::find_or_build_with(&mut Progress::said())
+    }
+
+    /// The same, with the progress of a build in this file: one line, written anew each second, for a program that waits.
+    ///
+    /// # Errors
+    /// As [`find_or_build`](Self::find_or_build).
+    pub fn find_or_build_into(progress: &Path) -> Result<Self> {
+        Self::find_or_build_with(&mut Progress::File(progress.to_owned()))
+    }
+
+    fn find_or_build_with(progress: &mut Progress) -> Result<Self> {
         if let Some(directory) = directory_from("LEASEHOLD_CLUSTER_BIN") {
             let found = Self::in_directory(&directory).context("LEASEHOLD_CLUSTER_BIN")?;
             if found.kube_controller_manager.is_none() {
@@ -65,7 +81,7 @@ impl Binaries {
         let directory = cache()?.join(format!("control-plane-{}-{:016x}", version()?, fnv(&[GO_MOD, GO_SUM])));
         once(&directory, |into| {
             say(&format!(
-                "building etcd, kube-apiserver, kube-controller-manager and kubectl {} with Go; the first build takes 8 to 14 minutes",
+                "building etcd, kube-apiserver, kube-controller-manager and kubectl {} with Go; the first build takes 5 to 10 minutes",
                 version()?
             ));
             let version = version()?;
@@ -77,7 +93,7 @@ impl Binaries {
                     format!("-X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor} -X {package}.gitTreeState=clean")
                 })
                 .join(" ");
-            go_build(&["-trimpath", "-ldflags", &format!("-s -w {flags}")], into, "tool")?;
+            go_build("", &["-ldflags", &format!("-s -w {flags}")], into, "tool", progress)?;
             // etcd's main package is go.etcd.io/etcd/server.
             fs::rename(into.join("server"), into.join("etcd")).context("the build made no etcd")
         })?;
@@ -96,7 +112,7 @@ impl Binaries {
         let directory = cache()?.join(format!("clientgo-{:016x}", fnv(&[GO_MOD, GO_SUM, CLIENT_GO])));
         once(&directory, |into| {
             say("building the client-go elector");
-            go_build(&["-trimpath"], into, "./clientgo")
+            go_build("", &[], into, "./clientgo", &mut Progress::said())
         })?;
         Ok(directory.join("clientgo"))
     }
@@ -114,7 +130,7 @@ impl Binaries {
         let directory = cache()?.join(format!("clientgo-configmaps-{:016x}", fnv(&OLD_CLIENT_GO)));
         once(&directory, |into| {
             say("building the elector of an old client-go");
-            go_build_in(&Path::new(MODULE).join("clientgo-configmaps"), &["-trimpath"], into, ".")
+            go_build("clientgo-configmaps", &[], into, ".", &mut Progress::said())
         })?;
         Ok(directory.join("clientgo-configmaps"))
     }
@@ -134,6 +150,25 @@ impl Binaries {
     }
 }
 
+/// helm (`helm/go.mod`), for charts. Blocks; built on first use, then cached. What it has in common with the control plane is
+/// compiled once for both.
+///
+/// # Errors
+/// When it is not in `LEASEHOLD_CLUSTER_BIN` and cannot be built.
+pub fn helm() -> Result<PathBuf> {
+    if let Some(beside) = directory_from("LEASEHOLD_CLUSTER_BIN").map(|directory| directory.join("helm"))
+        && beside.is_file()
+    {
+        return Ok(beside);
+    }
+    let directory = cache()?.join(format!("helm-{:016x}", fnv(&HELM)));
+    once(&directory, |into| {
+        say("building helm");
+        go_build("helm", &["-ldflags", "-s -w"], into, "tool", &mut Progress::said())
+    })?;
+    Ok(directory.join("helm"))
+}
+
 /// cel-go with Kubernetes' library (`celgo/main.go`), to compare expressions with. Blocks; built on first use, then cached.
 ///
 /// # Errors
@@ -147,7 +182,7 @@ pub(crate) fn cel_go() -> Result<PathBuf> {
     let directory = cache()?.join(format!("celgo-{:016x}", fnv(&CEL_GO)));
     once(&directory, |into| {
         say("building cel-go with the library of Kubernetes");
-        go_build_in(&Path::new(MODULE).join("celgo"), &["-trimpath"], into, ".")
+        go_build("celgo", &[], into, ".", &mut Progress::said())
     })?;
     Ok(directory.join("celgo"))
 }
@@ -173,40 +208,115 @@ fn once(directory: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> 
     fs::rename(building.keep(), directory).context("failed to move the build into the cache")
 }
 
-fn go_build(flags: &[&str], into: &Path, package: &str) -> Result<()> {
-    go_build_in(Path::new(MODULE), flags, into, package)
+/// Where it is said how far a build is.
+enum Progress {
+    /// A terminal: one line, in place.
+    Terminal,
+    /// Elsewhere: a line every half minute.
+    Lines(Option<Instant>),
+    /// A file of one line, for a program that waits.
+    File(PathBuf),
 }
 
-fn go_build_in(module: &Path, flags: &[&str], into: &Path, package: &str) -> Result<()> {
+impl Progress {
+    fn said() -> Self {
+        if io::stderr().is_terminal() { Self::Terminal } else { Self::Lines(None) }
+    }
+
+    /// Called each second or so.
+    fn say(&mut self, what: &str) {
+        match self {
+            // What does not fit would leave a line behind each time.
+            Self::Terminal => _ = write!(io::stderr(), "\r\x1b[K{}", what.chars().take(79).collect::<String>()),
+            Self::Lines(last) => {
+                let due = last.get_or_insert_with(Instant::now);
+                if due.elapsed() >= PROGRESS {
+                    say(what);
+                    *last = Some(Instant::now());
+                }
+            }
+            // The next second writes it again.
+            Self::File(path) => _ = fs::write(path, format!("{what}\n")),
+        }
+    }
+
+    fn end(&self) {
+        if matches!(self, Self::Terminal) {
+            _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+/// The same for all modules, so that packages which they share are compiled once. Debug information is made by the compiler and
+/// left out by the linker; the binaries are as fast without it.
+const FLAGS: [&str; 2] = ["-trimpath", "-gcflags=all=-dwarf=false"];
+
+/// Builds a package of a module below this crate's folder.
+fn go_build(module: &str, flags: &[&str], into: &Path, package: &str, progress: &mut Progress) -> Result<()> {
     check_go()?;
     let started = Instant::now();
+    let module = Path::new(MODULE).join(module);
+    let all = packages(&module, package);
     let mut build = Command::new("go")
-        .current_dir(module)
+        .current_dir(&module)
         .env("CGO_ENABLED", "0")
-        .arg("build")
+        // One line for each package that is compiled.
+        .args(["build", "-v"])
+        .args(FLAGS)
         .args(flags)
         .arg("-o")
         // The slash says that this is a directory, also for one package.
         .arg(format!("{}/", into.display()))
         .arg(package)
         .stdin(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .context("failed to start go build")?;
-    let mut said = Instant::now();
+    let output = BufReader::new(build.stderr.take().context("go build has no standard error")?);
+    let (lines, read) = mpsc::channel();
+    std::thread::spawn(move || output.lines().map_while(io::Result::ok).try_for_each(|line| lines.send(line)));
+    let (mut compiled, mut said) = (0_usize, Instant::now());
     loop {
-        if let Some(status) = build.try_wait()? {
-            if !status.success() {
-                bail!("go build {package} failed ({status}); its output is above");
+        match read.recv_timeout(SECOND) {
+            Ok(line) if is_package(&line) => compiled += 1,
+            Ok(line) => {
+                progress.end();
+                say(&line);
             }
-            say(&format!("built in {}", elapsed(started)));
-            return Ok(());
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
         }
-        if said.elapsed() >= PROGRESS {
-            say(&format!("still building, {} so far", elapsed(started)));
+        if said.elapsed() >= SECOND {
+            let of = all.map_or_else(String::new, |all| format!(" of {all}"));
+            progress.say(&format!("{compiled}{of} packages compiled, {}", elapsed(started)));
             said = Instant::now();
         }
-        std::thread::sleep(Duration::from_millis(200));
     }
+    let status = build.wait()?;
+    progress.end();
+    if !status.success() {
+        bail!("go build {package} failed ({status}); its output is above");
+    }
+    say(&format!("built in {}", elapsed(started)));
+    Ok(())
+}
+
+/// How many packages there are to compile where none is cached; unknown if Go cannot tell.
+fn packages(module: &Path, package: &str) -> Option<usize> {
+    let listed = Command::new("go")
+        .current_dir(module)
+        .env("CGO_ENABLED", "0")
+        .args(["list", "-deps", package])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output();
+    let listed = listed.ok().filter(|listed| listed.status.success())?;
+    Some(String::from_utf8_lossy(&listed.stdout).lines().count())
+}
+
+/// Whether a line of `go build -v` is the path of a package, not an error and not a download.
+fn is_package(line: &str) -> bool {
+    !line.is_empty() && !line.starts_with(['#', '.']) && !line.contains([' ', '\t', ':'])
 }
 
 fn check_go() -> Result<()> {
@@ -279,6 +389,26 @@ mod tests {
         assert!(numbers("1.26.8") > numbers("1.26.0"));
         assert!(numbers("1.9") < numbers("1.26.0"));
         assert!(numbers("1.27rc1") > numbers("1.26.0"));
+    }
+
+    #[test]
+    fn what_go_compiles_is_told_from_what_it_says() {
+        for package in ["fmt", "internal/cpu", "k8s.io/api/core/v1", "vendor/golang.org/x/net/idna"] {
+            assert!(is_package(package), "{package}");
+        }
+        for line in ["", "# k8s.io/api/core/v1", "./main.go:3:1: undefined: x", "go: downloading k8s.io/api v0.37.2"] {
+            assert!(!is_package(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_progress_of_a_build_is_one_line_of_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("progress");
+        let mut progress = Progress::File(file.clone());
+        progress.say("1 of 2");
+        progress.say("2 of 2");
+        assert_eq!(fs::read_to_string(file).unwrap(), "2 of 2\n");
     }
 
     #[test]

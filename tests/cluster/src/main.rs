@@ -43,7 +43,11 @@ enum Verb {
         ready_file: Option<PathBuf>,
     },
     /// Find or build the binaries, and print where they are
-    Build,
+    Build {
+        /// A file that says in one line how far a build is, instead of standard error
+        #[arg(long, value_name = "PATH")]
+        progress_file: Option<PathBuf>,
+    },
     /// Run kubectl on the cluster in DIR, or on KUBECONFIG when it is set
     Kubectl {
         /// The directory given to `up`
@@ -61,8 +65,12 @@ async fn main() -> Result<ExitCode> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,kube_client=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Arguments::parse().verb {
-        Verb::Build => {
-            let binaries = tokio::task::spawn_blocking(Binaries::find_or_build).await??;
+        Verb::Build { progress_file } => {
+            let find_or_build = move || match &progress_file {
+                Some(file) => Binaries::find_or_build_into(file),
+                None => Binaries::find_or_build(),
+            };
+            let binaries = tokio::task::spawn_blocking(find_or_build).await??;
             println!("{}", binaries.directory.display());
             Ok(ExitCode::SUCCESS)
         }
@@ -120,7 +128,7 @@ async fn up(options: ClusterOptions, kubelet: KubeletOptions, ready_file: Option
     }
     drop(kubelet);
     drop(cluster);
-    println!("stopped after {:.0} s", started.elapsed().as_secs_f64());
+    println!("stopped; it ran for {:.0} s", started.elapsed().as_secs_f64());
     Ok(())
 }
 
