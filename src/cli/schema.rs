@@ -21,6 +21,8 @@ pub(super) struct Options {
 enum File {
     Configuration,
     Composition,
+    /// The values of the Helm chart
+    Values,
 }
 
 pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
@@ -28,6 +30,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
     let schema = match options.file {
         File::Configuration => schema::configuration(&builtin),
         File::Composition => schema::composition(),
+        File::Values => schema::values(&builtin),
     };
     writeln!(io::stdout(), "{schema:#}")?;
     Ok(ExitCode::SUCCESS)

@@ -103,6 +103,104 @@ pub fn configuration(builtin: &[&str]) -> Value {
     titled("Configuration of leasehold", object(properties, &["apiVersion", "kind", "kinds"]))
 }
 
+/// That of the values of the Helm chart, in which the configuration and the compositions stand as they are.
+pub fn values(builtin: &[&str]) -> Value {
+    let text = |what: &str| json!({"type": "string", "description": what});
+    let flag = |what: &str| json!({"type": "boolean", "description": what});
+    let any = |what: &str| json!({"type": "object", "description": what});
+    let texts = |what: &str| json!({"type": "object", "additionalProperties": {"type": "string"}, "description": what});
+    let list = |items: Value, what: &str| json!({"type": "array", "items": items, "description": what});
+    let mut configuration = configuration(builtin);
+    let mut kind = configuration["properties"]["kinds"]["items"].take();
+    kind["properties"]["enabled"] = flag("false takes the kind out.");
+    if let Some(fields) = configuration["properties"].as_object_mut() {
+        for field in ["apiVersion", "kind", "kinds"] {
+            fields.remove(field);
+        }
+    }
+    if let Some(webhooks) = configuration.pointer_mut("/properties/webhooks/properties").and_then(Value::as_object_mut)
+    {
+        webhooks.remove("enabled");
+    }
+    let rules = |what: &str| {
+        let texts = json!({"type": "array", "items": {"type": "string"}, "minItems": 1});
+        let rule = json!({"apiGroups": texts, "resources": texts, "verbs": texts, "resourceNames": texts});
+        list(object(rule, &["apiGroups", "resources", "verbs"]), what)
+    };
+    let mut composition = composition();
+    if let Some(fields) = composition.as_object_mut() {
+        fields.remove("$schema");
+    }
+    let properties = json!({
+        "replicas": {"type": "integer", "minimum": 0, "description": "How many replicas share the kinds."},
+        "image": object(json!({
+            "repository": {"type": "string", "minLength": 1},
+            "tag": text("The version of the chart, if it is empty."),
+            "digest": {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$", "description": "Instead of a tag."},
+            "pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
+            "pullSecrets": list(json!({"type": "string"}), "Names of Secrets."),
+        }), &["repository"]),
+        "configuration": object(configuration["properties"].take(), &[]),
+        "kinds": {
+            "type": "object",
+            "minProperties": 1,
+            "patternProperties": {r"^[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?$": kind},
+            "additionalProperties": false,
+            "description": "The kinds by a name of yours, as leasehold.yaml has them.",
+        },
+        "compositions": {
+            "type": "object",
+            "patternProperties": {r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$": {"type": ["string", "object"], "if": {"type": "object"}, "then": composition}},
+            "additionalProperties": false,
+            "description": "Files that kinds name as `reconciler: {compose: NAME.yaml}`, by NAME; as text or as YAML.",
+        },
+        "webhooks": object(json!({"enabled": flag("Whether every replica serves webhooks.")}), &[]),
+        "policies": object(json!({
+            "enabled": flag("ValidatingAdmissionPolicies that hold the accounts to what their kinds do."),
+            "otherNamespaces": list(json!({"type": "string", "minLength": 1}), "Namespaces of other installations, in which the accounts of this one write nothing."),
+        }), &[]),
+        "networkPolicy": object(json!({
+            "enabled": flag("Whether connections to the replicas are limited."),
+            "metricsFrom": list(json!({"type": "object"}), "Who may read the metrics: `from` of a rule of a NetworkPolicy."),
+        }), &[]),
+        "monitoring": object(json!({
+            "enabled": flag("Objects for the Prometheus operator."),
+            "labels": texts("Labels by which Prometheus finds them."),
+        }), &[]),
+        "permissions": object(json!({
+            "expiry": rules("What ExpiryPolicies may delete besides; each needs list and delete."),
+            "scaling": rules("What ScaleSchedules may scale besides; each needs get and patch of its scale."),
+        }), &[]),
+        "resources": any("Requests and limits of a replica."),
+        "topologySpread": list(object(json!({
+            "topologyKey": {"type": "string", "minLength": 1},
+            "maxSkew": {"type": "integer", "minimum": 1},
+            "whenUnsatisfiable": {"enum": ["ScheduleAnyway", "DoNotSchedule"]},
+        }), &["topologyKey"]), "How replicas are spread over zones and nodes."),
+        "priorityClass": object(json!({
+            "create": flag("false: the class is there already, or none is asked for."),
+            "name": text("That of the release, if it is empty."),
+            "value": {"type": "integer", "minimum": -2_147_483_648_i64, "maximum": 1_000_000_000},
+        }), &[]),
+        "podDisruptionBudget": object(json!({
+            "maxUnavailable": {"type": ["integer", "string", "null"]},
+            "minAvailable": {"type": ["integer", "string", "null"]},
+        }), &[]),
+        "terminationGracePeriodSeconds": {"type": "integer", "minimum": 1, "description": "Longer than drainTimeout and the successors' caches (10s)."},
+        "logFormat": {"enum": ["text", "json"]},
+        "logFilter": text("Which lines are logged, such as info,leasehold::replica=debug."),
+        "nodeSelector": texts("Of the Pods."),
+        "tolerations": list(json!({"type": "object"}), "Of the Pods."),
+        "affinity": any("Of the Pods."),
+        "podLabels": texts("Labels of the Pods."),
+        "podAnnotations": texts("Annotations of the Pods."),
+        "labels": texts("Labels of every object."),
+        "fullnameOverride": {"type": "string", "pattern": r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$", "maxLength": 40, "description": "What names begin with."},
+        "global": any("Of a chart that has this one in it."),
+    });
+    titled("Values of the chart of leasehold", object(properties, &["replicas", "image", "kinds"]))
+}
+
 /// That of a composition.
 pub fn composition() -> Value {
     let text = |what: &str| json!({"type": "string", "description": what});

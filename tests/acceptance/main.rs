@@ -11,6 +11,7 @@
 mod accounts;
 mod broken;
 mod browser;
+mod chart;
 mod composed;
 mod composed_rows;
 mod contend;

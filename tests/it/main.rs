@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by panicking, its tools too")]
 
+mod chart;
 mod docs;
 mod explore;
 mod fleet;
