@@ -156,6 +156,9 @@ fn pages_and_examples_use_public_names_only() {
     texts.insert(PathBuf::from("src/lib.rs"), lib.join("\n"));
     let mut found = 0;
     for (file, text) in texts {
+        // What a program prints, a backtrace for example, has names that are its own.
+        let said = text.split("```text\n").skip(1).map(|rest| rest.split_once("```").map_or("", |(_, rest)| rest));
+        let text: String = text.split("```text\n").take(1).chain(said).collect();
         for path in paths(&text) {
             let is_shown = shown.iter().any(|name| path == *name || path.starts_with(&format!("{name}::")));
             let is_module = shown.iter().any(|name| name.starts_with(&format!("{path}::")));
