@@ -35,6 +35,7 @@ mod observing;
 mod orphans;
 mod outage;
 mod page;
+mod pages;
 mod policies;
 mod preflight;
 mod process;

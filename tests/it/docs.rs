@@ -117,6 +117,11 @@ fn every_object_of_a_page_fits_its_definition() {
     assert_eq!(shown, BTreeSet::from(all), "each kind has an example");
 }
 
+/// Whether a block is a file of values of the chart, which `tests/acceptance/pages.rs` gives to helm.
+fn is_values(block: &str) -> bool {
+    block.starts_with("# values.yaml\n")
+}
+
 /// The configuration that a block is, or is a part of.
 fn configuration(block: &Value) -> Option<Value> {
     let is_part = ["kinds", "leases", "webhooks"].iter().any(|section| block.get(section).is_some());
@@ -141,8 +146,8 @@ fn every_configuration_of_a_page_is_right() {
     let composition = json!({"apiVersion": "leasehold.dev/v1alpha1", "kind": "Composition", "children": [child]});
     let mut checked = 0;
     for name in pages() {
-        for block in blocks(&page(&name)) {
-            let Some(configuration) = configuration(&yaml(&name, &block)) else { continue };
+        for block in blocks(&page(&name)).iter().filter(|block| !is_values(block)) {
+            let Some(configuration) = configuration(&yaml(&name, block)) else { continue };
             let folder = tempfile::tempdir().unwrap();
             fs::write(folder.path().join("leasehold.yaml"), configuration.to_string()).unwrap();
             for kind in configuration["kinds"].as_array().unwrap() {
@@ -175,7 +180,7 @@ fn every_yaml_of_a_page_is_read_by_a_test() {
     for name in pages() {
         let page = page(&name);
         assert_eq!(blocks(&page).len(), page.matches("```y").count(), "{name}: another spelling of yaml is not read");
-        for block in blocks(&page).iter().map(|block| yaml(&name, block)) {
+        for block in blocks(&page).iter().filter(|block| !is_values(block)).map(|block| yaml(&name, block)) {
             let is_object = block["kind"].is_string() && block["apiVersion"].is_string();
             let test = elsewhere.iter().find(|(page, field, _)| name == *page && block.get(field).is_some());
             let is_read = is_object || configuration(&block).is_some() || test.is_some();
@@ -212,7 +217,7 @@ fn commands(page: &str) -> Vec<String> {
 fn every_command_of_a_page_is_one_that_there_is() {
     let makefile = page("Makefile");
     let steps = page(".ci/run");
-    let mut checked = [0; 3];
+    let mut checked = [0; 4];
     for name in pages() {
         for command in commands(&page(&name)) {
             let command = command.split(" > ").next().unwrap().split(" | ").next().unwrap();
@@ -242,11 +247,15 @@ fn every_command_of_a_page_is_one_that_there_is() {
                         checked[2] += usize::from(ours);
                     }
                 }
+                ["helm", verb, "leasehold", chart, ..] if ["install", "upgrade", "template"].contains(&verb) => {
+                    assert!(root().join(chart).join("Chart.yaml").exists(), "{name}: {command}");
+                    checked[3] += 1;
+                }
                 _ => {}
             }
         }
     }
-    assert!(checked[0] > 20 && checked[1] > 2 && checked[2] > 10, "{checked:?}");
+    assert!(checked[0] > 30 && checked[1] > 2 && checked[2] > 10 && checked[3] > 2, "{checked:?}");
 }
 
 /// The table of timings keeps the rules of the program, and says what follows from them.
@@ -271,6 +280,23 @@ fn the_timings_of_the_page_are_valid_and_their_gaps_follow() {
         let too_long = timings.lease_duration - timings.retry_period - timings.request_timeout;
         assert!(load(&format!("{}ms", too_long.as_millis())).is_err(), "the rule of the page");
     }
+}
+
+/// The program of the page is the one that the crate's documentation compiles.
+#[test]
+fn the_program_of_the_page_is_that_of_the_crate() {
+    let text = page("docs/library.md");
+    let shown = text.split("```rust\n").nth(1).unwrap().split("```").next().unwrap();
+    let mut shown = shown.lines().map(str::trim).filter(|line| !line.is_empty());
+    let crate_ = page("src/lib.rs");
+    let compiled = crate_.split("//! ```no_run\n").nth(1).unwrap().split("//! ```").next().unwrap();
+    let compiled = compiled.lines().map(|line| line.trim_start_matches("//!").trim());
+    let mut count = 0;
+    for line in compiled.filter(|line| !line.is_empty() && !line.starts_with("# ")) {
+        assert!(shown.any(|it| it == line), "docs/library.md lacks, or has elsewhere: {line}");
+        count += 1;
+    }
+    assert!(count > 20, "{count}");
 }
 
 /// The states of a kind are those that the program knows.
