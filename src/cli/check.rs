@@ -18,6 +18,7 @@ use serde_json::json;
 use super::{
     Failure, Output,
     load::{Loaded, load},
+    out::out,
     schemas,
     target::Target,
 };
@@ -65,7 +66,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
             let kinds = loaded.config.kinds.len();
             let leases = loaded.config.shards().len();
             let shared = if leases < kinds { format!(", {leases} Lease{}", plural(leases)) } else { String::new() };
-            writeln!(io::stdout(), "{file}: ok, {kinds} kind{}{shared}", plural(kinds))?;
+            writeln!(out(), "{file}: ok, {kinds} kind{}{shared}", plural(kinds))?;
             Ok(ExitCode::SUCCESS)
         }
         (Output::Text, Err(bad)) => Err(Failure::Usage(bad.to_string())),
@@ -79,12 +80,12 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
                 .collect();
             let warnings: Vec<_> = warnings.into_iter().chain(options.note(&held)).collect();
             let document = json!({"file": file.to_string(), "kinds": kinds, "errors": errors, "warnings": warnings});
-            writeln!(io::stdout(), "{document:#}")?;
+            writeln!(out(), "{document:#}")?;
             Ok(if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
         }
         (Output::Json, Err(bad)) => {
             let document = json!({"file": file.to_string(), "kinds": [], "errors": bad.json(), "warnings": []});
-            writeln!(io::stdout(), "{document:#}")?;
+            writeln!(out(), "{document:#}")?;
             Ok(ExitCode::from(2))
         }
     }

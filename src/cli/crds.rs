@@ -1,17 +1,12 @@
 //! `leasehold crds`: the definitions of the built-in kinds.
 
-use std::{
-    fs,
-    io::{self, Write as _},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{fs, io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Args;
 use leasehold::kinds;
 
-use super::Failure;
+use super::{Failure, out::out};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -43,9 +38,9 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
             Some(dir) => {
                 let file = dir.join(kinds::crd_file(&crd));
                 fs::write(&file, yaml).with_context(|| format!("failed to write {}", file.display()))?;
-                writeln!(io::stdout(), "{}", file.display())?;
+                writeln!(out(), "{}", file.display())?;
             }
-            None => write!(io::stdout(), "---\n{yaml}")?,
+            None => write!(out(), "---\n{yaml}")?,
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -2,12 +2,7 @@
 //!
 //! A finalizer that no replica serves holds an object, and its namespace, for ever. This takes ours away, and nothing else.
 
-use std::{
-    collections::BTreeSet,
-    io::{self, Write as _},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{collections::BTreeSet, io::Write as _, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
@@ -29,7 +24,7 @@ use leasehold::{
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{Failure, Output, client, target::Target};
+use super::{Failure, Output, client, out::out, target::Target};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -188,7 +183,7 @@ fn report(options: &Options, finalizer: &str, released: &[Name]) -> Result<ExitC
             released.iter().map(|it| json!({"namespace": it.namespace(), "name": it.name()})).collect();
         let document =
             json!({"kind": options.kind, "finalizer": finalizer, "dryRun": options.dry_run, "objects": objects});
-        writeln!(io::stdout(), "{document:#}")?;
+        writeln!(out(), "{document:#}")?;
         return Ok(ExitCode::SUCCESS);
     }
     let (count, kind) = (released.len(), &options.kind);

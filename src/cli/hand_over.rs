@@ -1,12 +1,7 @@
 //! `leasehold hand-over`: asks the holder of a kind to give it to another replica, and waits until that is done. The kinds
 //! of a group move together.
 
-use std::{
-    io::{self, Write as _},
-    pin::pin,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{io::Write as _, pin::pin, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
@@ -30,7 +25,7 @@ use leasehold::{
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::{Failure, Output, client, target::Target};
+use super::{Failure, Output, client, out::out, target::Target};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -268,10 +263,10 @@ fn report(
             let took = took.map_or(0, |took| took.as_millis());
             let document =
                 json!({"kind": kind, "kinds": kinds, "lease": lease, "from": from, "to": to, "milliseconds": took});
-            writeln!(io::stdout(), "{document:#}")?;
+            writeln!(out(), "{document:#}")?;
         }
-        (Output::Text, Some(took)) => writeln!(io::stdout(), "{kind}: led by {to} after {} ms", took.as_millis())?,
-        (Output::Text, None) => writeln!(io::stdout(), "{kind}: led by {to} already")?,
+        (Output::Text, Some(took)) => writeln!(out(), "{kind}: led by {to} after {} ms", took.as_millis())?,
+        (Output::Text, None) => writeln!(out(), "{kind}: led by {to} already")?,
     }
     Ok(ExitCode::SUCCESS)
 }

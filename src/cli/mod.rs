@@ -7,6 +7,7 @@ mod drain;
 mod hand_over;
 mod load;
 mod logging;
+mod out;
 mod policies;
 mod rbac;
 mod render;
@@ -29,6 +30,8 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use leasehold::replica::connections::{Bounds, Connections};
+
+use self::out::out;
 
 /// Spreads Kubernetes CRD kinds over the replicas of one Deployment, one Lease a kind.
 #[derive(Parser)]
@@ -99,7 +102,7 @@ enum Output {
 impl Output {
     /// Tells a person what happens; a program waits for the outcome.
     fn say(self, what: &str) -> io::Result<()> {
-        if self == Self::Text { writeln!(io::stdout(), "{what}") } else { Ok(()) }
+        if self == Self::Text { writeln!(out(), "{what}") } else { Ok(()) }
     }
 }
 
@@ -145,10 +148,20 @@ fn command(program: Option<&OsString>) -> clap::Command {
     if is_plugin { command.name("kubectl leasehold").bin_name("kubectl leasehold") } else { command }
 }
 
-fn parse(arguments: impl Iterator<Item = OsString>) -> Cli {
+fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, clap::Error> {
     let arguments: Vec<_> = arguments.collect();
-    let matches = command(arguments.first()).get_matches_from(arguments);
-    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    let matches = command(arguments.first()).try_get_matches_from(arguments)?;
+    Cli::from_arg_matches(&matches)
+}
+
+/// Prints why there is nothing to run: a mistake, or help or the version, which were asked for.
+fn nothing_to_run(error: &clap::Error) -> Result<ExitCode, Failure> {
+    let printed = error.print();
+    if error.use_stderr() {
+        return Ok(ExitCode::from(2));
+    }
+    printed.map_err(out::failed)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the command that the process was started with.
@@ -156,7 +169,7 @@ pub(crate) fn main() -> ExitCode {
     // Two providers in one binary, or none, make the first TLS client panic: the choice is made before any.
     // An error means that the choice was made already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let outcome = match parse(env::args_os()).command {
+    let outcome = parse(env::args_os()).map(|cli| match cli.command {
         Command::Run(options) => run::run(options),
         Command::Check(options) => check::run(&options),
         Command::Status(options) => status::run(&options),
@@ -168,12 +181,11 @@ pub(crate) fn main() -> ExitCode {
         Command::Policies(options) => policies::run(&options),
         Command::Crds(options) => crds::run(&options),
         Command::Schema(options) => schema::run(&options),
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "leasehold", &mut io::stdout());
-            Ok(ExitCode::SUCCESS)
-        }
-    };
-    match outcome {
+        Command::Completions { shell } => completions(shell),
+    });
+    let outcome = outcome.unwrap_or_else(|error| nothing_to_run(&error));
+    // A line that does not end is still in the buffer, and what becomes of it at the end of the process is not told.
+    match outcome.and_then(|code| Ok(out().flush().map(|()| code)?)) {
         Ok(code) => code,
         Err(failure) => {
             if !failure.is_broken_pipe() {
@@ -186,6 +198,14 @@ pub(crate) fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// Into memory first: what writes to the output itself does not say how it went.
+fn completions(shell: Shell) -> Result<ExitCode, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "leasehold", &mut script);
+    out().write_all(&script)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The client of a command that is no replica.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{self, Write as _},
+    io::Write as _,
     path::PathBuf,
     process::ExitCode,
 };
@@ -16,7 +16,7 @@ use leasehold::{
 };
 use serde_json::{Value, json};
 
-use super::{Failure, Switch, load::load};
+use super::{Failure, Switch, load::load, out::out};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -67,7 +67,7 @@ pub(super) fn print(mut yaml: String, documents: &[Value]) -> Result<ExitCode, F
         yaml.push_str(if index == 0 { "" } else { "---\n" });
         yaml += &serde_yaml::to_string(document).context("failed to write a manifest as YAML")?;
     }
-    write!(io::stdout(), "{yaml}")?;
+    write!(out(), "{yaml}")?;
     Ok(ExitCode::SUCCESS)
 }
 

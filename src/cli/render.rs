@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
-    io::{self, Write as _},
+    io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -21,7 +21,7 @@ use leasehold::{
 };
 use serde_json::{Value, json};
 
-use super::{Failure, defaults, load::load, schemas};
+use super::{Failure, defaults, load::load, out::out, schemas};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -212,7 +212,7 @@ fn compose(composition: &Composition, parent: &Value, there: Vec<Value>) -> Resu
 }
 
 fn print(composed: &Composed, output: Output) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
+    let mut out = out();
     match output {
         Output::Yaml => {
             for child in &composed.children {

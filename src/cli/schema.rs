@@ -1,14 +1,11 @@
 //! `leasehold schema`: what the files may say, for editors.
 
-use std::{
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::{io::Write as _, process::ExitCode};
 
 use clap::{Args, ValueEnum};
 use leasehold::{config::schema, kinds};
 
-use super::Failure;
+use super::{Failure, out::out};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -32,6 +29,6 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
         File::Composition => schema::composition(),
         File::Values => schema::values(&builtin),
     };
-    writeln!(io::stdout(), "{schema:#}")?;
+    writeln!(out(), "{schema:#}")?;
     Ok(ExitCode::SUCCESS)
 }

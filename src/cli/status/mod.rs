@@ -30,7 +30,7 @@ use self::{
     reach::{Looks, Reach, Via, now},
     screen::Screen,
 };
-use super::{Failure, target::Target};
+use super::{Failure, out::out, target::Target};
 
 /// How what was found is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -176,9 +176,9 @@ async fn watch(options: &Options, reach: &Reach) -> Result<ExitCode, Failure> {
             }
             (Ok(picture), None) if is_table => lines.tell(&picture)?,
             (Ok(picture), None) if options.output == Form::Json => {
-                writeln!(io::stdout(), "{}", text::json(&document(&picture)?, false))?;
+                writeln!(out(), "{}", text::json(&document(&picture)?, false))?;
             }
-            (Ok(picture), None) => write!(io::stdout(), "---\n{}", yaml(&picture)?)?,
+            (Ok(picture), None) => write!(out(), "---\n{}", yaml(&picture)?)?,
             (Err(failure @ Failure::Usage(_)), None) => return Err(failure),
             (Err(failure), None) => super::logging::last_words(&failure),
         }
@@ -190,7 +190,7 @@ async fn watch(options: &Options, reach: &Reach) -> Result<ExitCode, Failure> {
     if screen.is_some() {
         drop(screen);
         // What was seen last stays.
-        write!(io::stdout(), "{last}")?;
+        write!(out(), "{last}")?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -201,7 +201,7 @@ struct Lines(BTreeMap<(String, String), (State, Option<String>)>);
 
 impl Lines {
     fn tell(&mut self, picture: &Picture) -> io::Result<()> {
-        self.changed(picture).iter().try_for_each(|line| writeln!(io::stdout(), "{line}"))
+        self.changed(picture).iter().try_for_each(|line| writeln!(out(), "{line}"))
     }
 
     fn changed(&mut self, picture: &Picture) -> Vec<String> {
@@ -285,6 +285,6 @@ fn print<T: Serialize>(what: &T, form: Form, table: impl Fn(&T, bool) -> String)
         Form::Json => format!("{}\n", text::json(&document(what)?, true)),
         Form::Yaml => yaml(what)?,
     };
-    write!(io::stdout(), "{shown}")?;
+    write!(out(), "{shown}")?;
     Ok(())
 }
