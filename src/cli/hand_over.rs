@@ -1,30 +1,27 @@
 //! `leasehold hand-over`: asks the holder of a kind to give it to another replica, and waits until that is done. The kinds
-//! of a group move together.
+//! of a group move together. Without `--to`, a replica that turns out to have gone is replaced by another one.
+
+mod installation;
 
 use std::{io::Write as _, pin::pin, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api,
+    Api, ResourceExt as _,
     api::{ListParams, Patch, PatchParams},
     runtime::watcher,
 };
-use leasehold::{
-    protocol::{
-        lease::{Holding, Member},
-        membership::Activity,
-        roster,
-    },
-    replica::{
-        connections::WATCH_TIMEOUT,
-        record::{self, HAND_OVER_ANNOTATION, INSTANCE_LABEL, Lease},
-    },
+use leasehold::replica::{
+    connections::WATCH_TIMEOUT,
+    record::{self, HAND_OVER_ANNOTATION, INSTANCE_LABEL, Lease},
 };
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, interval, timeout};
 
+use self::installation::{Installation, Shard};
 use super::{Failure, Output, client, out::out, target::Target};
 
 #[derive(Args)]
@@ -50,19 +47,30 @@ pub(super) struct Options {
     target: Target,
 }
 
-/// A Lease of kinds.
-struct Shard {
-    name: String,
-    /// The one that is meant, or the first.
-    kind: String,
-    kinds: Vec<String>,
-    holding: Holding,
+/// Between two looks whether the replica that is asked for is still there.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What has become of a request.
+enum Outcome {
+    /// It waits.
+    Open,
+    /// The Lease is held by this one, as it was asked.
+    Led(String),
+    /// The holder is the one that was asked, and the request is not on the Lease any more.
+    Forgotten,
 }
 
-/// The Leases of one installation.
-struct Installation {
-    leases: Vec<Lease>,
-    members: Vec<Member>,
+/// What is asked of the holder of a Lease.
+struct Request<'a> {
+    leases: &'a Api<Lease>,
+    installation: Installation,
+    shard: Shard,
+    from: String,
+    /// The replica that shall have it.
+    to: String,
+    /// Another one may be chosen if that one has gone.
+    any: bool,
+    output: Output,
 }
 
 pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
@@ -73,134 +81,151 @@ pub(super) fn run(options: &Options) -> Result<ExitCode, Failure> {
 async fn hand_over(options: &Options) -> Result<ExitCode, Failure> {
     let config = options.target.config().await?;
     let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-    let leases = record::leases(client(config).await?, &namespace);
-    let installation = Installation::read(&leases, &namespace, options.instance.as_deref()).await?;
-    let Shard { name, kind, kinds, holding } = installation.find(&options.kind, &namespace)?;
-    let Some(from) = holding.holder.clone() else {
+    let client = client(config).await?;
+    let leases = record::leases(client.clone(), &namespace);
+    let mut installation = read(&leases, &namespace, options.instance.as_deref()).await?;
+    // Who may not list them goes by the Leases alone, which takes longer.
+    let pods: Api<Pod> = Api::namespaced(client, &namespace);
+    if let Ok(pods) = pods.list_metadata(&ListParams::default()).await {
+        installation.know_pods(&pods.items.iter().map(|pod| pod.name_any()).collect());
+    }
+    let shard = installation.find(&options.kind, &namespace)?;
+    let Some(from) = shard.holding.holder.clone() else {
         return Err(anyhow!(
-            "no replica holds {kind} now, so none can hand it over; the first one that can run it takes it"
+            "no replica holds {} now, so none can hand it over; the first one that can run it takes it",
+            shard.kind
         )
         .into());
     };
-    let to = installation.choose(&name, &kind, &from, options.to.as_deref())?;
+    let to = installation.choose(&shard, &from, options.to.as_deref(), now())?;
     if to == from {
-        return report(options.output, &kind, &kinds, &name, (&from, &to), None);
+        return report(options.output, &shard, (&from, &to), None);
     }
-    let others: Vec<_> = kinds.iter().filter(|other| **other != kind).map(String::as_str).collect();
+    let others: Vec<_> = shard.kinds.iter().filter(|other| **other != shard.kind).map(String::as_str).collect();
     if !others.is_empty() {
-        options
-            .output
-            .say(&format!("{kind} shares the Lease {name} with {}: they move together", others.join(", ")))?;
+        let (kind, name, others) = (&shard.kind, &shard.name, others.join(", "));
+        options.output.say(&format!("{kind} shares the Lease {name} with {others}: they move together"))?;
     }
-    options.output.say(&format!("{kind}: {from} is asked to hand over to {to}"))?;
+    options.output.say(&format!("{}: {from} is asked to hand over to {to}", shard.kind))?;
     let began = now();
-    ask(&leases, &name, Some(&to)).await.with_context(|| format!("failed to annotate the Lease {namespace}/{name}"))?;
-    match timeout(Duration::from_secs(options.timeout), until_held(&leases, &name, &to, options.output)).await {
-        Ok(Ok(())) => report(options.output, &kind, &kinds, &name, (&from, &to), Some(began.elapsed())),
+    let (any, output) = (options.to.is_none(), options.output);
+    let mut request = Request { leases: &leases, installation, shard, from, to, any, output };
+    request.ask().await?;
+    let outcome = timeout(Duration::from_secs(options.timeout), request.until_led()).await;
+    let Request { shard, from, .. } = &request;
+    match outcome {
+        Ok(Ok(by)) => report(options.output, shard, (from, &by), Some(began.elapsed())),
         Ok(Err(error)) => {
-            take_back(&leases, &name).await;
+            take_back(&leases, &shard.name).await;
             Err(error.into())
         }
         Err(_elapsed) => {
-            take_back(&leases, &name).await;
+            take_back(&leases, &shard.name).await;
             let message = format!(
-                "{kind} was not handed over within {} s and the request is taken back; the log of {from} says why",
-                options.timeout
+                "{} was not handed over within {} s and the request is taken back; the log of {from} says why",
+                shard.kind, options.timeout
             );
             Err(anyhow!(message).into())
         }
     }
 }
 
-impl Installation {
-    async fn read(leases: &Api<Lease>, namespace: &str, instance: Option<&str>) -> Result<Self, Failure> {
-        let selector = instance.map_or_else(|| INSTANCE_LABEL.to_owned(), |name| format!("{INSTANCE_LABEL}={name}"));
-        let all = leases.list(&ListParams::default().labels(&selector)).await;
-        let all = all.with_context(|| format!("failed to list the Leases in namespace {namespace}"))?.items;
-        let label = |lease: &Lease| lease.metadata.labels.as_ref()?.get(INSTANCE_LABEL).cloned();
-        let mut instances: Vec<_> = all.iter().filter_map(label).collect();
-        instances.sort();
-        instances.dedup();
-        match instances.as_slice() {
-            [] => {
-                let of = instance.map_or_else(String::new, |name| format!(" {name}"));
-                Err(Failure::Usage(format!(
-                    "namespace {namespace} has no Leases of an installation{of}; name theirs with --namespace"
-                )))
-            }
-            [_one] => {
-                let members = all.iter().filter_map(|lease| record::record(lease)?.member()).collect();
-                Ok(Self { leases: all, members })
-            }
-            several => Err(Failure::Usage(format!(
-                "namespace {namespace} has several installations, {}; name one with --instance",
-                several.join(", ")
-            ))),
-        }
-    }
+/// The Leases of the installation that is meant.
+async fn read(leases: &Api<Lease>, namespace: &str, instance: Option<&str>) -> Result<Installation, Failure> {
+    let selector = instance.map_or_else(|| INSTANCE_LABEL.to_owned(), |name| format!("{INSTANCE_LABEL}={name}"));
+    let all = leases.list(&ListParams::default().labels(&selector)).await;
+    let all = all.with_context(|| format!("failed to list the Leases in namespace {namespace}"))?.items;
+    Installation::of(all, namespace, instance, now())
+}
 
-    fn shards(&self) -> impl Iterator<Item = Shard> {
-        self.leases.iter().filter_map(|lease| {
-            let name = lease.metadata.name.clone()?;
-            let mut kinds = record::kinds(lease);
-            if kinds.is_empty() {
-                kinds.push(name.clone());
+impl Request<'_> {
+    /// Waits until the Lease is held as it is asked, and says what happens on the way; returns the new holder.
+    async fn until_led(&mut self) -> anyhow::Result<String> {
+        let selector = format!("{INSTANCE_LABEL}={}", self.installation.name);
+        let config = watcher::Config::default().labels(&selector).timeout(WATCH_TIMEOUT);
+        let mut changes = pin!(watcher(self.leases.clone(), config));
+        let mut look = interval(LOOK);
+        let mut told = (None, None);
+        loop {
+            tokio::select! {
+                change = changes.next() => {
+                    let change = change.context("the watch of the Leases has ended")?;
+                    self.installation.see(change.context("failed to watch the Leases")?, now());
+                }
+                _ = look.tick() => {}
             }
-            let kind = kinds.first()?.clone();
-            Some(Shard { name, kind, kinds, holding: record::record(lease)?.holding()? })
-        })
-    }
-
-    /// The Lease that is meant, with the kind of it that is.
-    fn find(&self, wanted: &str, namespace: &str) -> Result<Shard, Failure> {
-        let is_kind = |kind: &str| {
-            [kind, kind.split('.').next().unwrap_or(kind)].iter().any(|it| it.eq_ignore_ascii_case(wanted))
-        };
-        let meant = |shard: Shard| {
-            let of_that_name = shard.name.eq_ignore_ascii_case(wanted);
-            let kinds = shard.kinds.iter().filter(|kind| is_kind(kind)).cloned().collect::<Vec<_>>();
-            let kinds = if kinds.is_empty() && of_that_name { vec![shard.kind.clone()] } else { kinds };
-            kinds.into_iter().map(move |kind| {
-                let (name, kinds, holding) = (shard.name.clone(), shard.kinds.clone(), shard.holding.clone());
-                Shard { name, kind, kinds, holding }
-            })
-        };
-        let mut found: Vec<_> = self.shards().flat_map(meant).collect();
-        match found.len() {
-            1 => Ok(found.remove(0)),
-            0 => {
-                let kinds: Vec<_> = self.shards().flat_map(|shard| shard.kinds).collect();
-                Err(Failure::Usage(format!(
-                    "no kind {wanted} has a Lease in namespace {namespace}; there are {}. A kind whose `lock` is ConfigMap has none: annotate its ConfigMap with {HAND_OVER_ANNOTATION}=POD",
-                    kinds.join(", ")
-                )))
+            match self.outcome(&mut told)? {
+                Outcome::Led(holder) => return Ok(holder),
+                Outcome::Forgotten => {
+                    self.output.say(&format!("{} has begun another term, and is asked again", self.from))?;
+                    self.ask().await?;
+                }
+                Outcome::Open => {}
             }
-            _ => {
-                let kinds: Vec<_> = found.into_iter().map(|shard| shard.kind).collect();
-                Err(Failure::Usage(format!("{wanted} may mean {}; write it with its group", kinds.join(", "))))
+            if let Some(why) = self.installation.absence(&self.shard.name, &self.to, now()) {
+                self.choose_another(&why)?;
+                self.ask().await?;
             }
         }
     }
 
-    /// The holder identity of the replica that shall have it.
-    fn choose(&self, lease: &str, kind: &str, from: &str, to: Option<&str>) -> Result<String, Failure> {
-        let takes = |member: &&Member| member.profile.activity == Activity::Active && member.profile.can_run(lease);
-        let able = || {
-            let able = self.members.iter().filter(takes).filter(|member| member.identity != from);
-            let able: Vec<_> = able.map(|member| member.identity.as_str()).collect();
-            if able.is_empty() { "no other replica can".to_owned() } else { format!("{} can", able.join(", ")) }
-        };
-        let Some(to) = to else {
-            let holdings: Vec<_> = self.shards().map(|shard| (shard.name, shard.holding)).collect();
-            return roster::elsewhere(lease, from, &self.members, &holdings)
-                .ok_or_else(|| anyhow!("no other replica can run {kind} now").into());
-        };
-        let named: Vec<_> = self.members.iter().filter(|it| it.identity == to || it.profile.pod == to).collect();
-        match named.iter().copied().find(takes) {
-            Some(member) => Ok(member.identity.clone()),
-            None if named.is_empty() => Err(Failure::Usage(format!("there is no replica {to}; {}", able()))),
-            None => Err(Failure::Usage(format!("{to} cannot run {kind} now; {}", able()))),
+    /// Writes the request on the Lease.
+    async fn ask(&mut self) -> anyhow::Result<()> {
+        let name = &self.shard.name;
+        let asked = ask(self.leases, name, Some(&self.to)).await;
+        let asked = asked.with_context(|| format!("failed to annotate the Lease {name}"))?;
+        self.installation.apply(asked, now());
+        self.shard.holding = self.installation.holding(name)?;
+        Ok(())
+    }
+
+    /// What the Lease says of it now.
+    fn outcome(&self, told: &mut (Option<String>, Option<String>)) -> anyhow::Result<Outcome> {
+        let Self { shard, from, to, .. } = self;
+        let holding = self.installation.holding(&shard.name)?;
+        if holding.holder.as_ref() == Some(to) {
+            return Ok(Outcome::Led(to.clone()));
         }
+        if holding.wanted.is_none() {
+            return match holding.holder {
+                // Who takes a Lease takes the request off it; a holder does so too that has given up a handover halfway.
+                Some(holder) if holder == *from && holding.transitions != shard.holding.transitions => {
+                    Ok(Outcome::Forgotten)
+                }
+                Some(holder) if holder == *from => Err(anyhow!("another client has taken the request back")),
+                Some(holder) if self.any => Ok(Outcome::Led(holder)),
+                holder => {
+                    let holder = holder.unwrap_or_else(|| "no replica".to_owned());
+                    Err(anyhow!("{holder} holds it now instead: {to} was not there to take it"))
+                }
+            };
+        }
+        let now = (holding.holder, holding.successor);
+        if now != *told {
+            match &now {
+                (Some(holder), Some(successor)) => self.output.say(&format!("{holder} has named {successor}"))?,
+                (None, _) => self.output.say("released")?,
+                (Some(_), None) => {}
+            }
+            *told = now;
+        }
+        Ok(Outcome::Open)
+    }
+
+    /// The replica that was asked for does not come: another one shall have it, unless that one alone was meant.
+    fn choose_another(&mut self, why: &str) -> anyhow::Result<()> {
+        let Self { shard, from, to, .. } = self;
+        let kind = &shard.kind;
+        if !self.any {
+            let able = self.installation.able(&shard.name, from, now());
+            return Err(anyhow!("{to} {why}: {kind} is not handed over and the request is taken back; {able}"));
+        }
+        let Ok(next) = self.installation.choose(shard, from, None, now()) else {
+            return Err(anyhow!("{to} {why}, and no other replica can run {kind} now; the request is taken back"));
+        };
+        self.output.say(&format!("{to} {why}; {from} is asked to hand over to {next} instead"))?;
+        self.to = next;
+        Ok(())
     }
 }
 
@@ -216,53 +241,18 @@ async fn take_back(leases: &Api<Lease>, name: &str) {
     }
 }
 
-/// Waits until `to` holds the Lease, and says what happens on the way.
-async fn until_held(leases: &Api<Lease>, name: &str, to: &str, output: Output) -> anyhow::Result<()> {
-    let config = watcher::Config::default().fields(&format!("metadata.name={name}")).timeout(WATCH_TIMEOUT);
-    let mut seen = (None, None);
-    let mut changes = pin!(watcher(leases.clone(), config).map_err(anyhow::Error::from));
-    while let Some(change) = changes.next().await {
-        let lease = match change.context("failed to watch the Lease")? {
-            watcher::Event::Apply(lease) | watcher::Event::InitApply(lease) => lease,
-            watcher::Event::Delete(_) => return Err(anyhow!("the Lease {name} was deleted")),
-            watcher::Event::Init | watcher::Event::InitDone => continue,
-        };
-        let holding = record::record(&lease)
-            .and_then(|record| record.holding())
-            .with_context(|| format!("{name} is no Lease of a kind any more"))?;
-        if holding.holder.as_deref() == Some(to) {
-            return Ok(());
-        }
-        if holding.wanted.is_none() {
-            let holder = holding.holder.unwrap_or_else(|| "no replica".to_owned());
-            return Err(anyhow!("{holder} holds it now instead: {to} was not there to take it"));
-        }
-        let now = (holding.holder, holding.successor);
-        if now != seen {
-            match &now {
-                (Some(holder), Some(successor)) => output.say(&format!("{holder} has named {successor}"))?,
-                (None, _) => output.say("released")?,
-                (Some(_), None) => {}
-            }
-            seen = now;
-        }
-    }
-    Err(anyhow!("the watch of the Lease has ended"))
-}
-
 fn report(
     output: Output,
-    kind: &str,
-    kinds: &[String],
-    lease: &str,
+    shard: &Shard,
     (from, to): (&str, &str),
     took: Option<Duration>,
 ) -> Result<ExitCode, Failure> {
+    let Shard { name, kind, kinds, .. } = shard;
     match (output, took) {
         (Output::Json, took) => {
             let took = took.map_or(0, |took| took.as_millis());
             let document =
-                json!({"kind": kind, "kinds": kinds, "lease": lease, "from": from, "to": to, "milliseconds": took});
+                json!({"kind": kind, "kinds": kinds, "lease": name, "from": from, "to": to, "milliseconds": took});
             writeln!(out(), "{document:#}")?;
         }
         (Output::Text, Some(took)) => writeln!(out(), "{kind}: led by {to} after {} ms", took.as_millis())?,
@@ -271,7 +261,7 @@ fn report(
     Ok(ExitCode::SUCCESS)
 }
 
-#[expect(clippy::disallowed_methods, reason = "measures for people and decides nothing")]
+#[expect(clippy::disallowed_methods, reason = "measures for people and decides what to ask for, not who leads")]
 fn now() -> Instant {
     Instant::now()
 }

@@ -99,6 +99,49 @@ async fn never_leaves_all_moves_to_hands() -> Result<()> {
     Ok(())
 }
 
+/// The replica that `leasehold hand-over` chooses first is frozen: its membership is there, and it takes nothing. Another one is
+/// asked, and the command says why; with `--to` it fails before its time is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_goes_to_a_replica_that_lives() -> Result<()> {
+    let mut stage = Stage::set("lives", 3).await?;
+    stage.placement = "grace: 1s, settle: 1s, rebalance: Never";
+    play(stage, |stage| async move {
+        stage.replicas(1).await?;
+        let first = pod_of(stage.all_led().await?.values().next().context("a holder")?).to_owned();
+        stage.replicas(3).await?;
+        stage.rolled_out().await?;
+        let lease = lease_of(&stage.kinds[0]);
+        let hand_over = async |arguments: &[&str]| {
+            Said::by_hand_over(stage.cluster.kubeconfig(), &stage.namespace, arguments).await
+        };
+        let pods = stage.pods().await?;
+        let others: Vec<_> = pods.iter().map(ResourceExt::name_any).filter(|pod| *pod != first).collect();
+        let [frozen, lives] = &others[..] else { anyhow::bail!("two others: {others:?}") };
+        // What has least is chosen, and that is the one that is frozen.
+        let said = hand_over(&[&lease_of(&stage.kinds[1]), "--to", lives]).await?;
+        ensure(said.code == Some(0), || format!("{said:?}"))?;
+        stage.kubelet.signal(&stage.namespace, frozen, Signal::STOP)?;
+
+        let said = hand_over(&[&lease]).await?;
+        let why = format!("is asked to hand over to {frozen}");
+        let instead =
+            [" has not renewed its own Lease for ", " instead\n"].iter().all(|part| said.stdout.contains(part));
+        ensure(said.code == Some(0) && said.stdout.contains(&why) && instead, || format!("{said:?}"))?;
+        stage.held(&stage.kinds[0], |holder| pod_of(holder) == lives).await?;
+
+        let said = hand_over(&[&lease, "--to", frozen]).await?;
+        let why = "has not renewed its own Lease for ";
+        ensure(said.code == Some(1) && said.stderr.contains(why), || format!("{said:?}"))?;
+        let leases: Api<Record> = leasehold::replica::record::leases(stage.client.clone(), &stage.namespace);
+        let asked = leases.get(&lease).await?.metadata.annotations.unwrap_or_default();
+        ensure(!asked.contains_key("leasehold.dev/hand-over-to"), || format!("{asked:?}"))?;
+        stage.kubelet.signal(&stage.namespace, frozen, Signal::CONT)?;
+        Ok(())
+    })
+    .await;
+    Ok(())
+}
+
 /// Of three replicas this many read one kind, its leader among them.
 async fn listing(mode: &'static str, replicas: usize) -> Result<()> {
     let mut stage = Stage::set("standby", 1).await?;
