@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
-    config::{Configuration, Kind, LockKind},
+    config::{Configuration, Kind, LockKind, OnLoss, Rebalance},
     front::{builder::Builder, health::Health},
     kinds::{
         self, compose,
@@ -25,7 +25,7 @@ use crate::{
     },
     ops::{
         http::{self, Limits},
-        metrics::Metrics,
+        metrics::{self, Metrics},
         status::Status,
     },
     protocol::{
@@ -423,6 +423,23 @@ impl Leasehold {
             status.namespace.clone_from(&namespace);
             status.instance.clone_from(&self.config.instance);
             status.unready = Some("the Lease watch has not listed yet".to_owned());
+        });
+        self.metrics.read(self.status.clone());
+        self.metrics.configured(&metrics::Settings {
+            installation: self.config.instance.clone(),
+            generation: replica.pod_template_hash.clone().unwrap_or_default(),
+            rebalance: match self.config.placement.rebalance {
+                Rebalance::Automatic => "Automatic",
+                Rebalance::OnRestart => "OnRestart",
+                Rebalance::Never => "Never",
+            },
+            on_loss: match self.config.on_loss {
+                OnLoss::Reelect => "Reelect",
+                OnLoss::Exit => "Exit",
+            },
+            capacity: self.config.placement.capacity,
+            lease_duration: timings.lease_duration,
+            renew_deadline: timings.renew_deadline,
         });
         let setup = Setup {
             identity: identity.clone(),

@@ -34,7 +34,7 @@ use super::{
     connections::{Crowded, Pace, Places, Useful, serve_all},
     metrics::Metrics,
     page, process,
-    report::{Report, Shard, Takeover, Wait, Work},
+    report::{HandingOver, Report, Shard, Takeover, Wait, Work},
     status::{self, ShardStatus, Status},
     timeline::{self, TOLD},
     work::Summary,
@@ -291,6 +291,9 @@ fn work(summary: Summary) -> Work {
         failures: summary.reconciles.1,
         reconciles_per_second: summary.recent.0 as f64 / within,
         recent_failures: summary.recent.1,
+        watches: count(summary.listed.1),
+        watches_listed: count(summary.listed.0),
+        unswept: count(summary.unswept),
     }
 }
 
@@ -311,6 +314,9 @@ fn row(identity: &str, shard: ShardStatus, work: Option<Work>, takeovers: Vec<Ta
         seconds_since_renewal: shard.renewed_at.map(|at| since(at, now)),
         target: shard.target,
         successor: shard.successor,
+        handing_over: shard
+            .handing_over
+            .map(|it| HandingOver { waits_for: it.waits_for.name().to_owned(), for_seconds: since(it.since, now) }),
         cache: shard.cache.map(|filled| if filled { "Filled" } else { "Filling" }.to_owned()),
         weight: Some(shard.weight),
         leading_for_seconds: shard.leading_since.map(|at| since(at, now)),
@@ -385,7 +391,8 @@ mod tests {
                     running: true,
                     renewed_at: Some(now),
                     target: Some("a_1".to_owned()),
-                    successor: None,
+                    successor: Some("b_1".to_owned()),
+                    handing_over: Some(status::HandingOver { waits_for: status::WaitsFor::Successor, since: now }),
                     cache: None,
                     weight: 3,
                     leading_since: Some(now),
@@ -481,7 +488,7 @@ mod tests {
                         "kind": "Gadget.example.com", "group": null, "lease": "gadget.example.com", "state": "Blocked",
                         "reason": "no CRD", "trouble": null, "odd": [], "holder": null, "heldHere": false, "token": null,
                         "validForSeconds": null, "secondsSinceRenewal": null,
-                        "target": null, "successor": null, "cache": null, "weight": 0, "leadingForSeconds": null,
+                        "target": null, "successor": null, "handingOver": null, "cache": null, "weight": 0, "leadingForSeconds": null,
                         "withoutLeaderSeconds": null, "coolingForSeconds": null, "work": null, "takeovers": [],
                     },
                     {
@@ -489,7 +496,7 @@ mod tests {
                         "reason": null, "trouble": null, "odd": [], "holder": "a_1", "heldHere": true,
                         "token": "u/3",
                         "validForSeconds": 12.0, "secondsSinceRenewal": 2.0,
-                        "target": "a_1", "successor": null, "cache": null, "weight": 3, "leadingForSeconds": 2.0,
+                        "target": "a_1", "successor": "b_1", "handingOver": {"waitsFor": "successor", "forSeconds": 2.0}, "cache": null, "weight": 3, "leadingForSeconds": 2.0,
                         "withoutLeaderSeconds": null, "coolingForSeconds": null, "work": null, "takeovers": [taken(2)],
                     },
                 ],

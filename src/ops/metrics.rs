@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -16,14 +16,18 @@ use prometheus_client::{
         MetricType,
         counter::{ConstCounter, Counter},
         family::Family,
-        gauge::{ConstGauge, Gauge},
+        gauge::Gauge,
         histogram::Histogram,
+        info::Info,
     },
     registry::{Registry, Unit},
 };
 use tokio::time::Instant;
 
 use super::{
+    bounded::Names,
+    process::Process,
+    shown::Shown,
     status::Status,
     work::{Metered, Meters, Summary},
 };
@@ -48,6 +52,40 @@ struct LedBy {
     /// Empty for a kind that shares its Lease with none.
     group: String,
 }
+
+/// Labels that say what a replica is, and what of its settings rules over others.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfReplica {
+    installation: String,
+    generation: String,
+    rebalance: &'static str,
+    on_loss: &'static str,
+}
+
+/// No labels: a family of one series, which does not exist before it is set.
+type Single = [(&'static str, &'static str); 0];
+
+/// What a replica is configured with, as far as numbers are judged by it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name of the installation: `instance` in the configuration.
+    pub installation: String,
+    /// Hash of the template that the Pod was made from; empty when unknown.
+    pub generation: String,
+    /// `placement.rebalance`.
+    pub rebalance: &'static str,
+    /// `onLoss`.
+    pub on_loss: &'static str,
+    /// `placement.capacity`.
+    pub capacity: u32,
+    /// `leases.duration`.
+    pub lease_duration: Duration,
+    /// `leases.renewDeadline`.
+    pub renew_deadline: Duration,
+}
+
+/// Leases of others that are told apart where they are counted.
+const FOREIGN_LEASES: usize = 10;
 
 /// Labels of the request counter.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -83,8 +121,11 @@ pub struct Metrics {
 }
 
 struct Inner {
+    process: Registry,
     registry: Registry,
     series: Series,
+    status: Arc<OnceLock<Status>>,
+    leases: Mutex<Names>,
     dropped_log_lines: Arc<OnceLock<Reading>>,
     work: Meters,
 }
@@ -95,7 +136,7 @@ type Reading = Box<dyn Fn() -> u64 + Send + Sync>;
 struct Series {
     info: Family<LedBy, Gauge>,
     leading: Family<OfKind, Gauge>,
-    up: Family<OfKind, Gauge>,
+    up: Family<OfKind, Gauge, fn() -> Gauge>,
     transitions: Family<OfKind, Counter>,
     renewal: Family<OfKind, Histogram>,
     without_owner: Family<OfKind, Histogram>,
@@ -116,8 +157,25 @@ struct Series {
     closed: Family<OfServer, Counter>,
     refused: Family<OfServer, Counter>,
     certificates: Family<OfReason, Counter>,
-    certificate_until: Gauge,
+    certificate_until: Family<Single, Gauge>,
     guarded: Family<OfKind, Gauge>,
+    settings: Family<OfReplica, Gauge>,
+    capacity: Gauge,
+    lease_duration: Gauge<f64, AtomicU64>,
+    renew_deadline: Gauge<f64, AtomicU64>,
+    load: Gauge,
+    lease_weight: Family<OfLease, Gauge>,
+    deafened: Family<OfKind, Counter>,
+    lease_watch_up: Gauge,
+    lease_watch_failures: Counter,
+    lease_watch_events: Counter,
+}
+
+/// Nothing blocks a kind until something is seen to.
+fn unblocked() -> Gauge {
+    let up = Gauge::default();
+    up.set(1);
+    up
 }
 
 /// Webhooks: each one stands in the way of a write.
@@ -145,7 +203,7 @@ impl Series {
         let series = Self {
             info: Family::default(),
             leading: Family::default(),
-            up: Family::default(),
+            up: Family::new_with_constructor(unblocked),
             transitions: Family::default(),
             renewal: Family::new_with_constructor(renewal_buckets),
             without_owner: Family::new_with_constructor(without_owner_buckets),
@@ -166,10 +224,61 @@ impl Series {
             closed: Family::default(),
             refused: Family::default(),
             certificates: Family::default(),
-            certificate_until: Gauge::default(),
+            certificate_until: Family::default(),
             guarded: Family::default(),
+            settings: Family::default(),
+            capacity: Gauge::default(),
+            lease_duration: Gauge::default(),
+            renew_deadline: Gauge::default(),
+            load: Gauge::default(),
+            lease_weight: Family::default(),
+            deafened: Family::default(),
+            lease_watch_up: Gauge::default(),
+            lease_watch_failures: Counter::default(),
+            lease_watch_events: Counter::default(),
         };
         let r = registry;
+        r.register("build", "The program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        r.register(
+            "replica_info",
+            "The installation and the generation of this replica, and what of its settings rules over others; always 1",
+            series.settings.clone(),
+        );
+        r.register("capacity", "How much this replica takes, relative to the others", series.capacity.clone());
+        r.register_with_unit(
+            "lease_duration",
+            "For how long a Lease is valid after a renewal",
+            Unit::Seconds,
+            series.lease_duration.clone(),
+        );
+        r.register_with_unit(
+            "renew_deadline",
+            "A term ends when its Lease was not renewed for so long",
+            Unit::Seconds,
+            series.renew_deadline.clone(),
+        );
+        r.register("load", "Sum of the weights of the Leases whose kinds this replica leads", series.load.clone());
+        r.register("lease_weight", "Sum of the weights of the kinds of a Lease", series.lease_weight.clone());
+        r.register(
+            "hearing_losses",
+            "Times that this replica led the kind and ceased to hear of changes",
+            series.deafened.clone(),
+        );
+        r.register(
+            "lease_watch_up",
+            "Whether the watch of the Leases is up; each Lease is read instead while it is not (0 or 1)",
+            series.lease_watch_up.clone(),
+        );
+        r.register(
+            "lease_watch_failures",
+            "Times that the watch of the Leases failed; it lists them anew then",
+            series.lease_watch_failures.clone(),
+        );
+        r.register(
+            "lease_watch_events",
+            "Leases that the watch has shown as stored or deleted, after its lists",
+            series.lease_watch_events.clone(),
+        );
         r.register(
             "kind_info",
             "The Lease that a kind is led by, and the group that it shares that with; always 1",
@@ -267,7 +376,7 @@ impl Series {
         );
         r.register_with_unit(
             "webhook_certificate_until_timestamp",
-            "Until when the certificate is good that this replica serves webhooks with; 0 without one",
+            "Until when the certificate is good that this replica serves webhooks with; 0 without one; where none are served there is no series",
             Unit::Seconds,
             series.certificate_until.clone(),
         );
@@ -285,8 +394,7 @@ impl Series {
         drop(self.cached.get_or_create(labels));
         drop(self.deaf.get_or_create(labels));
         drop(self.foreign.get_or_create(labels));
-        // Nothing blocks a kind until something is seen to.
-        self.up.get_or_create(labels).set(1);
+        drop(self.up.get_or_create(labels));
         for family in [
             &self.transitions,
             &self.aborted,
@@ -295,6 +403,7 @@ impl Series {
             &self.observer_failures,
             &self.failed,
             &self.handovers,
+            &self.deafened,
         ] {
             drop(family.get_or_create(labels));
         }
@@ -308,28 +417,56 @@ pub(super) fn of(kind: &str) -> OfKind {
     OfKind { kind: kind.to_owned() }
 }
 
-/// Metrics without kinds: a series begins when it is first used.
+/// Metrics without kinds and without a status: those of a replica are added when it starts.
 impl Default for Metrics {
     fn default() -> Self {
-        Self::new([], Status::default())
+        Self::of([])
     }
 }
 
 impl Metrics {
     /// Metrics with every series of each of `kinds`, which are spelt as in [`ShardStatus::kind`](super::status::ShardStatus::kind).
-    /// The age of each last renewal is read from `status` when metrics are asked for.
+    /// What grows old by itself, such as the age of each last renewal, is read from `status` when metrics are asked for.
     pub fn new(kinds: impl IntoIterator<Item = String>, status: Status) -> Self {
+        let metrics = Self::of(kinds);
+        metrics.read(status);
+        metrics
+    }
+
+    fn of(kinds: impl IntoIterator<Item = String>) -> Self {
         let mut registry = Registry::with_prefix("leasehold");
         let series = Series::register(&mut registry);
         for kind in kinds {
             series.create(&kind);
         }
-        registry.register_collector(Box::new(SinceRenewal { status }));
+        let status = Arc::default();
+        registry.register_collector(Box::new(Shown { status: Arc::clone(&status) }));
         let dropped_log_lines = Arc::default();
         registry.register_collector(Box::new(DroppedLogLines(Arc::clone(&dropped_log_lines))));
         let work = Meters::default();
         registry.register_collector(Box::new(work.clone()));
-        Self { inner: Arc::new(Inner { registry, series, dropped_log_lines, work }) }
+        let mut process = Registry::default();
+        process.register_collector(Box::new(Process));
+        let leases = Mutex::default();
+        Self { inner: Arc::new(Inner { process, registry, series, status, leases, dropped_log_lines, work }) }
+    }
+
+    /// Where to read what grows old by itself; a second call changes nothing.
+    pub(crate) fn read(&self, status: Status) {
+        // An error means that it is set already.
+        let _ = self.inner.status.set(status);
+    }
+
+    /// What this replica is configured with.
+    pub fn configured(&self, settings: &Settings) {
+        let Settings { installation, generation, rebalance, on_loss, capacity, lease_duration, renew_deadline } =
+            settings;
+        let (installation, generation) = (installation.clone(), generation.clone());
+        let labels = OfReplica { installation, generation, rebalance, on_loss };
+        self.inner.series.settings.get_or_create(&labels).set(1);
+        self.inner.series.capacity.set(i64::from(*capacity));
+        self.inner.series.lease_duration.set(lease_duration.as_secs_f64());
+        self.inner.series.renew_deadline.set(renew_deadline.as_secs_f64());
     }
 
     /// Where the work on a kind is counted, from the standby for a term to its end.
@@ -351,9 +488,44 @@ impl Metrics {
 
     /// The kind is led by this Lease, which it shares with the kinds of this group.
     pub fn belongs(&self, kind: &str, lease: &str, group: Option<&str>) {
+        self.inner.series.create(kind);
+        self.leases().know(lease);
+        // From 0 on: what rises from nothing is no increase to Prometheus.
+        drop(self.inner.series.missed.get_or_create(&OfLease { lease: lease.to_owned() }));
         let group = group.unwrap_or_default().to_owned();
         let labels = LedBy { kind: kind.to_owned(), lease: lease.to_owned(), group };
         self.inner.series.info.get_or_create(&labels).set(1);
+    }
+
+    fn leases(&self) -> std::sync::MutexGuard<'_, Names> {
+        self.inner.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the kinds of a Lease weigh together.
+    pub fn set_lease_weight(&self, lease: &str, weight: u32) {
+        let labels = OfLease { lease: lease.to_owned() };
+        self.inner.series.lease_weight.get_or_create(&labels).set(i64::from(weight));
+    }
+
+    /// What the Leases weigh together whose kinds this replica leads.
+    pub fn set_load(&self, load: u64) {
+        self.inner.series.load.set(i64::try_from(load).unwrap_or(i64::MAX));
+    }
+
+    /// The watch of the Leases has listed them all.
+    pub fn lease_watch_listed(&self) {
+        self.inner.series.lease_watch_up.set(1);
+    }
+
+    /// The watch of the Leases has shown a change.
+    pub fn lease_watch_event(&self) {
+        self.inner.series.lease_watch_events.inc();
+    }
+
+    /// The watch of the Leases has failed.
+    pub fn lease_watch_failed(&self) {
+        self.inner.series.lease_watch_up.set(0);
+        self.inner.series.lease_watch_failures.inc();
     }
 
     /// Whether this replica leads the kind.
@@ -418,7 +590,10 @@ impl Metrics {
 
     /// Whether this replica leads the kind and does not hear of changes.
     pub fn set_deaf(&self, kind: &str, deaf: bool) {
-        self.inner.series.deaf.get_or_create(&of(kind)).set(deaf.into());
+        let before = self.inner.series.deaf.get_or_create(&of(kind)).set(deaf.into());
+        if deaf && before == 0 {
+            self.inner.series.deafened.get_or_create(&of(kind)).inc();
+        }
     }
 
     /// Whether a name that is of no replica of ours holds the Lease of the kind.
@@ -426,9 +601,11 @@ impl Metrics {
         self.inner.series.foreign.get_or_create(&of(kind)).set(foreign.into());
     }
 
-    /// A replica did not take a Lease that it was given.
+    /// A replica did not take a Lease that it was given. The Lease may be of a kind that this one is not configured for, and
+    /// anybody's who may write Leases: a few of those are told apart.
     pub fn missed(&self, lease: &str) {
-        self.inner.series.missed.get_or_create(&OfLease { lease: lease.to_owned() }).inc();
+        let lease = self.leases().label(lease, FOREIGN_LEASES);
+        self.inner.series.missed.get_or_create(&OfLease { lease }).inc();
     }
 
     /// How many replicas this one sees.
@@ -470,7 +647,7 @@ impl Metrics {
 
     /// Until when the certificate is good that this replica serves webhooks with, in seconds since 1970; 0 without one.
     pub fn webhook_certificate_until(&self, until: i64) {
-        self.inner.series.certificate_until.set(until);
+        self.inner.series.certificate_until.get_or_create(&[]).set(until);
     }
 
     /// Whether the API server asks the webhooks about every object of a kind before it stores one.
@@ -485,45 +662,15 @@ impl Metrics {
     /// If a metric cannot be written, which a `String` gives no occasion for.
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut page = String::new();
+        text::encode_registry(&mut page, &self.inner.process)?;
         text::encode(&mut page, &self.inner.registry)?;
         Ok(page)
-    }
-}
-
-/// Computes the age of each last renewal when it is asked for: a gauge that is set on renewal would stand still
-/// just when renewals do.
-struct SinceRenewal {
-    status: Status,
-}
-
-impl fmt::Debug for SinceRenewal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SinceRenewal").finish_non_exhaustive()
     }
 }
 
 #[expect(clippy::disallowed_methods, reason = "a scrape is about the moment it is answered")]
 pub(super) fn now() -> Instant {
     Instant::now()
-}
-
-impl Collector for SinceRenewal {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let now = now();
-        let mut family = encoder.encode_descriptor(
-            "since_renewal",
-            "Time since this replica sent its last successful renewal of the kind's Lease",
-            Some(&Unit::Seconds),
-            MetricType::Gauge,
-        )?;
-        for shard in self.status.shards() {
-            if let Some(renewed_at) = shard.renewed_at {
-                let age = now.saturating_duration_since(renewed_at).as_secs_f64();
-                ConstGauge::new(age).encode(family.encode_family(&of(&shard.kind))?)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Log lines are counted by what writes them.
@@ -603,6 +750,22 @@ mod tests {
         metrics.connection_closed("endpoints", "peer");
         metrics.request_refused("webhooks", "bytes");
         metrics.set_webhook_guarded("W", true);
+        metrics.set_deaf("W", true);
+        metrics.webhook_certificate_until(7);
+        metrics.set_lease_weight("w", 3);
+        metrics.set_load(5);
+        metrics.lease_watch_listed();
+        metrics.lease_watch_event();
+        metrics.lease_watch_failed();
+        metrics.configured(&Settings {
+            installation: "i".to_owned(),
+            generation: "g".to_owned(),
+            rebalance: "Automatic",
+            on_loss: "Reelect",
+            capacity: 2,
+            lease_duration: Duration::from_secs(15),
+            renew_deadline: Duration::from_millis(9500),
+        });
         let page = metrics.encode().unwrap();
         for line in [
             "leasehold_leading{kind=\"W\"} 1",
@@ -628,20 +791,41 @@ mod tests {
             "leasehold_connections_closed_total{server=\"endpoints\",limit=\"peer\"} 1",
             "leasehold_requests_refused_total{server=\"webhooks\",limit=\"bytes\"} 1",
             "leasehold_webhook_guarded{kind=\"W\"} 1",
+            "leasehold_hearing_losses_total{kind=\"W\"} 1",
+            "leasehold_webhook_certificate_until_timestamp_seconds{} 7",
+            "leasehold_lease_weight{lease=\"w\"} 3",
+            "leasehold_load 5",
+            "leasehold_lease_watch_up 0",
+            "leasehold_lease_watch_events_total 1",
+            "leasehold_lease_watch_failures_total 1",
+            "leasehold_replica_info{installation=\"i\",generation=\"g\",rebalance=\"Automatic\",on_loss=\"Reelect\"} 1",
+            "leasehold_capacity 2",
+            "leasehold_lease_duration_seconds 15.0",
+            "leasehold_renew_deadline_seconds 9.5",
+            concat!("leasehold_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is missing from\n{page}");
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn the_age_of_the_last_renewal_grows_without_being_set() {
-        let status = Status::default();
-        let metrics = Metrics::new(["W".to_owned()], status.clone());
-        let renewed_at = now();
-        status.update("W", |shard| shard.renewed_at = Some(renewed_at));
-        tokio::time::advance(Duration::from_secs(7)).await;
+    /// Whoever may write Leases chooses their names.
+    #[test]
+    fn leases_of_others_make_no_end_of_series() {
+        let metrics = Metrics::default();
+        metrics.belongs("W", "ours", None);
+        for number in 0..1000 {
+            metrics.missed(&format!("{number}-\"}}\n\\{}", "é".repeat(500)));
+        }
+        metrics.missed("ours");
         let page = metrics.encode().unwrap();
-        assert!(page.contains("\nleasehold_since_renewal_seconds{kind=\"W\"} 7.0\n"), "{page}");
+        let series: Vec<_> =
+            page.lines().filter(|line| line.starts_with("leasehold_missed_takeovers_total{")).collect();
+        assert_eq!(series.len(), FOREIGN_LEASES + 2, "{series:?}");
+        assert!(series.contains(&"leasehold_missed_takeovers_total{lease=\"ours\"} 1"), "{series:?}");
+        assert!(series.contains(&"leasehold_missed_takeovers_total{lease=\"other\"} 990"), "{series:?}");
+        assert!(series.iter().all(|line| line.len() < 150), "{series:?}");
+        // Quotes, line ends and backslashes are text.
+        assert!(series.iter().any(|line| line.contains("{lease=\"7-\\\"}\\n\\\\é")), "{series:?}");
     }
 
     #[test]

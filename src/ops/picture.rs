@@ -418,7 +418,9 @@ pub fn reasons(rows: &[(&Report, Shard)], led: bool) -> Vec<Reason> {
         let states = !led || !["Standby", "Starting"].contains(&shard.state.as_str());
         let reason = shard.reason.as_deref().filter(|_| states).map(|why| format!("{}: {why}", shard.state));
         let trouble = trouble.map(str::to_owned);
-        for message in reason.into_iter().chain(trouble).chain(shard.odd.iter().take(3).cloned()) {
+        for message in
+            reason.into_iter().chain(trouble).chain(shard.odd.iter().take(3).cloned()).chain(shard.progress())
+        {
             by_message.entry(message).or_default().push(pod_of(&report.identity).to_owned());
         }
     }

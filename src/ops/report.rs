@@ -84,6 +84,8 @@ pub struct Shard {
     pub target: Option<String>,
     /// Whom this replica is handing it over to.
     pub successor: Option<String>,
+    /// What a handover from here waits for, if one does.
+    pub handing_over: Option<HandingOver>,
     /// A cache kept without leading: `Filling` or `Filled`.
     pub cache: Option<String>,
     /// Expected load, that of all kinds of its group.
@@ -106,6 +108,26 @@ impl Shard {
         let is_open = self.valid_for_seconds.is_none_or(|seconds| seconds > 0.0);
         ["Leading", "Deaf", "Draining"].contains(&self.state.as_str()) && is_open
     }
+
+    /// What goes on here and takes its time, a sentence each.
+    pub fn progress(&self) -> Vec<String> {
+        let mut progress = Vec::new();
+        if let Some(work) = self.work.as_ref().filter(|work| work.watches_listed < work.watches) {
+            let Work { watches, watches_listed, objects, .. } = work;
+            progress.push(format!(
+                "the first sync goes on: {watches_listed} of {watches} watches have listed, {objects} objects are in the cache"
+            ));
+        }
+        if let Some(HandingOver { waits_for, for_seconds }) = &self.handing_over {
+            let what = match waits_for.as_str() {
+                "successor" => "the successor to fill its cache",
+                "drain" => "the work that runs to end",
+                other => other,
+            };
+            progress.push(format!("the handover has waited {for_seconds:.0} s for {what}"));
+        }
+        progress
+    }
 }
 
 /// What the work on a kind comes to.
@@ -126,6 +148,22 @@ pub struct Work {
     pub reconciles_per_second: f64,
     /// Those of the last minute that failed or panicked.
     pub recent_failures: u64,
+    /// Watches that the kind reads.
+    pub watches: u64,
+    /// Those of them whose first list is complete.
+    pub watches_listed: u64,
+    /// Objects that wait for their turn in a sweep: all of them when a term begins.
+    pub unswept: u64,
+}
+
+/// A handover from here that waits.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HandingOver {
+    /// One word; later versions may have more of them.
+    pub waits_for: String,
+    /// For how long.
+    pub for_seconds: f64,
 }
 
 /// A Lease has got another holder.

@@ -60,6 +60,8 @@ pub struct ShardStatus {
     pub target: Option<String>,
     /// Whom this replica is handing it over to.
     pub successor: Option<String>,
+    /// What a handover from here waits for, if one does.
+    pub handing_over: Option<HandingOver>,
     /// A cache is kept without leading; whether it is filled.
     pub cache: Option<bool>,
     /// How much work it is expected to be, as the configuration says; that of all kinds of its group.
@@ -70,6 +72,35 @@ pub struct ShardStatus {
     pub unled_since: Option<Instant>,
     /// Until when it is not taken here after a failure or a refusal.
     pub cooling_until: Option<Instant>,
+}
+
+/// A handover that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HandingOver {
+    /// For what.
+    pub waits_for: WaitsFor,
+    /// Since when.
+    pub since: Instant,
+}
+
+/// What a handover waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum WaitsFor {
+    /// The successor fills its cache.
+    Successor,
+    /// The work that runs ends.
+    Drain,
+}
+
+impl WaitsFor {
+    /// One word, for labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Successor => "successor",
+            Self::Drain => "drain",
+        }
+    }
 }
 
 /// A Lease has got another holder.

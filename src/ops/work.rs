@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -22,13 +22,13 @@ use prometheus_client::{
 };
 use tokio::time::Instant;
 
-use super::metrics::{OfKind, now, of};
+use super::{
+    bounded::{Names, cut},
+    metrics::{OfKind, now, of},
+};
 
-/// Field managers that are told apart; a further one counts as [`OTHERS`]. Anybody may make them up.
+/// Field managers that are told apart; a further one counts as [`OTHERS`](super::bounded::OTHERS). Anybody may make them up.
 const MANAGERS: usize = 10;
-const OTHERS: &str = "other";
-/// Bytes of a name that comes from outside.
-const LONGEST: usize = 64;
 /// Watches of one kind that are told apart.
 const WATCHES: usize = 100;
 
@@ -90,12 +90,15 @@ struct Inner {
     running: AtomicUsize,
     /// Watches whose first list is complete, and all.
     listed: (AtomicUsize, AtomicUsize),
+    began: Instant,
+    /// For how long the first lists took, once they are complete.
+    synced: OnceLock<Duration>,
     unswept: AtomicUsize,
     contested: Mutex<Option<Count>>,
     missing_children: Mutex<Option<Count>>,
     gauges: Mutex<Gauges>,
     writes: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
-    undone: Mutex<BTreeMap<String, u64>>,
+    undone: Mutex<(Names, BTreeMap<String, u64>)>,
     watches: Mutex<BTreeMap<String, WatchReport>>,
 }
 
@@ -107,6 +110,8 @@ impl Default for Inner {
             durations: Histogram::new(BUCKETS),
             running: AtomicUsize::default(),
             listed: Default::default(),
+            began: now(),
+            synced: OnceLock::new(),
             unswept: AtomicUsize::default(),
             contested: Mutex::default(),
             missing_children: Mutex::default(),
@@ -133,6 +138,10 @@ pub struct Summary {
     pub recent: (u64, u64),
     /// What that minute comes to.
     pub recent_within: Duration,
+    /// Watches whose first list is complete, and all: the first sync goes on while they differ.
+    pub listed: (usize, usize),
+    /// Objects that wait for their turn in a sweep.
+    pub unswept: usize,
 }
 
 /// A minute, in parts that are forgotten one by one.
@@ -247,6 +256,9 @@ impl Meter {
     pub fn listed(&self, listed: usize, of: usize) {
         self.inner.listed.0.store(listed, Ordering::Relaxed);
         self.inner.listed.1.store(of, Ordering::Relaxed);
+        if listed == of {
+            self.inner.synced.get_or_init(|| now().saturating_duration_since(self.inner.began));
+        }
     }
 
     /// So many objects were not looked at since the term began.
@@ -266,10 +278,8 @@ impl Meter {
 
     /// This field manager has undone what was written of a contested child.
     pub fn undone(&self, manager: &str) {
-        let mut undone = lock(&self.inner.undone);
-        let manager = cut(manager);
-        let is_known = undone.contains_key(&manager) || undone.len() < MANAGERS;
-        *undone.entry(if is_known { manager } else { OTHERS.to_owned() }).or_default() += 1;
+        let (managers, undone) = &mut *lock(&self.inner.undone);
+        *undone.entry(managers.label(manager, MANAGERS)).or_default() += 1;
     }
 }
 
@@ -345,6 +355,8 @@ impl Meters {
             reconciles,
             recent,
             recent_within,
+            listed: (inner.listed.0.load(Ordering::Relaxed), inner.listed.1.load(Ordering::Relaxed)),
+            unswept: inner.unswept.load(Ordering::Relaxed),
         })
     }
 
@@ -521,6 +533,16 @@ impl Collector for Meters {
         page.count("watches_listed", "Watches that the kind reads whose first list is complete", |it| {
             it.listed.0.load(Ordering::Relaxed)
         })?;
+        page.gauge(
+            "initial_sync",
+            "For how long the first lists of the kind's watches have taken, and once they are complete, took",
+            Some(&Unit::Seconds),
+            |it| {
+                let counts = it.listed.1.load(Ordering::Relaxed) > 0;
+                let taken = || it.synced.get().map_or_else(|| age(it.began), Duration::as_secs_f64);
+                counts.then(taken)
+            },
+        )?;
         page.count("unswept_objects", "Objects that wait for their turn in a sweep: those that a term has not come to since it began, or the resync", |it| {
             it.unswept.load(Ordering::Relaxed)
         })?;
@@ -536,7 +558,7 @@ impl Collector for Meters {
                 let series = |(manager, count): (&String, &u64)| {
                     (OfManager { kind: kind.to_owned(), manager: manager.clone() }, *count)
                 };
-                lock(&it.undone).iter().map(series).collect()
+                lock(&it.undone).1.iter().map(series).collect()
             },
         )
     }
@@ -545,11 +567,6 @@ impl Collector for Meters {
 #[expect(clippy::cast_precision_loss, reason = "a count that is shown")]
 fn float(count: usize) -> f64 {
     count as f64
-}
-
-/// A name from outside, of a length that is bounded.
-fn cut(name: &str) -> String {
-    name[..name.floor_char_boundary(LONGEST)].to_owned()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -615,12 +632,17 @@ mod tests {
             "leasehold_watch_failures_total{kind=\"W\",watch=\"v1 ConfigMap\"} 7",
             "leasehold_watches{kind=\"W\"} 2.0",
             "leasehold_watches_listed{kind=\"W\"} 1.0",
+            "leasehold_initial_sync_seconds{kind=\"W\"} 9.0",
             "leasehold_unswept_objects{kind=\"W\"} 4.0",
             "leasehold_contested_children{kind=\"W\"} 1.0",
             "leasehold_undone_writes_total{kind=\"W\",manager=\"kubectl-edit\"} 1",
         ] {
             assert!(shown.iter().any(|found| found == line), "{line} is missing from\n{}", shown.join("\n"));
         }
+        // It took so long, and lasts no longer.
+        meter.listed(2, 2);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert!(lines(&metrics).contains(&"leasehold_initial_sync_seconds{kind=\"W\"} 9.0".to_owned()));
         drop(metered);
         // A meter that is still held shows nothing.
         meter.wrote("patch", "ok");

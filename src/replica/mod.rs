@@ -26,3 +26,4 @@ pub mod supervisor;
 pub mod telemetry;
 pub mod term;
 mod told;
+mod waits;

@@ -466,6 +466,7 @@ impl Supervisor {
 
     /// What the watch shows, as values; the objects are kept for the writes that rest on them.
     fn watched(&self, shown: Shown) -> Option<Watch> {
+        self.telemetry.lease_watch(&shown);
         match shown {
             Shown::Listed(leases) => {
                 self.leases.saw_all(&leases);

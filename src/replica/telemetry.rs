@@ -11,18 +11,20 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::{
+    board::Shown,
     clock::Clock,
     fence::Refused,
     hearing::Refusal,
     record::Lease,
     supervisor::{Stopped, why},
     told,
+    waits::{self, Waits},
 };
 use crate::{
     config::{Kind, LockKind},
     ops::{
         metrics::Metrics,
-        status::{self, ShardState, Status},
+        status::{self, HandingOver, ShardState, Status, WaitsFor},
         timeline::{History, Source},
         work::Metered,
     },
@@ -30,7 +32,7 @@ use crate::{
         election::{Grant, Standing},
         event::{Freed, Garbage, Hearing, KindIndex, Notice, Rival, ShardIndex, Verdict},
         history::Takeover,
-        lease::FencingToken,
+        lease::{FencingToken, WEIGHT_MOST},
         moment::Moment,
         replica::Replica,
         shard::{Member, Shard},
@@ -51,6 +53,7 @@ pub struct Telemetry {
     status: Status,
     metrics: Metrics,
     said: Arc<Mutex<HashMap<String, Said>>>,
+    waits: Arc<Mutex<Waits>>,
 }
 
 /// Between two log lines about what standbys and observers of a kind try to write.
@@ -79,10 +82,12 @@ impl Telemetry {
         status.timeline().belongs(&identity);
         let (mut shards, mut first) = (Vec::new(), 0);
         for shared in kinds.chunk_by(|one, next| one.lease_name == next.lease_name) {
+            let weight = shared.iter().map(|kind| kind.weight).fold(0, u32::saturating_add).min(WEIGHT_MOST);
+            metrics.set_lease_weight(&shared[0].lease_name, weight);
             shards.push(first..first + shared.len());
             first += shared.len();
         }
-        Self { identity, namespace, kinds, shards, status, metrics, said: Arc::default() }
+        Self { identity, namespace, kinds, shards, status, metrics, said: Arc::default(), waits: Arc::default() }
     }
 
     /// What a fence calls for each write that it refuses. Those of a standby or an observer are a mistake in its code: said
@@ -359,6 +364,38 @@ impl Telemetry {
         info!(kind = kind.name(), lease = kind.lease_name, more, "{refusal}: asking whether the kind can be led here");
     }
 
+    /// The watch of the Leases has shown this.
+    pub fn lease_watch(&self, shown: &Shown) {
+        match shown {
+            Shown::Listed(_) => self.metrics.lease_watch_listed(),
+            Shown::Stored(_) | Shown::Deleted(_) => self.metrics.lease_watch_event(),
+            Shown::Failed(_) => self.metrics.lease_watch_failed(),
+            Shown::Lock(..) | Shown::LockFailed(_) => {}
+        }
+    }
+
+    /// What the handover of a shard waits for, said every few seconds.
+    fn handing_over(&self, index: ShardIndex, shard: &Shard, clock: Clock, now: Moment) -> Option<HandingOver> {
+        let waits_for = waits::of(shard.state(), shard.handover());
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, say) = waits.look(index, waits_for, now)?;
+        let waits_for = waits_for?;
+        if say {
+            let (kind, lease) = self.names(index);
+            let successor = match shard.handover() {
+                Handover::To { successor, .. } => successor.as_str(),
+                Handover::Stay | Handover::ToNone => "",
+            };
+            let what = match waits_for {
+                WaitsFor::Successor => "its successor to fill its cache",
+                WaitsFor::Drain => "the work that runs to end",
+            };
+            let waited = now.since(since).as_secs();
+            info!(kind, lease, successor, "handing over: it has waited {waited} s for {what}");
+        }
+        Some(HandingOver { waits_for, since: clock.instant(since) })
+    }
+
     /// The loop has ended.
     pub fn ended(&self, error: Option<&Stopped>) {
         if let Some(error @ (Stopped::Unasked(_) | Stopped::Lost { .. })) = error {
@@ -382,8 +419,13 @@ impl Telemetry {
             replica.generation.clone_from(&core.profile().generation);
             replica.capacity = core.profile().capacity;
         });
-        let members = core.shards().iter().flat_map(|shard| shard.members().iter().map(move |member| (shard, member)));
-        for (kind, (shard, member)) in self.kinds.iter().zip(members) {
+        let works = |shard: &&Shard| matches!(shard.state(), State::Running);
+        self.metrics.set_load(core.shards().iter().filter(works).map(|shard| u64::from(shard.weight())).sum());
+        let shards = core.shards().iter().enumerate();
+        let handovers = shards.map(|(index, shard)| (shard, self.handing_over(index, shard, clock, now)));
+        let members = handovers
+            .flat_map(|(shard, waits)| shard.members().iter().map(move |member| (shard, member, waits.clone())));
+        for (kind, (shard, member, handing_over)) in self.kinds.iter().zip(members) {
             let (state, reason) = state(shard, member, &self.namespace, now);
             let leading = matches!(state, ShardState::Leading | ShardState::Deaf);
             self.metrics.set_leading(&kind.name(), leading);
@@ -411,6 +453,7 @@ impl Telemetry {
                     Handover::To { successor, .. } => Some(successor.clone()),
                     Handover::Stay | Handover::ToNone => None,
                 };
+                status.handing_over = handing_over;
                 status.cache = shard.cache();
                 status.weight = shard.weight();
                 status.leading_since = shard.leading_since().map(instant);

@@ -11,6 +11,7 @@ mod habits;
 mod logs;
 mod manifests;
 mod messages;
+mod metrics;
 mod output;
 mod release;
 mod render;

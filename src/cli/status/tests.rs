@@ -98,6 +98,25 @@ fn two() -> Seen {
     )
 }
 
+#[test]
+fn what_takes_its_time_is_said_with_how_far_it_is() {
+    let mut leader = leading("Widget");
+    leader["work"]["watches"] = json!(3);
+    leader["work"]["watchesListed"] = json!(1);
+    leader["handingOver"] = json!({"waitsFor": "successor", "forSeconds": 12.4});
+    let seen = seen(
+        &[shard("Widget", Some("a_1")), membership("a", "new", 2, &["Widget"])],
+        &[("a", report("a", json!([leader])))],
+    );
+    let shown = show::status(&picture(&seen), false);
+    for line in [
+        "the first sync goes on: 1 of 3 watches have listed, 120 objects are in the cache (a)",
+        "the handover has waited 12 s for the successor to fill its cache (a)",
+    ] {
+        assert!(shown.contains(line), "{line} is missing from\n{shown}");
+    }
+}
+
 fn states(seen: &Seen) -> Vec<(String, State)> {
     picture(seen).kinds.into_iter().map(|kind| (kind.kind, kind.state)).collect()
 }

@@ -33,11 +33,15 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{select, task::consume_budget, time::Instant};
 use tokio_util::time::{DelayQueue, delay_queue};
-use tracing::{Instrument, error, info_span, warn};
+use tracing::{Instrument, error, info, info_span, warn};
 
 pub use super::queue::Lane;
-use super::queue::{Queue, Recent};
+use super::{
+    progress::{Far, Progress},
+    queue::{Queue, Recent},
+};
 use crate::{
+    config::Kind,
     ops::work::{Meter, Reconciled, WatchReport, WatchState},
     reconcile::{
         backoff::Backoff,
@@ -189,6 +193,8 @@ where
         }
         meter.listed(0, all);
         self.store.limit(standby.kind().limits);
+        let mut progress = Progress::new(clock.now());
+        let mut look = pin!(clock.sleep_until(progress.next_look()));
         let term = loop {
             select! {
                 biased;
@@ -207,6 +213,11 @@ where
                     if self.unlisted == 0 {
                         standby.prepared();
                     }
+                }
+                () = &mut look, if !progress.is_over() => {
+                    let far = Far { listed: (all - self.unlisted, all), objects: self.store.count(), unswept: 0 };
+                    tell_progress(standby.kind(), &mut progress, far, &self.watches, clock);
+                    look.set(clock.sleep_until(progress.next_look()));
                 }
             }
             consume_budget().await;
@@ -233,12 +244,24 @@ where
             clock,
             all,
             is_full: false,
+            progress: Progress::new(clock.now()),
         };
         work.run(reconcile).await;
         work.show(0);
         let Work { controller: Self { store, sources, .. }, queue, too_large, to_sweep, swept, term, timers, .. } =
             work;
         term.leave((sources, store, (queue, too_large), to_sweep, swept, timers));
+    }
+}
+
+/// Says how far the beginning is, if it is time to.
+fn tell_progress(kind: &Kind, progress: &mut Progress, far: Far, watches: &[(String, WatchReport)], clock: Clock) {
+    let failing = || {
+        let failing = watches.iter().filter(|(_, report)| report().failing_since.is_some());
+        failing.map(|(watch, _)| watch.clone()).collect()
+    };
+    if let Some(line) = progress.look(far, failing, clock.now()) {
+        info!(kind = kind.name(), "{line}");
     }
 }
 
@@ -329,6 +352,7 @@ struct Work<K: Resource> {
     all: usize,
     /// There was no room for some object, and the log says so.
     is_full: bool,
+    progress: Progress,
 }
 
 /// What is next in a term.
@@ -337,6 +361,8 @@ enum Step<K, E> {
     Time(Lane, Name),
     Ended(Ended<K, E>),
     Sweep,
+    /// It is time to say how far the beginning is.
+    Look,
 }
 
 /// What a task has come to.
@@ -365,6 +391,8 @@ where
         let concurrency = usize::from(self.term.kind().concurrency);
         let mut running = FuturesUnordered::new();
         let mut draining = pin!(self.term.draining());
+        let clock = self.clock;
+        let mut look = pin!(clock.sleep_until(self.progress.next_look()));
         let mut listed_once = self.sweep();
         self.term.meter().unswept(self.to_sweep.len());
         while draining.as_mut().now_or_never().is_none() {
@@ -390,6 +418,7 @@ where
                         Some((lane, key)) = self.timers.next() => Step::Time(lane, key),
                         Some(ended) = running.next() => Step::Ended(ended),
                         () = future::ready(()), if !self.to_sweep.as_slice().is_empty() => Step::Sweep,
+                        () = &mut look, if !self.progress.is_over() => Step::Look,
                         else => pending().await,
                     }
                 } => step,
@@ -406,6 +435,11 @@ where
                 Step::Ended(Ended::Refused(key, outcome, took)) => self.refused(key, outcome, took),
                 Step::Ended(Ended::Read(key, object)) => running.push(one(&reconcile, key, object, self.clock)),
                 Step::Sweep => self.sweep_on(),
+                Step::Look => {
+                    let far = self.far();
+                    tell_progress(self.term.kind(), &mut self.progress, far, &self.controller.watches, clock);
+                    look.set(clock.sleep_until(self.progress.next_look()));
+                }
             }
             consume_budget().await;
         }
@@ -469,11 +503,19 @@ where
         self.is_full = tally.not_kept > 0;
         let oldest = [&self.queue, &self.too_large].into_iter().filter_map(Queue::waits_since).min();
         let oldest = oldest.map(|since| self.clock.instant(since));
-        meter.queue(self.controller.store.count(), self.queue.len() + self.too_large.len(), oldest);
+        let far = self.far();
+        meter.queue(far.objects, self.queue.len() + self.too_large.len(), oldest);
         meter.running(running);
-        meter.listed(self.all - self.controller.unlisted, self.all);
-        // What a sweep has made due waits with the rest.
-        meter.unswept(self.to_sweep.len() + self.queue.sweeping());
+        meter.listed(far.listed.0, far.listed.1);
+        meter.unswept(far.unswept);
+        self.progress.note(far);
+    }
+
+    /// How far the beginning is. What a sweep has made due waits with the rest.
+    fn far(&self) -> Far {
+        let (Controller { unlisted, store, .. }, all) = (&self.controller, self.all);
+        let unswept = self.to_sweep.len() + self.queue.sweeping();
+        Far { listed: (all - unlisted, all), objects: store.count(), unswept }
     }
 
     /// Begins to make every object due, if the first list of the kind is complete. Returns whether it is.
@@ -677,7 +719,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{Kind, Limits},
+        config::Limits,
         reconcile::fake::{Answer, Asked, Fake, list, refusal},
     };
 
