@@ -18,13 +18,17 @@ use std::{
 use clap::ValueEnum;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
-    EnvFilter,
+    EnvFilter, Layer as _,
     fmt::{
         MakeWriter,
         format::Writer,
         time::{FormatTime as _, SystemTime},
     },
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
+
+use super::traces;
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum Format {
@@ -48,15 +52,21 @@ const LAST_LINES_OF_A_LOSS: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Sends the lines of this process to standard error from now on. The last lines are written when the value is dropped:
-/// keep it to the end.
-pub(super) fn install(format: Format) -> Lines {
+/// keep it to the end. `spans` gets the spans as well, whatever is logged.
+pub(super) fn install(format: Format, spans: Option<traces::Layer>) -> Lines {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let (queue, lines) = Lines::to(io::stderr(), format, QUEUED, LAST_LINES);
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(queue);
-    match format {
-        Format::Text => subscriber.with_target(false).with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init(),
-        Format::Json => subscriber.json().flatten_event(true).with_current_span(false).with_span_list(false).init(),
-    }
+    let written = tracing_subscriber::fmt::layer().with_writer(queue);
+    let written = match format {
+        Format::Text => {
+            written.with_target(false).with_ansi(io::IsTerminal::is_terminal(&io::stderr())).with_filter(filter).boxed()
+        }
+        Format::Json => {
+            let json = written.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            json.with_filter(filter).boxed()
+        }
+    };
+    tracing_subscriber::registry().with(spans).with(written).init();
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("a panic without a message");

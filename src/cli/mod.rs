@@ -16,6 +16,7 @@ mod schema;
 mod schemas;
 mod status;
 mod target;
+mod traces;
 
 use std::{
     env,

@@ -42,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     DEPOSED, Failure, Switch,
     load::{Loaded, load},
-    logging,
+    logging, traces,
 };
 
 #[derive(Args)]
@@ -81,7 +81,9 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     let loaded = load(&options.config).map_err(|bad| Failure::Usage(bad.to_string()))?;
-    let lines = logging::install(options.log_format);
+    let (layer, spans) = traces::from_environment(options.pod_name.as_deref().unwrap_or_default())?;
+    let lines = logging::install(options.log_format, layer);
+    spans.tell();
     // Elections have a thread of their own: work that blocks every other one starves no renewal.
     let elections = Builder::new_current_thread().enable_all().build().context("failed to start the runtime")?;
     let work = Builder::new_multi_thread().enable_all().build().context("failed to start the runtime")?;
@@ -102,6 +104,7 @@ pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
     });
     if outcome.as_ref().is_err_and(is_deposed) {
         // Neither runtimes nor threads are waited for: the restart is the cleaning up. The log has said why.
+        spans.end_at_once();
         lines.end_at_once();
         #[expect(
             clippy::exit,

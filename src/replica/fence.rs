@@ -39,12 +39,14 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::sync::{Notify, watch};
 use tower::{BoxError, Layer, Service};
+use tracing::Instrument;
 
 use super::{
     clock::Clock,
     connections::socket::Socket,
     hearing::{Ears, Heard, Hearing, Refusals, Target},
     problem::describe,
+    spans,
 };
 use crate::{ops::work::Meter, protocol::moment::Moment};
 
@@ -296,8 +298,33 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let gate = self.gate.clone();
         let target = Target::of(request.method(), request.uri());
+        let span = spans::request(target.as_ref());
+        let answer = span.in_scope(|| self.send(request, target));
+        if span.is_disabled() {
+            return answer;
+        }
+        let told = span.clone();
+        let answered = async move {
+            let answer = answer.await;
+            spans::answered(&told, &answer);
+            answer
+        };
+        Box::pin(answered.instrument(span))
+    }
+}
+
+impl<S> FencedService<S> {
+    fn send<B, R>(
+        &mut self,
+        request: Request<B>,
+        target: Option<Target>,
+    ) -> BoxFuture<'static, Result<Response<Heard<R>>, BoxError>>
+    where
+        S: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send + 'static>,
+        R: Send + 'static,
+    {
+        let gate = self.gate.clone();
         if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
             let answer = self.inner.call(request);
             return Box::pin(async move {
@@ -602,6 +629,32 @@ mod tests {
         assert!(write().await.unwrap_err().is::<Fenced>(), "nothing opens it again");
         assert_eq!(refused.load(Ordering::SeqCst), 3);
         assert!(!fence.gate.may_still_land(SECOND), "nothing was sent");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_of_a_reconciliation_is_a_span_in_it_and_others_are_none() {
+        use tracing::Instrument as _;
+        let (recorder, _guard) = spans::recorded::Recorder::begin();
+        let clock = Clock::tokio();
+        let (fence, _) = fence(clock);
+        let path = "/apis/example.com/v1/namespaces/ns/widgets/it?fieldManager=m";
+        let write = || send(&fence, Method::PATCH, path, Duration::ZERO);
+        let kind = crate::config::Kind::new("example.com", "v1", "Widget");
+        let token = crate::protocol::lease::FencingToken { uid: "u".to_owned(), transitions: 1 };
+        let reconciling = || spans::reconcile(&kind, Some("ns"), "it", &token);
+        write().instrument(reconciling()).await.unwrap_err();
+        fence.extend(clock.now() + SECOND);
+        write().instrument(reconciling()).await.unwrap();
+        write().await.unwrap();
+        let requests = recorder.named("request");
+        assert_eq!(requests.len(), 2, "that of a watch has no span: {requests:#?}");
+        for request in &requests {
+            assert_eq!((request.parent, request.field("otel.name")), (Some("reconcile"), Some("patch widgets")));
+            assert_eq!(request.field("url.path"), Some("/apis/example.com/v1/namespaces/ns/widgets/it"));
+        }
+        let outcome =
+            |at: usize| (requests[at].field("otel.status_code"), requests[at].field("http.response.status_code"));
+        assert_eq!((outcome(0), outcome(1)), ((Some("ERROR"), None), (None, Some("200"))));
     }
 
     #[tokio::test(start_paused = true)]

@@ -95,6 +95,11 @@ impl Target {
         Some(Self { verb, resource: format!("{version}/{plural}"), path: uri.path().to_owned() })
     }
 
+    /// Of the request, without its query.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
     /// What is done with it, as in a Role.
     pub(super) fn verb(&self) -> &'static str {
         self.verb
@@ -110,6 +115,13 @@ impl Target {
             StatusCode::NOT_FOUND => self.lists(),
             _ => false,
         }
+    }
+}
+
+/// The verb and the resource: `patch configmaps`.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.verb, self.resource.rsplit('/').next().unwrap_or_default())
     }
 }
 

@@ -22,6 +22,7 @@ pub mod preflight;
 pub mod problem;
 pub mod proof;
 pub mod record;
+pub(crate) mod spans;
 pub mod supervisor;
 pub mod telemetry;
 pub mod term;

@@ -13,8 +13,9 @@ use kube::Client;
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
-use super::observe::Observation;
+use super::{observe::Observation, spans};
 pub use crate::protocol::lease::FencingToken;
 use crate::{config::Kind, ops::work::Meter};
 
@@ -32,6 +33,8 @@ struct Inner {
     draining: CancellationToken,
     meter: Meter,
     leftovers: Mutex<Vec<Box<dyn Any + Send>>>,
+    /// Until the first pass is over.
+    takeover: Mutex<Span>,
 }
 
 impl Term {
@@ -44,7 +47,8 @@ impl Term {
         meter: Meter,
     ) -> Self {
         let leftovers = Mutex::default();
-        Self { inner: Arc::new(Inner { kind, holder, token, client, draining, meter, leftovers }) }
+        let takeover = Mutex::new(spans::takeover(&kind, &holder, &token));
+        Self { inner: Arc::new(Inner { kind, holder, token, client, draining, meter, leftovers, takeover }) }
     }
 
     /// The kind this term is about, with its concurrency and resync.
@@ -82,6 +86,11 @@ impl Term {
     /// Where its work is counted.
     pub(crate) fn meter(&self) -> &Meter {
         &self.inner.meter
+    }
+
+    /// The span of its takeover, to whoever goes through the first pass: it ends when that drops it.
+    pub(crate) fn takeover(&self) -> Span {
+        std::mem::replace(&mut *self.inner.takeover.lock().unwrap_or_else(PoisonError::into_inner), Span::none())
     }
 
     /// Leaves something to be dropped after the term: to free a cache of ten thousand objects takes tens of milliseconds,

@@ -33,7 +33,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{select, task::consume_budget, time::Instant};
 use tokio_util::time::{DelayQueue, delay_queue};
-use tracing::{Instrument, error, info, info_span, warn};
+use tracing::{Instrument, Span, error, info, info_span, warn};
 
 pub use super::queue::Lane;
 use super::{
@@ -55,6 +55,7 @@ use crate::{
         clock::Clock,
         connections::WATCH_TIMEOUT,
         problem::{describe, panicked},
+        spans,
         term::{Standby, Term},
     },
 };
@@ -237,6 +238,7 @@ where
             refuses: false,
             to_sweep,
             swept,
+            takeover: term.takeover(),
             term,
             events,
             backoff,
@@ -353,6 +355,8 @@ struct Work<K: Resource> {
     /// There was no room for some object, and the log says so.
     is_full: bool,
     progress: Progress,
+    /// That of the takeover, until the first pass is over.
+    takeover: Span,
 }
 
 /// What is next in a term.
@@ -400,7 +404,7 @@ where
                 && let Some((key, kept)) = self.start()
             {
                 running.push(match kept {
-                    Some(object) => one(&reconcile, key, object, self.clock),
+                    Some(object) => self.one(&reconcile, key, object),
                     None => self.read(key),
                 });
             }
@@ -433,7 +437,7 @@ where
                 Step::Time(lane, key) => self.queue.add(lane, key, self.clock.now()),
                 Step::Ended(Ended::Done(key, outcome, took)) => self.done(key, outcome, took),
                 Step::Ended(Ended::Refused(key, outcome, took)) => self.refused(key, outcome, took),
-                Step::Ended(Ended::Read(key, object)) => running.push(one(&reconcile, key, object, self.clock)),
+                Step::Ended(Ended::Read(key, object)) => running.push(self.one(&reconcile, key, object)),
                 Step::Sweep => self.sweep_on(),
                 Step::Look => {
                     let far = self.far();
@@ -451,6 +455,18 @@ where
                 Ended::Read(..) => {}
             }
         }
+    }
+
+    /// A reconciliation, as a trace with a link to the takeover if it is of the first pass.
+    fn one<F, Fut, E>(&self, reconcile: &F, key: Name, object: Arc<K>) -> BoxFuture<'static, Ended<K, E>>
+    where
+        F: Fn(Arc<K>) -> Fut,
+        Fut: Future<Output = Result<RequeueAfter, E>> + Send + 'static,
+        E: StdError + Send + Sync + 'static,
+    {
+        let traced = spans::reconcile(self.term.kind(), key.namespace(), key.name(), self.term.token());
+        traced.follows_from(self.takeover.id());
+        one(reconcile, key, object, self.clock, traced)
     }
 
     /// Reads an object that is not kept.
@@ -509,6 +525,9 @@ where
         meter.listed(far.listed.0, far.listed.1);
         meter.unswept(far.unswept);
         self.progress.note(far);
+        if self.progress.is_over() {
+            self.takeover = Span::none();
+        }
     }
 
     /// How far the beginning is. What a sweep has made due waits with the rest.
@@ -614,25 +633,37 @@ where
 }
 
 /// One reconciliation.
-fn one<K, F, Fut, E>(reconcile: &F, key: Name, object: Arc<K>, clock: Clock) -> BoxFuture<'static, Ended<K, E>>
+fn one<K, F, Fut, E>(
+    reconcile: &F,
+    key: Name,
+    object: Arc<K>,
+    clock: Clock,
+    traced: Span,
+) -> BoxFuture<'static, Ended<K, E>>
 where
     K: Send + Sync + 'static,
     F: Fn(Arc<K>) -> Fut,
     Fut: Future<Output = Result<RequeueAfter, E>> + Send + 'static,
-    E: 'static,
+    E: StdError + 'static,
 {
     let began = clock.now();
-    let span = info_span!("reconciling object", object.ref = %key);
-    AssertUnwindSafe(span.in_scope(|| reconcile(object)))
+    let span = traced.in_scope(|| info_span!("reconciling object", object.ref = %key));
+    let told = traced.clone();
+    AssertUnwindSafe(traced.in_scope(|| span.in_scope(|| reconcile(object))))
         .catch_unwind()
         .map(move |outcome| {
             let outcome = match outcome {
                 Ok(outcome) => outcome.map_err(Failure::Failed),
                 Err(panic) => Err(Failure::Panicked(panicked(&*panic))),
             };
+            match &outcome {
+                Err(failure) if !told.is_disabled() => spans::failed(&told, &failure.describe()),
+                _ => {}
+            }
             Ended::Done(key, outcome, clock.now().since(began))
         })
         .instrument(span)
+        .instrument(traced)
         .boxed()
 }
 
@@ -696,6 +727,16 @@ enum Failure<E> {
     Unread(kube::Error),
     Unsaid(kube::Error),
     Panicked(String),
+}
+
+impl<E: StdError + 'static> Failure<E> {
+    fn describe(&self) -> String {
+        match self {
+            Self::Failed(cause) => describe(cause),
+            Self::Unread(cause) | Self::Unsaid(cause) => describe(cause),
+            Self::Panicked(words) => words.clone(),
+        }
+    }
 }
 
 fn kind_of<E>(outcome: &Outcome<E>) -> Reconciled {
@@ -795,6 +836,44 @@ mod tests {
         assert_eq!(start.elapsed().as_secs(), 60);
         // As many as the kind's concurrency.
         assert_eq!((log.0.lock().unwrap().len(), *finished.lock().unwrap()), (2, 2));
+    }
+
+    /// Each is a trace of its own, and those of the first pass have a link to the takeover.
+    #[tokio::test(start_paused = true)]
+    async fn a_reconciliation_is_a_span_and_the_first_pass_is_linked_to_the_takeover() {
+        let (recorder, _guard) = spans::recorded::Recorder::begin();
+        let fake = Fake::new(1, lists(&["bad", "good"]));
+        let run = controller(&fake).run(Standby::of(&fake.term), |_| {
+            |object: Arc<ConfigMap>| async move {
+                if object.name_any() == "bad" {
+                    return Err(io::Error::other("it is bad"));
+                }
+                Ok(Some(Duration::from_secs(30)))
+            }
+        });
+        let drain = fake.drain.clone();
+        let stop = async {
+            sleep(Duration::from_secs(100)).await;
+            drain.cancel();
+        };
+        timeout(Duration::from_secs(600), future::join(run, stop)).await.expect("it ends");
+        let all = recorder.named("reconcile");
+        let of = |name: &str| -> Vec<_> {
+            all.iter().filter(|span| span.field("leasehold.object") == Some(name)).cloned().collect()
+        };
+        let (bad, good) = (of("bad"), of("good"));
+        assert!(bad.len() > 2 && good.len() > 2, "{all:#?}");
+        assert_eq!(
+            (bad[0].field("otel.status_code"), bad[0].field("otel.status_description")),
+            (Some("ERROR"), Some("it is bad"))
+        );
+        assert_eq!((good[0].field("otel.status_code"), good[0].field("k8s.namespace.name")), (None, Some("ns")));
+        assert!(all.iter().all(|span| span.parent.is_none()), "{all:#?}");
+        assert_eq!((&bad[0].follows[..], &good[0].follows[..]), (&["takeover"][..], &["takeover"][..]));
+        assert!(
+            bad[1..].iter().chain(&good[1..]).all(|span| span.follows.is_empty()),
+            "later ones are not of it: {all:#?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -34,6 +34,11 @@ impl Progress {
         Self { since: now, say_at: now + STEP, is_over: false }
     }
 
+    /// The first sync and the first pass are over.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over
+    }
+
     /// When to look again though nothing has happened.
     pub(super) fn next_look(&self) -> Moment {
         if self.is_over { Moment::NEVER } else { self.say_at }
@@ -42,11 +47,6 @@ impl Progress {
     /// It is so far now: the beginning may be over, and what is to be swept later is none.
     pub(super) fn note(&mut self, far: Far) {
         self.is_over = self.is_over || (far.listed.0 == far.listed.1 && far.unswept == 0);
-    }
-
-    /// Nothing is to be said any more.
-    pub(super) fn is_over(&self) -> bool {
-        self.is_over
     }
 
     /// What to say now, if anything; `failing` are the watches whose requests fail.
