@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// A writer of its own name that sets the value back as soon as it sees ours. How often it has.
-fn rival(client: Client, namespace: &str) -> (Arc<AtomicU64>, JoinSet<()>) {
+pub fn rival(client: Client, namespace: &str) -> (Arc<AtomicU64>, JoinSet<()>) {
     let config_maps: Api<ConfigMap> = Api::namespaced(client, namespace);
     let count = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&count);

@@ -15,6 +15,7 @@ use leasehold::ops::{
     status::{HandingOver, Status, Wait, WaitsFor},
     work::{Metered, Reconciled, WatchState},
 };
+use serde_json::Value;
 use tokio::time::Instant;
 
 const PAGE: &str = "docs/metrics.md";
@@ -185,5 +186,103 @@ fn absurd_names_make_no_end_of_series_and_break_no_line() {
         let value = line.rsplit_once(' ').and_then(|(_, value)| value.parse::<f64>().ok());
         assert!(line.starts_with("leasehold_") || line.starts_with("process_"), "{line}");
         assert!(value.is_some(), "{line}");
+    }
+}
+
+fn read(file: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file))
+        .unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+/// The metrics that a text of PromQL names.
+fn named(text: &str) -> BTreeSet<&str> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    let is_metric = |word: &&str| ["leasehold_", "process_"].iter().any(|prefix| word.starts_with(prefix));
+    text.split(|c| !is_name(c)).filter(is_metric).collect()
+}
+
+#[test]
+fn rules_and_dashboard_read_metrics_that_there_are() {
+    let (metrics, _metered) = used();
+    let registered = registered(&metrics.encode().unwrap());
+    let rules: Value = serde_yaml::from_str(&read("deploy/monitoring/prometheusrule.yaml")).unwrap();
+    let rules = each_rule(&rules).map(|rule| rule["expr"].as_str().unwrap().to_owned());
+    let dashboard: Value = serde_json::from_str(&read("deploy/monitoring/dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels.flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    let queries = targets.map(|target| target["expr"].as_str().unwrap().to_owned());
+    let (mut seen, mut others) = (0, BTreeSet::new());
+    for expression in rules.chain(queries) {
+        for name in named(&expression) {
+            let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+            seen += 1;
+            if !registered.contains_key(family) && !registered.contains_key(name) {
+                others.insert(name.to_owned());
+            }
+        }
+    }
+    assert!(seen > 100, "{seen}");
+    assert!(others.is_empty(), "no replica has {others:?}");
+}
+
+fn each_rule(rules: &Value) -> impl Iterator<Item = &Value> {
+    rules["spec"]["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap())
+}
+
+/// Who is woken at night finds the kind, the replica, the cause and the next step in the alert, and the rest on the page.
+#[test]
+fn each_alert_says_what_to_do_and_has_its_section() {
+    let rules: Value = serde_yaml::from_str(&read("deploy/monitoring/prometheusrule.yaml")).unwrap();
+    let page = read("docs/alerts.md");
+    let sections: BTreeMap<&str, &str> =
+        page.split("\n## ").skip(1).map(|section| section.split_once('\n').unwrap()).collect();
+    let alerts: Vec<_> = each_rule(&rules).filter(|rule| rule["alert"].is_string()).collect();
+    let names: BTreeSet<_> = alerts.iter().map(|rule| rule["alert"].as_str().unwrap()).collect();
+    assert_eq!(names, sections.keys().copied().collect(), "docs/alerts.md has a section for each alert and no other");
+    for (name, section) in sections {
+        for part in ["**Meaning.** ", "**Cause.** ", "**What to do.** "] {
+            assert!(section.contains(part), "docs/alerts.md, {name}: {part}");
+        }
+    }
+    for rule in alerts {
+        let name = rule["alert"].as_str().unwrap();
+        let text = |field: &str| rule["annotations"][field].as_str().unwrap_or_else(|| panic!("{name}: {field}"));
+        assert_eq!(text("runbook_url"), format!("docs/alerts.md#{}", name.to_lowercase()));
+        let (summary, description) = (text("summary"), text("description"));
+        assert!(summary.ends_with('.') && summary.len() < 120, "{name}: {summary}");
+        assert!(description.contains("leasehold explain"), "{name}: the next step: {description}");
+        assert!(["critical", "warning"].contains(&rule["labels"]["severity"].as_str().unwrap()), "{name}");
+        let expression = rule["expr"].as_str().unwrap();
+        // What an expression keeps is named.
+        for label in ["kind", "pod", "namespace"] {
+            let names = description.contains(&format!("$labels.{label} "))
+                || description.contains(&format!("$labels.{label}}}"));
+            let kept = !expression.starts_with("absent") && keeps(expression, label);
+            assert_eq!(names, kept, "{name}: {label} in {description}");
+        }
+    }
+}
+
+/// Whether the series of an alert have this label, by its outermost operator and the metrics that it reads.
+fn keeps(expression: &str, label: &str) -> bool {
+    let of_kind = |name: &str| ["namespace_kind:", "namespace_pod_kind:"].iter().any(|it| name.starts_with(it));
+    let first = expression.trim_start_matches(['(', ' ', '\n']);
+    if let Some(list) = first.split_once("by (").filter(|(before, _)| ["max ", "min ", "sum "].contains(before)) {
+        return list.1.split(')').next().unwrap().split(", ").any(|it| it == label);
+    }
+    let first = first.rsplit_once("over_time(").map_or(first, |(_, rest)| rest);
+    match label {
+        "pod" => !first.starts_with("namespace_kind:"),
+        "kind" => {
+            let of_replica = [
+                "up",
+                "leasehold_ready",
+                "leasehold_lease_watch_up",
+                "leasehold_webhook_certificate",
+                "namespace_pod:",
+            ];
+            of_kind(first) || !of_replica.iter().any(|name| first.starts_with(name))
+        }
+        _ => true,
     }
 }

@@ -25,6 +25,7 @@ const OLD_CLIENT_GO: [&str; 3] = [
 const CEL_GO: [&str; 3] =
     [include_str!("../celgo/main.go"), include_str!("../celgo/go.mod"), include_str!("../celgo/go.sum")];
 const HELM: [&str; 2] = [include_str!("../helm/go.mod"), include_str!("../helm/go.sum")];
+const PROMETHEUS: [&str; 2] = [include_str!("../prometheus/go.mod"), include_str!("../prometheus/go.sum")];
 const PROGRESS: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -185,6 +186,40 @@ pub(crate) fn cel_go() -> Result<PathBuf> {
         go_build("celgo", &[], into, ".", &mut Progress::said())
     })?;
     Ok(directory.join("celgo"))
+}
+
+/// `promtool` and `prometheus`, which monitoring is tested with. Blocks; built on first use (four minutes on two cores), then
+/// cached.
+///
+/// # Errors
+/// When they are not in `LEASEHOLD_CLUSTER_BIN` and cannot be built.
+pub fn prometheus() -> Result<PrometheusBinaries> {
+    let in_directory = |directory: &Path| PrometheusBinaries {
+        promtool: directory.join("promtool"),
+        prometheus: directory.join("prometheus"),
+    };
+    if let Some(beside) = directory_from("LEASEHOLD_CLUSTER_BIN").map(|directory| in_directory(&directory))
+        && beside.promtool.is_file()
+        && beside.prometheus.is_file()
+    {
+        return Ok(beside);
+    }
+    let directory = cache()?.join(format!("prometheus-{:016x}", fnv(&PROMETHEUS)));
+    once(&directory, |into| {
+        say("building promtool and prometheus; the first build takes four minutes");
+        let module = Path::new(MODULE).join("prometheus");
+        go_build_in(&module, &["-trimpath", "-ldflags", "-s -w", "-tags", "remove_all_sd"], into, "tool")
+    })?;
+    Ok(in_directory(&directory))
+}
+
+/// The programs that monitoring is tested with.
+#[derive(Clone, Debug)]
+pub struct PrometheusBinaries {
+    /// Tests rules.
+    pub promtool: PathBuf,
+    /// Scrapes and answers queries.
+    pub prometheus: PathBuf,
 }
 
 /// Makes `directory` by running `make` in a temporary one beside it, unless it exists. Concurrent callers wait for the first.

@@ -30,7 +30,7 @@ mod proxy;
 mod services;
 
 pub use audit::AuditEvent;
-pub use binaries::{Binaries, helm};
+pub use binaries::{Binaries, PrometheusBinaries, helm, prometheus};
 pub use cel_go::CelGo;
 pub use cluster::{Cluster, ClusterOptions};
 pub use eventually::eventually;

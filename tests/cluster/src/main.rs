@@ -48,6 +48,8 @@ enum Verb {
         #[arg(long, value_name = "PATH")]
         progress_file: Option<PathBuf>,
     },
+    /// Find or build promtool and prometheus, which monitoring is tested with, and print where they are
+    Prometheus,
     /// Run kubectl on the cluster in DIR, or on KUBECONFIG when it is set
     Kubectl {
         /// The directory given to `up`
@@ -72,6 +74,11 @@ async fn main() -> Result<ExitCode> {
             };
             let binaries = tokio::task::spawn_blocking(find_or_build).await??;
             println!("{}", binaries.directory.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Prometheus => {
+            let binaries = tokio::task::spawn_blocking(leasehold_cluster::prometheus).await??;
+            println!("{}\n{}", binaries.promtool.display(), binaries.prometheus.display());
             Ok(ExitCode::SUCCESS)
         }
         Verb::Kubectl { dir, arguments } => kubectl(dir, arguments).await,
