@@ -349,7 +349,7 @@ show
 say "Down to one replica, and up to three again"
 while_following scale 1
 show
-note "up again; once the replicas have settled, a kind at a time is moved:"
+note "up again; once the replicas have settled, they share the kinds again:"
 balanced() {
   scale 3
   local start
