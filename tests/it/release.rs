@@ -8,7 +8,7 @@ use serde_json::Value;
 fn workspace() -> tempfile::TempDir {
     let (home, root) = (tempfile::tempdir().unwrap(), Path::new(env!("CARGO_MANIFEST_DIR")));
     let files = ["Cargo.toml", "Cargo.lock", "CHANGELOG.md", "Makefile", "Dockerfile", "LICENSE", "README.md"];
-    let folders = ["src", "tests", "examples", "crds", "config", "deploy", "overlays", ".ci", ".cargo"];
+    let folders = ["src", "otlp", "tests", "examples", "crds", "config", "deploy", "overlays", ".ci", ".cargo"];
     let status =
         Command::new("cp").arg("-R").args(files.iter().chain(&folders)).arg(home.path()).current_dir(root).status();
     assert!(status.unwrap().success());
