@@ -207,8 +207,8 @@ pub fn prometheus() -> Result<PrometheusBinaries> {
     let directory = cache()?.join(format!("prometheus-{:016x}", fnv(&PROMETHEUS)));
     once(&directory, |into| {
         say("building promtool and prometheus; the first build takes four minutes");
-        let module = Path::new(MODULE).join("prometheus");
-        go_build_in(&module, &["-trimpath", "-ldflags", "-s -w", "-tags", "remove_all_sd"], into, "tool")
+        let flags = ["-ldflags", "-s -w", "-tags", "remove_all_sd"];
+        go_build("prometheus", &flags, into, "tool", &mut Progress::said())
     })?;
     Ok(in_directory(&directory))
 }
