@@ -1,11 +1,13 @@
 //! Asks one replica for what its endpoints say, within bounds: any process may answer at its address.
 
-use std::{error::Error, iter::successors, net::SocketAddr};
+use std::{error::Error, net::SocketAddr};
 
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::{Body, Bytes};
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioExecutor};
+
+use super::causes::describe;
 
 /// Why there is no good answer.
 #[derive(Debug, thiserror::Error)]
@@ -42,10 +44,7 @@ pub async fn ask(address: SocketAddr, path_and_query: &str, most: usize) -> Resu
     let direct = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
         .pool_max_idle_per_host(0)
         .build::<HttpConnector, Empty<Bytes>>(HttpConnector::new());
-    let answer = direct.request(request).await.map_err(|error| {
-        let causes = successors(Some(&error as &dyn Error), |error: &&dyn Error| (*error).source());
-        NoAnswer::Silence(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
-    })?;
+    let answer = direct.request(request).await.map_err(|error| NoAnswer::Silence(describe(&error)))?;
     read(answer, most).await
 }
 

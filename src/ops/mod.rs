@@ -2,6 +2,7 @@
 
 pub mod ask;
 mod bounded;
+pub(crate) mod causes;
 pub(crate) mod connections;
 pub mod http;
 pub mod metrics;

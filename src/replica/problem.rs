@@ -1,30 +1,13 @@
 //! Says in words what a failed request means for the reader, and what to do about it.
 
-use std::{any::Any, error::Error};
+use std::any::Any;
+
+pub use crate::ops::causes::describe;
 
 /// What a lock is, in messages.
 pub const CONFIG_MAP: &str = "ConfigMap";
 /// As [`CONFIG_MAP`].
 pub const LEASE: &str = "Lease";
-
-/// An error with its causes, each once. A refusal ends it with code and message: kube would add the whole Status, twice.
-pub fn describe(error: &(dyn Error + 'static)) -> String {
-    let mut words: Vec<String> = Vec::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(kube::Error::Api(status)) = error.downcast_ref() {
-            words.push(format!("{} {}", status.code, status.message));
-            break;
-        }
-        let said = error.to_string();
-        // kube's errors repeat their source.
-        if !words.iter().any(|before| before.contains(&said)) {
-            words.push(said);
-        }
-        next = error.source();
-    }
-    words.join(": ")
-}
 
 /// What a task said when it panicked.
 pub fn panicked(payload: &(dyn Any + Send)) -> String {
@@ -56,25 +39,5 @@ pub(crate) fn is_unserved(error: &kube::Error) -> bool {
         kube::Error::Api(status) => status.code == 404,
         kube::Error::Discovery(_) => true,
         _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io;
-
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn an_error_is_told_with_its_causes_and_a_refusal_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("failed to list")]
-        struct Outer(#[source] kube::Error);
-        let status = serde_json::from_value(json!({"code": 403, "reason": "Forbidden", "message": "may not"})).unwrap();
-        assert_eq!(describe(&Outer(kube::Error::Api(Box::new(status)))), "failed to list: 403 may not");
-        let service = kube::Error::Service(Box::new(io::Error::other("gone")));
-        assert_eq!(describe(&Outer(service)), "failed to list: ServiceError: gone");
     }
 }
