@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use leasehold_cluster::{Fault, Rule, Silence, eventually};
+use serde_json::json;
 
 use crate::{
     judge::{What, history},
@@ -98,29 +99,12 @@ impl Stage {
         let namespace = &self.namespace;
         let able: Vec<_> =
             pods.iter().map(|pod| format!("object.spec.?holderIdentity.orValue('').startsWith('{pod}_')")).collect();
-        self.cluster
-            .apply(&format!(
-                r#"
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingAdmissionPolicy
-metadata: {{name: {namespace}}}
-spec:
-  failurePolicy: Fail
-  matchConstraints:
-    namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {namespace}}}}}
-    resourceRules: [{{apiGroups: [coordination.k8s.io], apiVersions: [v1], operations: [CREATE, UPDATE], resources: [leases]}}]
-  validations:
-  - expression: "object.metadata.?labels['leasehold.dev/role'].orValue('') == 'replica' || object.spec.?holderIdentity.orValue('') == '' || {}"
-    message: not for this replica
----
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingAdmissionPolicyBinding
-metadata: {{name: {namespace}}}
-spec: {{policyName: {namespace}, validationActions: [Deny]}}
-"#,
-                able.join(" || ")
-            ))
-            .await?;
+        let expression = format!(
+            "object.metadata.?labels['leasehold.dev/role'].orValue('') == 'replica' || object.spec.?holderIdentity.orValue('') == '' || {}",
+            able.join(" || ")
+        );
+        let validation = json!({"expression": expression, "message": "not for this replica"});
+        self.refuse_unless("coordination.k8s.io", "leases", &validation).await?;
         let probe = format!(
             "{{apiVersion: coordination.k8s.io/v1, kind: Lease, metadata: {{name: probe, namespace: {namespace}}}, spec: {{holderIdentity: another}}}}"
         );

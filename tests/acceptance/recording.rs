@@ -571,26 +571,8 @@ async fn refused_writes(name: &'static str) -> Result<()> {
         let what = "An admission policy refuses the children of the kind.";
         let mut recording = Recording::of(stage, name, what).of_replicas(&things.replicas);
         recording.run(minutes(1)).await;
-        let namespace = &stage.namespace;
-        let policy = format!(
-            r"
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingAdmissionPolicy
-metadata: {{name: {namespace}}}
-spec:
-  failurePolicy: Fail
-  matchConstraints:
-    namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {namespace}}}}}
-    resourceRules: [{{apiGroups: [''], apiVersions: [v1], operations: [CREATE, UPDATE], resources: [configmaps]}}]
-  validations: [{{expression: 'false', message: not here, reason: Forbidden}}]
----
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingAdmissionPolicyBinding
-metadata: {{name: {namespace}}}
-spec: {{policyName: {namespace}, validationActions: [Deny]}}
-"
-        );
-        stage.cluster.apply(&policy).await?;
+        let never = json!({"expression": "false", "message": "not here", "reason": "Forbidden"});
+        stage.refuse_unless("", "configmaps", &never).await?;
         // Each change is tried again by itself, less and less often; the change of another object is tried at once.
         for number in 1..=32 {
             things.put(&format!("new-{number}"), "1").await?;

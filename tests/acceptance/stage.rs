@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
 use kube::{Api, Client, ResourceExt, api::ListParams};
 use leasehold_cluster::{AuditEvent, Cluster, FaultProxy, Kubelet, KubeletOptions, eventually};
+use serde_json::Value;
 use tokio::sync::OnceCell;
 
 /// The timings of the stages: short, and valid by the rules.
@@ -368,6 +369,32 @@ spec:
         let enough = |holders: &BTreeMap<String, String>| holders.get(&lease).is_some_and(|holder| by(holder));
         let holders = eventually(&what, PATIENCE, || self.holders(), enough).await?;
         Ok(holders[&lease].clone())
+    }
+
+    /// An admission policy that refuses creations and updates of a resource of this namespace that its validation does not let
+    /// through.
+    pub async fn refuse_unless(&self, group: &str, resource: &str, validation: &Value) -> Result<()> {
+        let namespace = &self.namespace;
+        let policy = format!(
+            "
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {{name: {namespace}}}
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {namespace}}}}}
+    resourceRules: [{{apiGroups: ['{group}'], apiVersions: [v1], operations: [CREATE, UPDATE], resources: [{resource}]}}]
+  validations: [{validation}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {{name: {namespace}}}
+spec: {{policyName: {namespace}, validationActions: [Deny]}}
+"
+        );
+        self.cluster.apply(&policy).await?;
+        Ok(())
     }
 
     /// Lets the replicas write and read events on their Leases, as `deploy/rbac.yaml` grants it.
