@@ -854,8 +854,14 @@ mod examples {
         let mut world = World::default();
         let first = world.compose(&composition, &spec("green")).unwrap();
         assert_eq!(names(&first), ["Deployment ns/p-blue", "Deployment ns/p-green"]);
-        for (available, held) in [(1, true), (2, false)] {
-            world.apply(&first, &json!({"observedGeneration": 1, "availableReplicas": available}));
+        // In the second row and the third, Pods of the template before are available.
+        for (updated, replicas, available, held) in
+            [(2, 2, 1, true), (0, 2, 2, true), (2, 3, 2, true), (2, 2, 2, false)]
+        {
+            let status = json!({
+                "observedGeneration": 1, "updatedReplicas": updated, "replicas": replicas, "availableReplicas": available,
+            });
+            world.apply(&first, &status);
             for kept in world.children.values_mut() {
                 Arc::make_mut(kept)["metadata"]["generation"] = json!(1);
             }
