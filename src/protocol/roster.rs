@@ -161,7 +161,8 @@ pub struct Roster {
     departed: BTreeMap<String, Known<Member>>,
     /// Those of whom only a list has told: they may have been gone for long when it was made.
     listed_only: BTreeSet<String>,
-    /// Those who have let a shard expire since they were last heard of.
+    /// Those who have let a shard expire, or lost one to a replica that had a proof of their death, since they were last
+    /// heard of.
     overdue: BTreeSet<String>,
     holdings: BTreeMap<String, Known<Holding>>,
     /// Processes that are proven dead, and no other of their Pod runs; each with the uid of its Pod.

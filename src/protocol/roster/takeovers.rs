@@ -62,6 +62,10 @@ impl Roster {
             (Some(from), Some(to)) => {
                 let reason = self.reason(now, lease, from, to, next, is_same_object);
                 let fell_silent = matches!(reason, Reason::Expired | Reason::ProvenDead | Reason::Restarted);
+                if fell_silent && self.members.contains_key(from) {
+                    // The taker has had a proof that we lack, or we are about to see the expiry: one that is alive renews.
+                    self.overdue.insert(from.to_owned());
+                }
                 Takeover {
                     at: now,
                     from: Some(from.to_owned()),

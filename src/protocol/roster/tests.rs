@@ -374,7 +374,8 @@ fn a_kind_that_fails_somewhere_moves_no_other_one() {
         it.unable.insert("b");
         it.failing.insert("b");
     });
-    roster.holding(at(0), "b", Some(Holding { version: version(2), ..held_by("me") }));
+    roster.holding(at(0), "b", Some(release(2, None)));
+    roster.holding(at(0), "b", Some(next(3, "me", 4)));
     roster.advise(at(0));
     assert_eq!(given_away(&mut roster, at(9)), [], "three and one, and one of the three fails over there");
     change(&mut roster, at(10), "x", 3, |it| {
@@ -491,6 +492,24 @@ fn who_has_let_a_shard_expire_is_back_when_it_renews_and_not_when_the_shard_is_t
     assert!(!roster.present(at(16)).iter().any(|one| one.identity == "x"));
     assert!(change(&mut roster, at(17), "x", 3, |_| {}), "that it is there again is news");
     assert!(roster.present(at(17)).iter().any(|one| one.identity == "x"));
+}
+
+#[test]
+fn who_has_lost_a_shard_to_one_that_had_a_proof_does_not_count_until_it_renews() {
+    // Another knows that "x" is dead, which we have not heard: with "x" counted, we would give a shard away.
+    let mut roster = roster(&["x", "y"], ["me", "me", "x", "x"]);
+    renew(&mut roster, at(10), 2);
+    for lease in ["c", "d"] {
+        roster.holding(at(11), lease, Some(next(3, "y", 4)));
+    }
+    let peers = |roster: &mut Roster, now| {
+        roster.advise(now).peers.into_iter().map(|peer| peer.identity).collect::<Vec<_>>()
+    };
+    assert_eq!(peers(&mut roster, at(11)), ["me", "y"]);
+    assert_eq!(given_away(&mut roster, at(17)), []);
+
+    change(&mut roster, at(18), "x", 4, |_| ());
+    assert_eq!(peers(&mut roster, at(18)), ["me", "x", "y"], "it was alive");
 }
 
 #[test]
