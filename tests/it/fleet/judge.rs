@@ -133,12 +133,12 @@ impl World {
         before != host && it.is_active() && able && given == Some(&self.hosts[host].identity) && !wanted
     }
 
-    /// A kind that is forgiven counts again, and comes back for balance.
+    /// A kind that is forgiven, or was not heard of, counts again there, and comes back for balance.
     fn was_forgiven(&self, since: Global) -> bool {
         let before = since.saturating_sub(AFTERCARE * SETTLE);
         self.hosts.iter().any(|it| {
             let before = it.clock.read(before);
-            it.replica.shards().iter().any(|shard| shard.failing_until(before).is_some())
+            it.replica.shards().iter().any(|shard| shard.avoided_until(before).is_some())
         })
     }
 
