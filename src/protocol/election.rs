@@ -433,9 +433,10 @@ impl Election {
             }
             // The last term's work has not ended: no other may begin here, and nothing may be released.
             _ if running => Wanted::Nothing,
-            // Its token is no longer on the Lease, by a hand; a write of it may land all the same.
-            Store::Present { .. } if self.holds_on_paper() && !self.last_is_abandoned() && self.lingers(now) => {
-                Wanted::At(self.last_until)
+            // A hand has taken its token from the Lease, or the Lease away; a write of it may land all the same, and no later
+            // term's release would wait for that.
+            Store::Present { .. } | Store::Absent { .. } if self.lingers(now) && !(self.holds_on_paper() && self.last_is_abandoned()) => {
+                self.await_turn(now, self.last_until)
             }
             Store::Present { what, .. } if self.holds_on_paper() && !self.last_is_abandoned() => {
                 if !self.intent.compete {
@@ -855,6 +856,18 @@ mod tests {
         assert_eq!(election.step(at(6.0)), Step::Wait(at(9.8)));
         assert_eq!(election.step(at(30.0)), Step::Wait(Moment::NEVER));
         assert!(election.settled(), "no replica waits for it");
+    }
+
+    #[test]
+    fn no_term_begins_while_a_write_of_the_last_may_land_whatever_a_hand_makes_of_the_lease() {
+        let cleared = Observation { duration: Some(10 * SECOND), ..stored(8, None, 0) };
+        for by_hand in [Some(cleared), None] {
+            let mut election = leader();
+            election.intend(Intent { compete: true, ended: 1, abandoned: 1, ..Intent::default() });
+            election.sighted(at(2.0), by_hand.clone());
+            assert_eq!(election.step(at(5.0)), Step::Wait(at(9.8)), "the term counted until then: {by_hand:?}");
+            assert!(!matches!(election.step(at(19.9)), Step::Wait(_)), "{by_hand:?}");
+        }
     }
 
     // Handing over.
