@@ -866,8 +866,51 @@ mod tests {
             election.intend(Intent { compete: true, ended: 1, abandoned: 1, ..Intent::default() });
             election.sighted(at(2.0), by_hand.clone());
             assert_eq!(election.step(at(5.0)), Step::Wait(at(9.8)), "the term counted until then: {by_hand:?}");
-            assert!(!matches!(election.step(at(19.9)), Step::Wait(_)), "{by_hand:?}");
+            assert!(!matches!(election.step(at(9.8)), Step::Wait(_)), "{by_hand:?}");
         }
+    }
+
+    // What is told of it.
+
+    #[test]
+    fn how_a_lease_came_to_be_free_and_since_when_is_known() {
+        let mut election = candidate();
+        assert_eq!((election.freed(), election.idle_since(at(0.0))), (Freed::Missing, None), "not asked yet");
+        assert_eq!(election.step(at(0.0)), Step::Read);
+        election.read(at(0.0), Some(stored(7, Some("bing"), 4)));
+        assert_eq!(election.idle_since(at(9.9)), None, "it may work still");
+        assert_eq!((election.freed(), election.idle_since(at(10.0))), (Freed::Expired, Some(at(0.0))));
+        election.mark_dead(at(2.0), "somebody else");
+        assert_eq!((election.freed(), election.idle_since(at(3.0))), (Freed::Expired, None));
+        election.mark_dead(at(2.0), "bing");
+        assert_eq!((election.freed(), election.idle_since(at(3.0))), (Freed::ProvenDead, Some(at(0.0))));
+        election.sighted(at(4.0), Some(Observation { duration: Some(RELEASED), ..stored(8, None, 4) }));
+        assert_eq!((election.freed(), election.idle_since(at(4.0))), (Freed::Released, Some(at(4.0))));
+        election.sighted(at(5.0), None);
+        assert_eq!(election.step(at(5.0)), Step::Read);
+        election.read(at(5.0), None);
+        assert_eq!((election.freed(), election.idle_since(at(6.0))), (Freed::Missing, Some(at(5.0))));
+    }
+
+    #[test]
+    fn a_shorter_duration_counts_from_the_first_for_another_holder() {
+        let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
+        let short = Observation { duration: Some(3 * SECOND), ..stored(8, Some("bong"), 1) };
+        election.sighted(at(1.0), Some(short));
+        assert_eq!(election.step(at(1.0)), Step::Wait(at(4.0)));
+    }
+
+    #[test]
+    fn the_highest_number_is_that_of_the_lease_as_it_was_made_last() {
+        let anew = |version: u64, transitions: i32| Observation {
+            version: Version { uid: "w".to_owned(), resource_version: version.to_string() },
+            ..stored(version, None, transitions)
+        };
+        let mut election = after_reading(Some(stored(7, Some("bing"), 5)));
+        election.sighted(at(1.0), Some(anew(8, 3)));
+        election.sighted(at(2.0), Some(anew(9, 1)));
+        let Step::Write(proposal) = election.step(at(12.0)) else { panic!("it is free after all that a holder counts") };
+        assert_eq!(proposal.transitions, 4, "a hand has restored an older record");
     }
 
     // Handing over.
