@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak lint bench contend cluster release image clean
+.PHONY: help build demo test soak mutants lint bench contend cluster release image clean
 
 help: ## Show what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -17,6 +17,9 @@ soak: ## Play a million random schedules of the simulation on all processors, co
 	@SOAK=$${SOAK:-1000000} EXPLORE=$${EXPLORE:-500000} cargo test --locked --profile soak --test it soak_ -- --nocapture --test-threads 1
 	@FUZZ=$${FUZZ:-$${SOAK:-1000000}} cargo test --locked --profile soak --test it fuzz_ -- --nocapture
 	@CEL_COMPARE=$${CEL_COMPARE:-$${SOAK:-1000000}} cargo test --locked --profile soak --lib generated_expressions -- --nocapture
+
+mutants: ## Change one thing at a time in what decides, and count the changes that no test notices (hours; SHARD=0/12 for a sample)
+	@tests/mutants.sh
 
 lint: ## Check formatting, lints and documentation
 	@.ci/run fmt clippy doc

@@ -48,7 +48,7 @@ use super::{
 #[derive(Args)]
 pub(super) struct Options {
     /// The configuration file, or a folder with a leasehold.yaml
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(short, long, visible_short_alias = 'f', visible_alias = "file", value_name = "PATH")]
     config: PathBuf,
     /// Address of the page (/), /livez, /readyz, /metrics and /shards
     #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:8080")]

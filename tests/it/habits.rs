@@ -83,7 +83,7 @@ fn the_steps_that_pages_and_workflows_name_exist() {
 /// A script that a merge has broken says so here, and not when it is needed.
 #[test]
 fn every_script_is_one() {
-    for script in [".ci/run", ".ci/release", "deploy/image/build.sh", "tests/demo.sh"] {
+    for script in [".ci/run", ".ci/release", "deploy/image/build.sh", "tests/demo.sh", "tests/mutants.sh"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
         let read = Command::new("bash").arg("-n").arg(path).output().unwrap();
         assert!(read.status.success(), "{script}: {}", String::from_utf8_lossy(&read.stderr));

@@ -234,12 +234,13 @@ impl World {
         let alive = self.alive().into_iter().map(|host| &self.hosts[host].template);
         let newest = alive.max_by_key(|it| it.revision).cloned().filter(|it| it.revision.is_some());
         // A Deployment never gives a revision twice, also when none of its Pods is left.
-        let last = self.hosts.iter().filter_map(|it| it.template.revision).max().unwrap_or(1);
+        let last = self.hosts.iter().filter_map(|it| it.template.revision).fold(self.last_revision, u64::max);
         let to = match newest {
             Some(newest) if newest.revision != template.revision || rng.bool() => newest,
             _ => changed(rng, template.next(last + 1)),
         };
         let older = template.revision < to.revision;
+        self.last_revision = self.last_revision.max(to.revision.unwrap_or(1));
         self.join(&to);
         if older {
             self.terminate(host);

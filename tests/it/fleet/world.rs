@@ -147,6 +147,8 @@ pub(super) struct World {
     pub(super) restarted: BTreeMap<String, String>,
     /// A record was lost by hand: what starts before cannot know of it.
     pub(super) no_start_before: Global,
+    /// Of the rollouts so far, also of those whose first Pod has not started.
+    pub(super) last_revision: u64,
     /// Until when replicas that saw a duration which a hand has lengthened may leave what they are given.
     pub(super) counted_until: Global,
     /// What goes wrong, and which of it is left out.
@@ -180,6 +182,7 @@ impl World {
             ended: BTreeMap::new(),
             restarted: BTreeMap::new(),
             no_start_before: 0,
+            last_revision: 1,
             counted_until: 0,
             faults: Vec::new(),
             skip,
