@@ -299,12 +299,16 @@ impl Roster {
             present.iter().position(|one| same_pod(one) && Some(one.identity) != holding.holder.as_deref())
         });
         let held = holder.and_then(|holder| back.or_else(|| find(holder)));
+        // It is on its way to a replica that has just missed another one: likely it stays, and with it counted there a shard of
+        // ours would take its place.
+        let stays = held.is_some() && !leaves && named.is_some_and(|named| avoid.contains(&named));
+        let named = named.filter(|_| !stays);
         placement::Shard {
             lease,
             weight,
             holder: wanted.or(named).or(held),
             tie: match (wanted, named) {
-                (None, None) => Tie::Held,
+                (None, None) if !stays => Tie::Held,
                 (None, Some(named)) if leaves && !is_prepared(named) => Tie::Loose,
                 // What is on its way arrives, whatever would be decided without it: else it might be called back for ever.
                 _ => Tie::Pinned,

@@ -667,6 +667,21 @@ fn a_move_that_is_called_off_is_not_begun_again_at_once() {
 }
 
 #[test]
+fn what_is_on_its_way_to_a_replica_that_has_just_missed_another_is_counted_where_it_is() {
+    let mut roster = roster(&["x", "y", "z"], ["me", "me", "y", "z"]);
+    roster.holding(at(0), "d", Some(Holding { version: version(2), weight: Some(2), ..held_by("z") }));
+    assert_eq!(given_away(&mut roster, at(9)), [("a".to_owned(), "x".to_owned())]);
+    let named = Holding { version: version(2), successor: Some("x".to_owned()), ..held_by("y") };
+    roster.holding(at(9), "c", Some(named.clone()));
+    roster.miss(at(14), "a", "x");
+    assert_eq!(given_away(&mut roster, at(14)), [], "with c at x, a would go to y in its stead");
+
+    roster.holding(at(14), "c", Some(release(3, Some("x"))));
+    roster.holding(at(14), "c", Some(next(4, "x", 4)));
+    assert_eq!(given_away(&mut roster, at(14)), [("a".to_owned(), "y".to_owned())], "x has taken it");
+}
+
+#[test]
 fn a_replica_that_starts_knows_from_the_others_what_was_missed_before() {
     let told = |avoids: bool| {
         let mut roster = Roster::new("me".to_owned(), profile("me"), specs(StandbyMode::None), RULES, at(0));
