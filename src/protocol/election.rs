@@ -870,6 +870,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_answer_that_the_watch_has_overtaken_changes_nothing() {
+        let mut election = candidate();
+        assert_eq!(election.step(at(0.0)), Step::Read);
+        election.sighted(at(0.1), Some(stored(9, Some("bong"), 1)));
+        election.read(at(0.2), Some(stored(8, Some("bing"), 0)));
+        assert_eq!(election.holder(), Some("bong"));
+    }
+
     // What is told of it.
 
     #[test]
