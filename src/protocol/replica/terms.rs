@@ -268,8 +268,9 @@ impl Replica {
         let heard = heard.into_iter().flatten().filter(|until| *until > now).min().unwrap_or(Moment::NEVER);
         let shard = &mut self.shards[index];
         let confirm = shard.unconfirmed.as_ref().filter(|it| it.listing.is_none());
-        // A term that is being lost is not confirmed any more.
-        let confirm = confirm.filter(|_| matches!(shard.election.standing(now), Standing::Leading(_)));
+        // A term that is being lost, or given back to a rival, is not confirmed any more.
+        let leads = matches!(shard.election.standing(now), Standing::Leading(_)) && shard.rival.is_none();
+        let confirm = confirm.filter(|_| leads);
         let confirm = confirm.map_or(Moment::NEVER, |unconfirmed| unconfirmed.list_at);
         let deaf = shard.deaf_change(now);
         let slot = shard.slot.next_wake(now);

@@ -315,6 +315,27 @@ fn a_kind_is_not_led_while_another_lease_of_it_is_held() {
 }
 
 #[test]
+fn a_term_that_gives_way_before_it_is_confirmed_is_not_woken_again_and_again() {
+    let mut stage = Stage::seeing(Vec::new());
+    stage.store();
+    // Its renewal is on the way, so that it cannot be given back yet.
+    while stage.sent.iter().all(|(_, request)| !matches!(request, Request::Update { .. })) {
+        stage.now = stage.replica.next_wake();
+        stage.on(Event::Woken);
+        if stage.sent.iter().any(|(_, request)| *request == Request::List) {
+            stage.answer(|request| *request == Request::List, Answer::Unanswered("no answer".to_owned()));
+        }
+    }
+    stage.on(Event::Watched(Watch::Stored(shard("old", 5, Some("other_1")))));
+    let until = stage.now + 5 * SECOND;
+    while stage.replica.next_wake() < until {
+        stage.now = stage.replica.next_wake();
+        stage.on(Event::Woken);
+    }
+    assert!(!stage.starts());
+}
+
+#[test]
 fn of_two_that_take_one_kind_at_once_the_later_gives_way() {
     let mut stage = Stage::seeing(Vec::new());
     let stored = stage.store();
