@@ -435,7 +435,9 @@ impl Election {
             _ if running => Wanted::Nothing,
             // A hand has taken its token from the Lease, or the Lease away; a write of it may land all the same, and no later
             // term's release would wait for that.
-            Store::Present { .. } | Store::Absent { .. } if self.lingers(now) && !(self.holds_on_paper() && self.last_is_abandoned()) => {
+            Store::Present { .. } | Store::Absent { .. }
+                if self.lingers(now) && !(self.holds_on_paper() && self.last_is_abandoned()) =>
+            {
                 self.await_turn(now, self.last_until)
             }
             Store::Present { what, .. } if self.holds_on_paper() && !self.last_is_abandoned() => {
@@ -918,7 +920,9 @@ mod tests {
         let mut election = after_reading(Some(stored(7, Some("bing"), 5)));
         election.sighted(at(1.0), Some(anew(8, 3)));
         election.sighted(at(2.0), Some(anew(9, 1)));
-        let Step::Write(proposal) = election.step(at(12.0)) else { panic!("it is free after all that a holder counts") };
+        let Step::Write(proposal) = election.step(at(12.0)) else {
+            panic!("it is free after all that a holder counts")
+        };
         assert_eq!(proposal.transitions, 4, "a hand has restored an older record");
     }
 

@@ -153,7 +153,7 @@ pub struct Profile {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub prepared: BTreeMap<String, String>,
     /// By holder identity of a replica that did not take what it was given: the shards that it is not to be given, or
-    /// [`ANY_SHARD`]. For replicas that start later and did not see it.
+    /// [`ANY_SHARD`]. All replicas place by the word of all.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub avoids: BTreeMap<String, LeaseSet>,
 }

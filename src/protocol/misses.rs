@@ -19,8 +19,8 @@ const ANY_SHARD: (Duration, Duration) = (Duration::from_secs(60), Duration::from
 /// First pause, and the longest, before it is chosen for the same one again.
 const SAME_SHARD: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(3600));
 
-/// Of so many replicas misses are told to those that start later, and of so many shards of each.
-const TOLD_MOST: usize = 16;
+/// Of so many replicas misses are told to the others, and of so many shards of each.
+pub(super) const TOLD_MOST: usize = 16;
 const TOLD_SHARDS: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,13 +59,14 @@ impl Misses {
     }
 
     /// Whether another replica is to be chosen for this shard, if there is one.
-    pub fn avoid(&self, now: Moment, replica: &str, lease: &str) -> bool {
+    #[cfg(test)]
+    fn avoid(&self, now: Moment, replica: &str, lease: &str) -> bool {
         let holds = |miss: Option<&Miss>| miss.is_some_and(|miss| now < miss.until);
         holds(self.any.get(replica))
             || (!self.same.is_empty() && holds(self.same.get(&(replica.to_owned(), lease.to_owned()))))
     }
 
-    /// What a replica that starts now shall know of it, of [`TOLD_MOST`] replicas at the most, and by shard of
+    /// What all replicas shall know of it, of [`TOLD_MOST`] replicas at the most, and by shard of
     /// [`TOLD_SHARDS`] at the most: a membership stays small.
     pub fn told(&self, now: Moment) -> BTreeMap<String, LeaseSet> {
         let any = self.any.iter().map(|(replica, miss)| (replica, ANY, miss));
@@ -78,31 +79,6 @@ impl Misses {
         }
         let short = |leases: BTreeSet<&str>| leases.into_iter().take(TOLD_SHARDS).collect();
         told.into_iter().map(|(replica, leases)| (replica, short(leases))).collect()
-    }
-
-    /// Takes over what another replica saw before this one was there, of these shards.
-    pub fn adopt<'a>(
-        &mut self,
-        now: Moment,
-        told: &BTreeMap<String, LeaseSet>,
-        leases: impl Iterator<Item = &'a String> + Clone,
-    ) {
-        for (replica, missed) in told.iter().take(TOLD_MOST) {
-            if missed.contains(ANY) && !self.any.contains_key(replica) {
-                once_more(self.any.entry(replica.clone()).or_insert(Miss::NONE), now, ANY_SHARD);
-            }
-            for lease in leases.clone().filter(|lease| missed.contains(lease)) {
-                let key = (replica.clone(), lease.clone());
-                if !self.same.contains_key(&key) {
-                    once_more(self.same.entry(key).or_insert(Miss::NONE), now, SAME_SHARD);
-                }
-            }
-        }
-    }
-
-    /// No replica has missed anything.
-    pub fn is_empty(&self) -> bool {
-        self.any.is_empty() && self.same.is_empty()
     }
 
     /// When a replica may be chosen again.
@@ -147,14 +123,12 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_that_starts_later_is_told_what_is_avoided_now_and_no_more_than_fits() {
+    fn the_others_are_told_what_is_avoided_now_and_no_more_than_fits() {
         let mut misses = Misses::default();
         misses.add(at(0), "f", "a");
-        let mut later = Misses::default();
-        let leases = ["a".to_owned(), "b".to_owned()];
-        later.adopt(at(10), &misses.told(at(10)), leases.iter());
-        assert!(later.avoid(at(10), "f", "a") && later.avoid(at(10), "f", "b"));
-        assert!(!later.avoid(at(70), "f", "b") && later.avoid(at(309), "f", "a") && !later.avoid(at(310), "f", "a"));
+        let told = |misses: &Misses, now| misses.told(now).remove("f").unwrap_or_default();
+        assert!(told(&misses, at(10)).contains("a") && told(&misses, at(10)).contains(ANY));
+        assert!(told(&misses, at(70)).contains("a") && !told(&misses, at(70)).contains(ANY));
         assert_eq!(misses.told(at(300)), BTreeMap::new());
         for replica in 0..100 {
             for lease in 0..100 {
@@ -175,6 +149,6 @@ mod tests {
         misses.forgive("f", "a");
         assert!(!misses.avoid(at(1), "f", "a") && misses.avoid(at(1), "f", "b"));
         misses.keep(|replica| replica != "f");
-        assert!(misses.is_empty());
+        assert_eq!(misses.told(at(1)), BTreeMap::new());
     }
 }

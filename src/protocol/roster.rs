@@ -171,8 +171,6 @@ pub struct Roster {
     pods: Option<BTreeMap<String, String>>,
     /// Everything is seen: the watch is up.
     current: bool,
-    /// It has been at least once.
-    listed: bool,
     /// The replicas that count and what they cannot run, at the last look, and since when that is so.
     peers: BTreeMap<String, State>,
     changed_at: Moment,
@@ -247,7 +245,6 @@ impl Roster {
             dead: BTreeMap::new(),
             pods: None,
             current: false,
-            listed: false,
             peers: BTreeMap::new(),
             changed_at: Moment::default(),
             joined_at: Moment::default(),
@@ -325,11 +322,6 @@ impl Roster {
 
     /// Everything there is. What was known before and is the same version keeps its time.
     pub fn listed(&mut self, now: Moment, members: Vec<Member>, holdings: Vec<(String, Holding)>) {
-        if !std::mem::replace(&mut self.listed, true) {
-            // What was missed before we were there is known to the others only.
-            let others = members.iter().filter(|member| member.identity != self.identity && !member.profile.blind);
-            others.for_each(|member| self.misses.adopt(now, &member.profile.avoids, self.specs.keys()));
-        }
         let names: BTreeSet<_> = members.iter().map(|member| member.identity.clone()).collect();
         let gone: Vec<_> = self.members.keys().filter(|identity| !names.contains(*identity)).cloned().collect();
         gone.iter().for_each(|identity| _ = self.remove(now, identity));

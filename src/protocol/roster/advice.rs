@@ -1,6 +1,7 @@
 //! From what is known to what is to be done about each shard.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
@@ -10,7 +11,8 @@ use crate::{
     config::StandbyMode,
     protocol::{
         lease::{Holding, Member},
-        membership::{Activity, Profile},
+        membership::{ANY_SHARD, Activity, LeaseSet, Profile},
+        misses::TOLD_MOST,
         moment::Moment,
         placement::{self, Able, Moves, Placement, Tie},
     },
@@ -225,7 +227,8 @@ impl Roster {
         let present = self.present(now);
         let leases: BTreeSet<&str> = self.specs.keys().chain(self.holdings.keys()).map(String::as_str).collect();
         let leases: Vec<_> = leases.into_iter().collect();
-        let mut shards: Vec<_> = leases.iter().map(|lease| self.shard(now, lease, &present)).collect();
+        let avoided = self.avoided(now, &present);
+        let mut shards: Vec<_> = leases.iter().map(|lease| self.shard(now, lease, &present, &avoided)).collect();
         let free: Vec<_> = shards.iter().map(|shard| shard.holder.is_none() && !shard.taken).collect();
         let me = present.iter().position(|one| one.identity == self.identity);
         for (shard, _) in
@@ -253,7 +256,31 @@ impl Roster {
         one.profile.can_run(lease) && (!one.profile.blind || holds())
     }
 
-    fn shard<'a>(&'a self, now: Moment, lease: &'a str, present: &[Present<'_>]) -> placement::Shard<'a> {
+    /// By index: what each replica is not to be given, by the word of all that are there. With what it has seen itself alone,
+    /// each would place a shard elsewhere, and give back what it has just got.
+    fn avoided<'a>(&self, now: Moment, present: &[Present<'a>]) -> BTreeMap<usize, Vec<Cow<'a, LeaseSet>>> {
+        // Nothing is published before it is told to others: what we have just seen counts here.
+        let ours = self.misses.told(now).into_iter().map(|(replica, leases)| (replica, Cow::Owned(leases)));
+        let others = present.iter().filter(|one| one.identity != self.identity);
+        let others = others.flat_map(|one| &one.profile.avoids).take(TOLD_MOST * present.len());
+        let others = others.map(|(replica, leases)| (replica.clone(), Cow::Borrowed(leases)));
+        let mut avoided = BTreeMap::<usize, Vec<_>>::new();
+        for (replica, leases) in ours.chain(others) {
+            // They stand in the order of their identities.
+            if let Ok(index) = present.binary_search_by_key(&replica.as_str(), |one| one.identity) {
+                avoided.entry(index).or_default().push(leases);
+            }
+        }
+        avoided
+    }
+
+    fn shard<'a>(
+        &'a self,
+        now: Moment,
+        lease: &'a str,
+        present: &[Present<'_>],
+        avoided: &BTreeMap<usize, Vec<Cow<'_, LeaseSet>>>,
+    ) -> placement::Shard<'a> {
         let spec = self.specs.get(lease);
         let known = self.holdings.get(lease);
         // Replicas whose configurations differ must count alike, or each gives the other what it has just got.
@@ -262,11 +289,9 @@ impl Roster {
         // while: the others are not moved about because of it.
         let fails = |index: &usize| present[*index].profile.failing.contains(lease);
         let failing = self.failing.contains_key(lease).then(|| (0..present.len()).filter(fails).collect());
-        let missed = |index: &usize| self.misses.avoid(now, present[*index].identity, lease);
-        let avoid = match self.misses.is_empty() {
-            true => Vec::new(),
-            false => (0..present.len()).filter(missed).collect(),
-        };
+        let missed = |leases: &Cow<'_, LeaseSet>| leases.contains(lease) || leases.contains(ANY_SHARD);
+        let avoid =
+            avoided.iter().filter(|(_, told)| told.iter().any(missed)).map(|(index, _)| *index).collect::<Vec<_>>();
         let Some(Known { what: holding, since }) = known else {
             return placement::Shard { lease, weight, holder: None, tie: Tie::Held, failing, avoid, taken: false };
         };

@@ -502,9 +502,8 @@ fn who_has_lost_a_shard_to_one_that_had_a_proof_does_not_count_until_it_renews()
     for lease in ["c", "d"] {
         roster.holding(at(11), lease, Some(next(3, "y", 4)));
     }
-    let peers = |roster: &mut Roster, now| {
-        roster.advise(now).peers.into_iter().map(|peer| peer.identity).collect::<Vec<_>>()
-    };
+    let peers =
+        |roster: &mut Roster, now| roster.advise(now).peers.into_iter().map(|peer| peer.identity).collect::<Vec<_>>();
     assert_eq!(peers(&mut roster, at(11)), ["me", "y"]);
     assert_eq!(given_away(&mut roster, at(17)), []);
 
@@ -682,20 +681,17 @@ fn what_is_on_its_way_to_a_replica_that_has_just_missed_another_is_counted_where
 }
 
 #[test]
-fn a_replica_that_starts_knows_from_the_others_what_was_missed_before() {
-    let told = |avoids: bool| {
-        let mut roster = Roster::new("me".to_owned(), profile("me"), specs(StandbyMode::None), RULES, at(0));
-        let mut other = member("x");
-        if avoids {
-            other.profile.avoids = [("y".to_owned(), LEASES.iter().collect())].into();
+fn all_place_by_the_misses_that_any_of_them_has_seen() {
+    let target_is = |replica: &str, avoids: Option<&str>| {
+        let mut roster = roster(&["x", "y"], ["x", "x", "me", ""]);
+        if let Some(avoided) = avoids {
+            change(&mut roster, at(0), "x", 2, |it| it.avoids = [(avoided.to_owned(), LEASES.iter().collect())].into());
         }
-        let held = |lease: &str| (lease.to_owned(), Holding { holder: None, ..held_by("") });
-        roster.listed(at(0), vec![other, member("y")], LEASES.map(held).into());
-        let targets: Vec<_> = roster.advise(at(1)).shards.into_values().filter_map(|advice| advice.target).collect();
-        assert_eq!(roster.told_misses(at(1)).contains_key("y"), avoids, "it tells those that come after it");
-        targets.contains(&"y".to_owned())
+        roster.advise(at(3)).shards["d"].target.as_deref() == Some(replica)
     };
-    assert!(told(false) && !told(true));
+    assert!(target_is("y", None));
+    assert!(target_is("me", Some("y")), "y has missed it, as x has seen");
+    assert!(target_is("y", Some("me")), "so have we");
 }
 
 #[test]
