@@ -77,7 +77,7 @@ pub(super) fn answered<R>(span: &Span, answer: &Result<Response<R>, BoxError>) {
 /// Keeps the spans of a test.
 #[cfg(test)]
 pub(crate) mod recorded {
-    use std::sync::{Arc, Mutex};
+    use std::sync::{Arc, LazyLock, Mutex};
 
     use tracing::{
         Subscriber,
@@ -112,6 +112,9 @@ pub(crate) mod recorded {
     impl Recorder {
         /// Records the spans of this thread until the guard is dropped.
         pub(crate) fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
+            // While there is one subscriber only, a span that another thread comes to first is off for all of them, for good.
+            static SECOND: LazyLock<tracing::Dispatch> = LazyLock::new(|| tracing_subscriber::registry().into());
+            LazyLock::force(&SECOND);
             let recorder = Self::default();
             let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(recorder.clone()));
             (recorder, guard)
