@@ -23,11 +23,7 @@ impl Roster {
             unable: one.profile.unable.clone(),
         };
         let peers: BTreeMap<_, _> = present.iter().map(|one| (one.identity.to_owned(), state(one))).collect();
-        let mut by_owner = BTreeMap::<Option<&str>, BTreeSet<&str>>::new();
-        for one in present.iter().filter(|one| one.profile.activity == Activity::Active) {
-            by_owner.entry(one.profile.owner.as_deref()).or_default().insert(&one.profile.generation);
-        }
-        let generations = by_owner.values().map(BTreeSet::len).max().unwrap_or(0);
+        let generations = generations_of(&present);
         let leases = self.specs.keys().chain(self.holdings.keys());
         let fails = |lease: &&String| present.iter().any(|one| one.profile.failing.contains(lease));
         let failing: Vec<_> = match present.iter().all(|one| one.profile.failing.is_empty()) {
@@ -39,7 +35,8 @@ impl Roster {
         let rolled = self.rolled || (self.generations > 1 && generations == 1);
         if peers != self.peers {
             // Of a rollout the last replicas go, and none comes.
-            if rolled && peers.keys().all(|identity| self.peers.contains_key(identity)) {
+            let none_comes = peers.keys().all(|identity| self.peers.contains_key(identity));
+            if rolled && none_comes && peers.len() < self.peers.len() {
                 self.rolled_at = now;
             }
             if peers.keys().any(|identity| !self.peers.contains_key(identity)) {
@@ -150,6 +147,17 @@ impl Roster {
         };
         owners.into_iter().filter_map(|(owner, generations)| Some((owner, newest(generations)?))).collect()
     }
+}
+
+/// How many generations live side by side, of the owner that has most. One that has just started does not know its owner yet,
+/// and is one more of any.
+fn generations_of(present: &[Present<'_>]) -> usize {
+    let mut by_owner = BTreeMap::<Option<&str>, BTreeSet<&str>>::new();
+    for one in present.iter().filter(|one| one.profile.activity == Activity::Active) {
+        by_owner.entry(one.profile.owner.as_deref()).or_default().insert(&one.profile.generation);
+    }
+    let unowned = by_owner.remove(&None).unwrap_or_default();
+    by_owner.values().map(|owned| owned.union(&unowned).count()).max().unwrap_or(unowned.len())
 }
 
 /// The name of the Pod that an identity is of.

@@ -584,6 +584,7 @@ fn two_owners_have_a_newest_generation_each() {
         let (owner, generation) = (Some(owner.to_owned()), generation.to_owned());
         move |it: &mut Profile| (it.owner, it.generation, it.revision) = (owner, generation, Some(revision))
     };
+    of("Deployment/small", "s1", 1)(&mut roster.me);
     change(&mut roster, at(0), "x", 2, of("Deployment/small", "s1", 1));
     change(&mut roster, at(0), "y", 2, of("Deployment/large", "l9", 9));
     let newest = |roster: &mut Roster| {
@@ -594,6 +595,41 @@ fn two_owners_have_a_newest_generation_each() {
     assert_eq!(given_away(&mut roster, at(9)).len(), 1, "two owners are no rollout");
     change(&mut roster, at(9), "x", 3, of("Deployment/large", "l8", 8));
     assert_eq!(newest(&mut roster), ["me", "y"]);
+}
+
+#[test]
+fn a_replica_of_a_rollout_is_one_before_it_knows_its_owner() {
+    let moves = |owner: Option<&str>, generation: &str| {
+        let mut roster = roster(&["x"], ["me", "me", "me", "me"]);
+        (roster.me.owner, roster.me.generation) = (Some("Deployment/one".to_owned()), "g1".to_owned());
+        change(&mut roster, at(0), "x", 2, |it| {
+            (it.owner, it.generation) = (owner.map(str::to_owned), generation.to_owned());
+        });
+        given_away(&mut roster, at(9)).len()
+    };
+    assert_eq!(moves(Some("Deployment/one"), "g1"), 1);
+    assert_eq!(moves(Some("Deployment/one"), "g2"), 0);
+    assert_eq!((moves(None, "g1"), moves(None, "g2")), (1, 0));
+}
+
+#[test]
+fn what_a_rollout_left_is_evened_out_at_once_when_its_last_replica_goes_and_not_when_one_changes() {
+    let after = |goes: bool| {
+        let mut roster = roster(&["x", "y"], ["me", "me", "me", "me"]);
+        change(&mut roster, at(0), "x", 2, |it| it.generation = "old".to_owned());
+        roster.advise(at(0));
+        change(&mut roster, at(10), "x", 3, |it| it.activity = Activity::Draining);
+        roster.advise(at(10));
+        roster.member_gone(at(10), "x");
+        roster.advise(at(10));
+        if !goes {
+            change(&mut roster, at(11), "y", 3, |it| it.unable.insert("d"));
+            roster.advise(at(11));
+        }
+        renew(&mut roster, at(12), 12);
+        (given_away(&mut roster, at(12)).len(), roster.waits(at(12)))
+    };
+    assert_eq!((after(true), after(false)), ((1, vec![]), (0, vec![Wait::Settling(at(16))])));
 }
 
 /// Gives "a" to x, lets y take it after a second, and says whom a free Lease "b" is for then.
