@@ -265,9 +265,19 @@ impl Roster {
         }
     }
 
-    /// The longest that a replica lets others go first; also whom the last holder named.
-    pub fn grace(&self) -> Duration {
-        self.rules.grace
+    /// How long to let the one go first whom the last holder of this Lease has named: none that is known not to come is waited
+    /// for, as one that was told to stop meanwhile.
+    pub fn courtesy(&self, now: Moment, lease: &str) -> Duration {
+        let named = self.holdings.get(lease).and_then(|known| known.what.successor.as_deref());
+        let comes = named.is_none_or(|named| {
+            self.members.get(named).is_some_and(|Known { what, since }| {
+                what.profile.activity == Activity::Active
+                    && what.profile.can_run(lease)
+                    && now < self.silent_at(what.duration, *since)
+                    && !self.is_dead(named, what.profile.pod_uid.as_deref())
+            })
+        });
+        if comes || !self.current { self.rules.grace } else { Duration::ZERO }
     }
 
     /// A live replica that leads one of these kinds by a ConfigMap when it leads it, and takes no notice of a Lease; with that
@@ -447,7 +457,11 @@ impl Roster {
             Some(member) => could(&member.what.profile),
             None => false,
         };
-        if *given_to != taker && had_its_time && is_settled && could_take {
+        let gave_up = named
+            && self.members.get(given_to).is_some_and(|member| {
+                member.what.profile.activity == Activity::Active && !member.what.profile.can_run(lease)
+            });
+        if *given_to != taker && (had_its_time || gave_up) && is_settled && could_take {
             let replica = given_to.clone();
             self.miss(now, lease, &replica);
         }

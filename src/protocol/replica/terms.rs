@@ -243,7 +243,7 @@ impl Replica {
             self.follow_standing(index, now);
             self.show_hearing(index, now);
             self.stand_by_or_not(index, now);
-            let courtesy = self.roster.grace();
+            let courtesy = self.roster.courtesy(now, &self.shards[index].spec.lease);
             let shard = &mut self.shards[index];
             let intent = shard.intent(now, courtesy);
             shard.election.intend(intent);

@@ -188,6 +188,28 @@ fn whom_a_shard_goes_to_is_mended_until_that_one_is_prepared() {
 }
 
 #[test]
+fn none_waits_for_a_successor_that_does_not_come() {
+    let mut roster = roster(&["x", "y"], ["y", "y", "x", "me"]);
+    assert_eq!(roster.courtesy(at(0), "a"), RULES.grace, "none is named");
+    roster.holding(at(0), "a", Some(release(2, Some("x"))));
+    assert_eq!(roster.courtesy(at(0), "a"), RULES.grace);
+    change(&mut roster, at(0), "x", 2, |it| it.unable.insert("a"));
+    assert_eq!((roster.courtesy(at(0), "a"), roster.courtesy(at(0), "b")), (Duration::ZERO, RULES.grace));
+    change(&mut roster, at(0), "x", 3, |it| it.unable = LeaseSet::default());
+    assert_eq!(
+        (roster.courtesy(at(0), "a"), roster.courtesy(at(15), "a")),
+        (RULES.grace, Duration::ZERO),
+        "it is silent"
+    );
+    change(&mut roster, at(0), "x", 4, |it| it.activity = Activity::Draining);
+    assert_eq!(roster.courtesy(at(0), "a"), Duration::ZERO);
+    roster.member_gone(at(0), "x");
+    assert_eq!(roster.courtesy(at(0), "a"), Duration::ZERO);
+    roster.blind();
+    assert_eq!(roster.courtesy(at(0), "a"), RULES.grace, "what became of it is not known");
+}
+
+#[test]
 fn a_successor_that_goes_away_is_replaced_by_the_next_one() {
     let mut roster = roster(&["x", "y"], ["me", "x", "y", "y"]);
     roster.introduce(Profile { activity: Activity::Draining, ..roster.me().clone() });
@@ -653,6 +675,20 @@ fn a_successor_that_does_not_take_what_it_was_given_is_chosen_last() {
     assert_ne!(target.as_deref(), Some("x"), "it has least to do, and missed");
     let (missed, target) = after_a_miss(100);
     assert_eq!((missed, target.as_deref()), (Vec::new(), Some("x")), "it did not have its time");
+}
+
+#[test]
+fn a_successor_that_says_that_it_cannot_has_missed_however_soon_another_takes_it() {
+    let missed = |says_so: bool| {
+        let mut roster = roster(&["x", "y"], ["me", "me", "me", "y"]);
+        roster.holding(at(10), "a", Some(release(2, Some("x"))));
+        if says_so {
+            change(&mut roster, at(10), "x", 2, |it| it.unable.insert("a"));
+        }
+        roster.holding(at(10) + Duration::from_millis(50), "a", Some(next(3, "y", 4)));
+        roster.take_missed().len()
+    };
+    assert_eq!((missed(true), missed(false)), (1, 0));
 }
 
 #[test]
