@@ -376,6 +376,9 @@ impl World {
             }
             let planned = self.hosts[leader].template.kind(kind).unwrap();
             let stored = self.server.leases.get(&planned.lease);
+            if stored.is_some_and(|record| record.successor.is_some()) {
+                return Some(format!("{kind} is on its way"));
+            }
             let group = self.hosts[leader].template.group_of(kind);
             let elsewhere = group.iter().find(|other| self.leader(&other.name) != Some(leader));
             if let Some(other) = elsewhere {
