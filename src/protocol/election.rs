@@ -537,9 +537,10 @@ impl Election {
         }
     }
 
-    /// The holder is said to hold it for less time than it counts itself.
+    /// The holder is said to hold it for less time than it counts itself: no process changes its timings, whatever a hand has
+    /// made of the numbers beside them.
     fn is_cut_short(&self, before: &Observation, next: &Observation) -> bool {
-        before.is_same_term(next) && next.holder.is_some() && self.duration_of(next) < self.held_for
+        before.holder == next.holder && next.holder.is_some() && self.duration_of(next) < self.held_for
     }
 
     fn note_held_for(&mut self, next: Option<&Observation>) {
@@ -548,6 +549,7 @@ impl Election {
         match &self.store {
             Store::Present { what: before, .. }
                 if before.version == next.version
+                    || self.is_cut_short(before, next)
                     || (before.is_same_term(next) && self.duration_of(before) != duration) => {}
             _ => self.held_for = duration,
         }
@@ -909,6 +911,15 @@ mod tests {
         let short = Observation { duration: Some(3 * SECOND), ..stored(8, Some("bong"), 1) };
         election.sighted(at(1.0), Some(short));
         assert_eq!(election.step(at(1.0)), Step::Wait(at(4.0)));
+    }
+
+    #[test]
+    fn a_duration_that_is_shortened_together_with_the_term_takes_nothing_from_the_holder() {
+        let mut election = after_reading(Some(stored(7, Some("bing"), 0)));
+        // Two edits by hand, of which this replica sees the outcome only.
+        let edited = Observation { duration: Some(SECOND), ..stored(9, Some("bing"), 5) };
+        election.sighted(at(1.0), Some(edited));
+        assert_eq!(election.step(at(1.0)), Step::Wait(at(11.0)));
     }
 
     #[test]
