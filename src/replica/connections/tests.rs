@@ -175,6 +175,8 @@ async fn no_watch_gets_longer_than_its_connection_may_be_silent() {
 /// A connection as the connector opens it, and its other end.
 async fn open(gate: Option<Gate>) -> (GatedIo<Silent>, TcpStream) {
     let (listener, address) = listen().await;
+    // Of a size that the kernel does not raise: else it may hold all that the other kernel could not take.
+    sockopt::set_socket_recv_buffer_size(&listener, 64 << 10).unwrap();
     let discard = gate.is_some();
     let dialed = Dialer::new(Bounds { silence: PATIENCE, ..BOUNDS }, discard)
         .oneshot(format!("http://{address}").parse().unwrap());
