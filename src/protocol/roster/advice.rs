@@ -262,7 +262,7 @@ impl Roster {
         // Nothing is published before it is told to others: what we have just seen counts here.
         let ours = self.misses.told(now).into_iter().map(|(replica, leases)| (replica, Cow::Owned(leases)));
         let others = present.iter().filter(|one| one.identity != self.identity);
-        let others = others.flat_map(|one| &one.profile.avoids).take(TOLD_MOST * present.len());
+        let others = others.flat_map(|one| one.profile.avoids.iter().take(TOLD_MOST));
         let others = others.map(|(replica, leases)| (replica.clone(), Cow::Borrowed(leases)));
         let mut avoided = BTreeMap::<usize, Vec<_>>::new();
         for (replica, leases) in ours.chain(others) {

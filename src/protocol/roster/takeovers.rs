@@ -1,4 +1,5 @@
-//! What has become of each shard's Lease, and why, as the watch shows it: told to people.
+//! What has become of each shard's Lease, and why, as the watch shows it: told to people, and what it says of a holder that lost
+//! one without a release.
 
 use super::{Known, Roster, presence::pod_of};
 use crate::{
