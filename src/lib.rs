@@ -73,7 +73,7 @@
 //!
 //! At no moment may two replicas write for one kind: the client of a [`Term`] refuses every write once the term is not valid any
 //! more, by a clock that does not jump, and whether any task runs or not. Such a write fails with [`kube::Error::Service`]
-//! around [`Fenced`]. README.md says what is not promised.
+//! around [`Fenced`]. docs/safety.md says what is not promised.
 //!
 //! # Cancellation
 //!

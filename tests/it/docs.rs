@@ -604,7 +604,9 @@ fn each_promise_of_a_page_names_its_tests() {
     let (promised, remains) = security.split_once("## What remains").unwrap();
     assert!(!remains.trim().is_empty());
     let safety = page("docs/safety.md");
-    for (promised, page, least) in [(promised, &security, 50), (safety.as_str(), &safety, 20)] {
+    // What comes before is what the rules are for.
+    let (_, rules) = safety.split_once("## The rules").unwrap();
+    for (promised, page, least) in [(promised, &security, 50), (rules, &safety, 20)] {
         let promises: Vec<_> = promised.lines().filter(|line| line.starts_with("- ")).collect();
         assert!(promises.len() >= least, "{}", promises.len());
         for promise in promises {
@@ -637,4 +639,16 @@ fn the_rules_that_comments_name_are_on_the_page() {
         }
     }
     assert!(named > 10, "{named}");
+}
+
+/// Both had grown: a README of 211 lines, and a map of 202 that is promised in less than 200.
+#[test]
+fn the_first_two_pages_stay_short() {
+    for (name, most) in [("README.md", 110), ("ARCHITECTURE.md", 199)] {
+        let lines = page(name).lines().count();
+        assert!(
+            lines <= most,
+            "{name} has {lines} lines, and {most} at the most: what is for one task has a page of its own"
+        );
+    }
 }

@@ -274,7 +274,7 @@ impl World {
     }
 
     /// Each replica knows of the term that the Lease is in. What a hand takes from the record is lost
-    /// for a replica that never saw it: README, what Leasehold does not promise.
+    /// for a replica that never saw it: docs/safety.md, what Leasehold does not promise.
     fn is_known(&self, kind: &Kind) -> bool {
         let Some(stored) = self.server.leases.get(&kind.lease) else { return false };
         self.alive()
