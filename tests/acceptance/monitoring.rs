@@ -4,21 +4,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use kube::ResourceExt;
-use leasehold_cluster::eventually;
+use leasehold_cluster::{Prometheus, eventually};
 use serde_json::{Value, json};
-use tokio::{
-    net::TcpListener,
-    process::{Child, Command},
-};
+use tokio::process::Command;
 
 use crate::{
-    recording::{INTERVAL, page},
+    recording::INTERVAL,
     stage::{PATIENCE, Stage, ensure, play, pod_of, tell},
     things::Things,
 };
@@ -176,62 +172,6 @@ async fn each_alert_fires_on_its_failure_and_none_while_all_is_well() -> Result<
     ensure(silent.is_empty(), || format!("no recording has these fire: {silent:?}"))
 }
 
-/// A Prometheus that scrapes these replicas each second.
-struct Prometheus {
-    _process: Child,
-    address: String,
-    _folder: tempfile::TempDir,
-}
-
-impl Prometheus {
-    /// `replicas` are the names of Pods and where they answer.
-    async fn start(stage: &Stage, replicas: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
-        let program = binaries().await?.prometheus;
-        let folder = tempfile::tempdir()?;
-        let targets: Vec<_> = replicas
-            .into_iter()
-            .map(|(pod, address)| json!({"targets": [address], "labels": {"namespace": stage.namespace, "pod": pod}}))
-            .collect();
-        let rules = rules()?;
-        std::fs::write(folder.path().join("rules.yaml"), json!({"groups": rules["spec"]["groups"]}).to_string())?;
-        let scrape = json!({"job_name": "leasehold", "static_configs": targets});
-        let config = json!({
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": ["rules.yaml"],
-            "scrape_configs": [scrape],
-        });
-        let file = folder.path().join("prometheus.yaml");
-        std::fs::write(&file, config.to_string())?;
-        // Free a moment ago; the kernel does not hand it out again so soon.
-        let address = TcpListener::bind("127.0.0.1:0").await?.local_addr()?.to_string();
-        let process = Command::new(program)
-            .arg("--config.file")
-            .arg(&file)
-            .arg("--storage.tsdb.path")
-            .arg(folder.path().join("data"))
-            .arg(format!("--web.listen-address={address}"))
-            .envs([stage.cluster.mark()])
-            .current_dir(folder.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
-        Ok(Self { _process: process, address, _folder: folder })
-    }
-
-    async fn get(&self, path: &str) -> Result<Value> {
-        let body = page(&self.address, path).await?;
-        Ok(serde_json::from_str(&body)?)
-    }
-
-    /// What it answers to a query: one value a series, with its labels.
-    async fn query(&self, query: &str) -> Result<Vec<Value>> {
-        let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let answer = self.get(&format!("/api/v1/query?query={encoded}")).await?;
-        ensure(answer["status"] == "success", || format!("{query}: {answer}"))?;
-        Ok(answer["data"]["result"].as_array().cloned().unwrap_or_default())
-    }
-}
-
 /// The queries of the dashboard with the titles of their panels, as Grafana would send them.
 fn queries() -> Result<Vec<(String, String)>> {
     let dashboard: Value = serde_json::from_str(&read("deploy/monitoring/dashboard.json")?)?;
@@ -279,7 +219,9 @@ async fn each_query_of_the_dashboard_answers_and_with_data() -> Result<()> {
             (pod.name_any(), format!("{ip}:8080"))
         });
         let processes = things.replicas.iter().map(|it| (it.name.clone(), it.address.clone()));
-        let prometheus = Prometheus::start(stage, pods.chain(processes)).await?;
+        let targets = pods.chain(processes).map(|(pod, address)| (stage.namespace.clone(), pod, address)).collect();
+        let groups = &rules()?["spec"]["groups"];
+        let prometheus = Prometheus::start(stage.cluster, groups, Duration::from_secs(1), targets).await?;
         let up = || async { prometheus.query("sum(up)").await };
         let all_up = |up: &Vec<Value>| up.first().is_some_and(|sum| sum["value"][1] == "4");
         eventually("Prometheus scrapes every replica", PATIENCE, up, all_up).await?;

@@ -23,13 +23,9 @@ use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
 };
-use leasehold_cluster::{Fault, Rule, Signal, eventually};
+use leasehold_cluster::{Fault, Rule, Signal, eventually, get};
 use serde_json::json;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::{
     contested::rival,
@@ -148,7 +144,7 @@ impl Recording {
         self.next += INTERVAL;
         let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let answers = targets.into_iter().map(|(pod, (address, namespace))| async move {
-            let page = timeout(ANSWER, page(&address, "/metrics")).await.ok().and_then(Result::ok);
+            let page = timeout(ANSWER, get(&address, "/metrics")).await.ok().and_then(Result::ok);
             (format!("namespace=\"{namespace}\",job=\"leasehold\",pod=\"{pod}\""), page)
         });
         for (labels, page) in futures::future::join_all(answers).await {
@@ -236,17 +232,6 @@ fn notation(values: &[Option<f64>]) -> String {
         (_, count) => format!("{word}x{}", count - 1),
     });
     words.collect::<Vec<_>>().join(" ")
-}
-
-/// An answer of a server of this machine.
-pub async fn page(address: &str, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("an answer")?;
-    ensure(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), || head.to_owned())?;
-    Ok(body.to_owned())
 }
 
 const fn minutes(count: u64) -> Duration {

@@ -1,6 +1,6 @@
 //! `make bench`: how evenly kinds spread, how fast one changes hands, what that costs, what composed kinds cost, an account
 //! for each kind, and the largest objects, on a real control plane, beside replicas as people write them with client-go
-//! today. And what becomes of kinds beside a grey replica.
+//! today. And what shows an operator that something is wrong, and what becomes of kinds beside a grey replica.
 //!
 //! All times are the API server's own, of its audit log, except the moment of a signal, which is this machine's and so
 //! by the same clock. `-o json` prints JSON instead of the table, `--json FILE` writes it to a file as well, `--only GROUP`
@@ -19,6 +19,7 @@ mod memory;
 mod placement;
 mod record;
 mod report;
+mod signs;
 mod spread;
 
 use std::{path::PathBuf, time::Duration};
@@ -29,8 +30,8 @@ use field::Field;
 use grey::{ALL, Greyness};
 use report::{Report, say};
 
-const GROUPS: [&str; 9] =
-    ["placement", "spread", "handover", "crash", "load", "children", "impersonation", "memory", "grey"];
+const GROUPS: [&str; 10] =
+    ["placement", "spread", "handover", "crash", "load", "children", "impersonation", "memory", "signs", "grey"];
 
 struct Arguments {
     only_json: bool,
@@ -82,7 +83,7 @@ async fn main() -> Result<()> {
     if wanted("placement") {
         placement::measure(&mut report);
     }
-    if GROUPS[1..8].iter().any(|group| wanted(group)) {
+    if GROUPS[1..9].iter().any(|group| wanted(group)) {
         say("starting the control plane");
         let field = Field::start(wanted("children")).await?;
         if wanted("spread") {
@@ -106,6 +107,9 @@ async fn main() -> Result<()> {
         }
         if wanted("memory") {
             memory::measure(&field, if arguments.quick { 100 } else { 1000 }, &mut report).await?;
+        }
+        if wanted("signs") {
+            signs::measure(&field, &mut report).await?;
         }
     }
     if wanted("grey") {

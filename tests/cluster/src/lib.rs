@@ -26,6 +26,7 @@ mod cluster;
 mod control_plane;
 mod eventually;
 mod kubelet;
+mod prometheus;
 mod proxy;
 mod services;
 
@@ -35,6 +36,7 @@ pub use cel_go::CelGo;
 pub use cluster::{Cluster, ClusterOptions};
 pub use eventually::eventually;
 pub use kubelet::{Kubelet, KubeletOptions};
+pub use prometheus::{Prometheus, Target, get};
 pub use proxy::{Fault, FaultProxy, Rule, RuleId, Silence, Upstream};
 /// Signals for [`Kubelet::signal`].
 pub use rustix::process::Signal;

@@ -220,7 +220,8 @@ impl Task {
         };
         let container = self.container.clone();
         let address = self.address.clone();
-        let mut probes = std::pin::pin!(probe(&container, &address, found));
+        let record = self.record.clone();
+        let mut probes = std::pin::pin!(probe(&container, &address, found, move || record.is_stalled()));
         let mut kill_at: Option<Instant> = None;
         let mut gave_up = false;
         let mut asked = false;

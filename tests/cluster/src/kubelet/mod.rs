@@ -178,6 +178,30 @@ impl Kubelet {
         Ok(())
     }
 
+    /// Stops a pod as a machine that stands still does: its processes stop, and the kubelet asks nothing of them. A pod whose
+    /// processes alone are stopped ([`signal`](Self::signal)) is restarted by its liveness probe.
+    ///
+    /// # Errors
+    /// When the pod has no running process.
+    pub fn stall(&self, namespace: &str, pod: &str) -> Result<()> {
+        self.stand_still(namespace, pod, true, Signal::STOP)
+    }
+
+    /// Ends [`stall`](Self::stall).
+    ///
+    /// # Errors
+    /// When the pod has no running process.
+    pub fn resume(&self, namespace: &str, pod: &str) -> Result<()> {
+        self.stand_still(namespace, pod, false, Signal::CONT)
+    }
+
+    fn stand_still(&self, namespace: &str, pod: &str, stalled: bool, signal: Signal) -> Result<()> {
+        if let Some(record) = self.host.record(namespace, pod) {
+            record.stall(stalled);
+        }
+        self.signal(namespace, pod, signal)
+    }
+
     /// The fault proxy of a pod, with [`KubeletOptions::proxy_per_pod`].
     pub fn proxy(&self, namespace: &str, pod: &str) -> Option<FaultProxy> {
         self.host.record(namespace, pod)?.proxy.clone()

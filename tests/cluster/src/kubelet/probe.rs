@@ -32,7 +32,18 @@ pub(crate) async fn probe(
     container: &Container,
     address: &str,
     found: impl Fn(Finding) + Send + Sync,
+    stalled: impl Fn() -> bool + Send + Sync,
 ) -> (String, Option<i64>) {
+    // The kubelet of a machine that stands still asks nothing.
+    let next = |probe: &Probe| {
+        let (period, stalled) = (period(probe), &stalled);
+        async move {
+            tokio::time::sleep(period).await;
+            while stalled() {
+                tokio::time::sleep(period).await;
+            }
+        }
+    };
     if let Some(startup) = &container.startup_probe {
         let mut failures = 0;
         delay(startup).await;
@@ -50,7 +61,7 @@ pub(crate) async fn probe(
                     }
                 }
             }
-            tokio::time::sleep(period(startup)).await;
+            next(startup).await;
         }
     }
     found(Finding::Started);
@@ -74,7 +85,7 @@ pub(crate) async fn probe(
                 streak = 0;
                 found(Finding::Ready(ready));
             }
-            tokio::time::sleep(period(readiness)).await;
+            next(readiness).await;
         }
     };
     let liveness = async {
@@ -95,7 +106,7 @@ pub(crate) async fn probe(
                     }
                 }
             }
-            tokio::time::sleep(period(liveness)).await;
+            next(liveness).await;
         }
     };
     tokio::select! {
@@ -244,7 +255,9 @@ mod tests {
             }
         };
         let (message, _) =
-            tokio::time::timeout(Duration::from_secs(20), probe(&container, "127.0.0.1", found)).await.unwrap();
+            tokio::time::timeout(Duration::from_secs(20), probe(&container, "127.0.0.1", found, || false))
+                .await
+                .unwrap();
         assert!(message.contains("failed liveness probe"), "{message}");
         let seen = seen.into_inner().unwrap();
         assert_eq!(seen[..2], ["started", "ready true"], "{seen:?}");

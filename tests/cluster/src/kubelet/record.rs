@@ -5,13 +5,17 @@ use rustix::process::Pid;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// One pod.
 pub(crate) struct Record {
     pub(crate) proxy: Option<FaultProxy>,
     containers: Mutex<BTreeMap<String, Runs>>,
+    stalled: AtomicBool,
 }
 
 /// One container's runs: all write one log file.
@@ -27,7 +31,7 @@ pub(crate) struct Runs {
 
 impl Record {
     pub(crate) fn new(proxy: Option<FaultProxy>) -> Self {
-        Self { proxy, containers: Mutex::default() }
+        Self { proxy, containers: Mutex::default(), stalled: AtomicBool::new(false) }
     }
 
     pub(crate) fn started(&self, container: &str, pid: Pid, log: PathBuf, offset: u64) {
@@ -51,6 +55,15 @@ impl Record {
 
     pub(crate) fn containers(&self) -> BTreeMap<String, Runs> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether its machine stands still.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn stall(&self, stalled: bool) {
+        self.stalled.store(stalled, Ordering::SeqCst);
     }
 
     pub(crate) fn pids(&self) -> Vec<Pid> {
