@@ -203,6 +203,42 @@ fn the_chart_renders_the_objects_of_the_kustomization() -> Result<()> {
     Ok(())
 }
 
+/// What the chart has for the Prometheus operator: by default nothing, and else what `deploy/monitoring` has, of each release its
+/// own.
+#[test]
+fn the_chart_renders_the_monitoring_of_the_kustomization() -> Result<()> {
+    let of_operator = |all: Vec<Value>| -> Vec<Value> {
+        let is = |it: &Value| it["apiVersion"].as_str().is_some_and(|it| it.starts_with("monitoring.coreos.com/"));
+        all.into_iter().filter(is).collect()
+    };
+    ensure(of_operator(rendered("leasehold-system", &[])?).is_empty(), || "nobody asked for it".to_owned())?;
+    let enabled = ["--set", "monitoring.enabled=true,monitoring.labels.release=stack"];
+    let chart = of_operator(rendered("leasehold-system", &enabled)?);
+    let texts = |all: &[Value], pointer: &str| -> Vec<Value> {
+        all.iter().map(|object| object.pointer(pointer).cloned().unwrap_or_default()).collect()
+    };
+    ensure(texts(&chart, "/metadata/labels/release") == ["stack", "stack"], || format!("{chart:#?}"))?;
+    let mut chart = by_name(chart)?;
+    let mut kustomized = by_name(of_operator(kustomized("deploy/monitoring")?))?;
+    for object in chart.values_mut().chain(kustomized.values_mut()) {
+        let metadata = object["metadata"].as_object_mut().context("metadata")?;
+        metadata.remove("labels");
+    }
+    ensure(chart.len() == 2, || format!("{:?}", chart.keys()))?;
+    same(&chart, &kustomized)?;
+
+    // Another release, elsewhere: its Pods, and what its alerts tell to type.
+    let all = rendered("elsewhere", &[&enabled[..], &["--set", "fullnameOverride=other"]].concat())?;
+    let deployment = all.iter().find(|object| object["kind"] == "Deployment").context("a Deployment")?;
+    let pods = deployment.pointer("/spec/selector/matchLabels").context("a selector")?.clone();
+    let other = of_operator(all);
+    ensure(texts(&other, "/metadata/namespace") == ["elsewhere", "elsewhere"], || format!("{other:#?}"))?;
+    ensure(texts(&other, "/metadata/name") == ["other", "other"], || format!("{other:#?}"))?;
+    let monitor = other.iter().find(|object| object["kind"] == "PodMonitor").context("a PodMonitor")?;
+    ensure(monitor.pointer("/spec/selector/matchLabels") == Some(&pods), || format!("{monitor:#} is not of {pods}"))?;
+    ensure(!json!(other).to_string().contains("leasehold-system"), || format!("{other:#?}"))
+}
+
 /// A kind of every sort: plurals of English and others, roles written and given away, what is taken over, what is read, Pods with
 /// and without powers, types confined to a namespace of the composition and not, one account for two kinds, a group.
 const SORTS: [(&str, &str); 4] = [

@@ -21,7 +21,7 @@ use leasehold_cluster::{AuditEvent, eventually};
 use serde_json::{Value, json};
 
 use crate::{
-    field::{Field, GROUP, anonymous, now, resident},
+    field::{Field, GROUP, anonymous, now, proportional, resident},
     record::millis,
     report::{Report, say},
 };
@@ -49,6 +49,20 @@ const CREWS: [Crew; 3] = [
     Crew { system: "one", replicas: 1, is_ours: true },
     Crew { system: "c-runtime", replicas: 1, is_ours: false },
 ];
+
+impl Crew {
+    /// Whether it has one kind more, of one large object. Of three replicas another one could have it.
+    const fn has_large(self) -> bool {
+        self.is_ours && self.replicas == 1
+    }
+
+    fn kinds(self) -> usize {
+        match (self.is_ours, self.has_large()) {
+            (false, _) => 1,
+            (true, large) => KINDS + usize::from(large),
+        }
+    }
+}
 
 /// What was measured once: what it is, its unit, its value.
 type Figure = (&'static str, &'static str, f64);
@@ -79,11 +93,12 @@ pub(crate) fn build_peer() -> Result<PathBuf> {
 /// # Errors
 /// When a replica does not come up, or the objects do not settle.
 pub(crate) async fn measure(field: &Field, trials: usize, report: &mut Report) -> Result<()> {
-    for kind in 0..KINDS {
-        field.cluster.apply(&DEFINITION.replace("@N@", &kind.to_string())).await?;
+    let kinds = || (0..KINDS).map(|kind| kind.to_string()).chain(["Large".to_owned(), "Other".to_owned()]);
+    for kind in kinds() {
+        field.cluster.apply(&DEFINITION.replace("@KIND@", &kind).replace("@N@", &kind.to_lowercase())).await?;
     }
-    for kind in 0..KINDS {
-        field.cluster.established(&format!("items{kind}.{GROUP}")).await?;
+    for kind in kinds() {
+        field.cluster.established(&format!("items{}.{GROUP}", kind.to_lowercase())).await?;
     }
     let mut measured: [Vec<Figure>; CREWS.len()] = Default::default();
     for trial in 0..trials {
@@ -144,10 +159,21 @@ impl Job<'_> {
         self.all_led().await?;
         tokio::time::sleep(Duration::from_secs(3)).await;
         add("memory of all replicas, 500 objects", "MiB", self.memory().await?);
+        add("what they share counted once (Pss), 500 objects", "MiB", self.of_the_machine().await?);
         add("without pages of the program's file (RssAnon), 500 objects", "MiB", self.own().await?);
         let latencies = self.changes("few").await?;
         add("100 changes a second, 500 objects: p50 until the status is stored", "ms", percentile(&latencies, 50));
         add("100 changes a second, 500 objects: p99", "ms", percentile(&latencies, 99));
+        if self.crew.has_large() {
+            // What the API server takes for such an object is the same for both.
+            for (kind, what) in [
+                ("ItemOther", "the same beside a list of 10,000 that changes, of a kind of nobody: p99"),
+                ("ItemLarge", "the same beside a list of 10,000 that changes, composed by that replica: p99"),
+            ] {
+                let latencies = self.beside_a_large_one(kind).await?;
+                add(what, "ms", percentile(&latencies, 99));
+            }
+        }
 
         // Created while it runs.
         let (written, before) = (self.writes()?.len(), self.cpu().await?);
@@ -163,6 +189,7 @@ impl Job<'_> {
         add("CPU of all replicas for them", "s", spent.iter().sum());
         add("CPU of the busiest", "s", spent.into_iter().reduce(f64::max).context("a process")?);
         add("memory of all replicas, 5,000 objects", "MiB", self.memory().await?);
+        add("what they share counted once (Pss), 5,000 objects", "MiB", self.of_the_machine().await?);
         add("without pages of the program's file (RssAnon), 5,000 objects", "MiB", self.own().await?);
         add("memory of the largest, 5,000 objects", "MiB", self.largest().await?);
         let writes = self.writes()?.split_off(written);
@@ -187,9 +214,12 @@ impl Job<'_> {
     }
 
     fn api(&self, kind: usize) -> Api<DynamicObject> {
-        let kind = GroupVersionKind::gvk(GROUP, "v1", &format!("Item{kind}"));
-        let mut resource = ApiResource::from_gvk(&kind);
-        resource.plural = format!("items{}", &kind.kind["Item".len()..]);
+        self.api_of(&format!("Item{kind}"))
+    }
+
+    fn api_of(&self, kind: &str) -> Api<DynamicObject> {
+        let mut resource = ApiResource::from_gvk(&GroupVersionKind::gvk(GROUP, "v1", kind));
+        resource.plural = format!("items{}", kind["Item".len()..].to_lowercase());
         Api::namespaced_with(self.field.client.clone(), &self.namespace, &resource)
     }
 
@@ -242,7 +272,7 @@ impl Job<'_> {
     }
 
     async fn all_led(&self) -> Result<()> {
-        let expected = if self.crew.is_ours { KINDS } else { 1 };
+        let expected = self.crew.kinds();
         let holders = || self.field.holders(&self.namespace);
         eventually("all kinds are led", PATIENCE, holders, |holders| holders.len() == expected).await?;
         Ok(())
@@ -255,6 +285,10 @@ impl Job<'_> {
 
     async fn memory(&self) -> Result<f64> {
         self.pids().await?.into_iter().map(resident).sum()
+    }
+
+    async fn of_the_machine(&self) -> Result<f64> {
+        self.pids().await?.into_iter().map(proportional).sum()
     }
 
     async fn own(&self) -> Result<f64> {
@@ -321,6 +355,38 @@ impl Job<'_> {
         Ok(latencies)
     }
 
+    /// As [`changes`](Self::changes), while an object of this kind has a list of ten thousand that changes four times a second.
+    async fn beside_a_large_one(&self, kind: &str) -> Result<Vec<f64>> {
+        let api = self.api_of(kind);
+        let list = |change: usize| -> Vec<Value> {
+            (0..10_000).map(|it| json!({"name": format!("entry-{it:05}"), "weight": (it + change) % 10})).collect()
+        };
+        let metadata = json!({"name": "large", "namespace": self.namespace});
+        let object = json!({
+            "apiVersion": format!("{GROUP}/v1"), "kind": kind, "metadata": metadata, "spec": {"list": list(0)},
+        });
+        api.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+        let large = async {
+            let mut ticks = tokio::time::interval(Duration::from_millis(250));
+            for change in 1.. {
+                ticks.tick().await;
+                let patch = Patch::Merge(json!({"spec": {"list": list(change)}}));
+                api.patch("large", &PatchParams::default(), &patch).await?;
+            }
+            anyhow::Ok(Vec::new())
+        };
+        let (composed, is_led) = (|| async { anyhow::Ok(api.get("large").await?.data) }, kind == "ItemLarge");
+        if is_led {
+            // A tenth of the list weighs nine.
+            let said = |data: &Value| data["status"]["heavy"] == 1000;
+            eventually("the large object is composed", PATIENCE, composed, said).await?;
+        }
+        tokio::select! {
+            latencies = self.changes(kind) => latencies,
+            failed = large => failed,
+        }
+    }
+
     fn deployment(&self) -> String {
         let kinds: Vec<_> = (0..KINDS).map(|kind| format!("Item{kind}")).collect();
         let (image, arguments) = if self.crew.is_ours {
@@ -329,10 +395,13 @@ impl Job<'_> {
             let kinds = kinds.join(",");
             ("peer", format!("[-group={GROUP}, \"-kinds={kinds}\", -namespace={}]", self.namespace))
         };
-        let list: String = kinds
-            .iter()
-            .map(|kind| format!("    - {{apiVersion: {GROUP}/v1, kind: {kind}, reconciler: {{compose: item.yaml}}}}\n"))
-            .collect();
+        let entry = |kind: &str, file: &str| {
+            format!("    - {{apiVersion: {GROUP}/v1, kind: {kind}, reconciler: {{compose: {file}}}}}\n")
+        };
+        let mut list: String = kinds.iter().map(|kind| entry(kind, "item.yaml")).collect();
+        if self.crew.has_large() {
+            list += &entry("ItemLarge", "large.yaml");
+        }
         DEPLOYMENT
             .replace("@NAMESPACE@", &self.namespace)
             .replace("@REPLICAS@", &self.crew.replicas.to_string())
@@ -349,7 +418,7 @@ metadata: {name: items@N@.bench.leasehold.dev}
 spec:
   group: bench.leasehold.dev
   scope: Namespaced
-  names: {kind: Item@N@, plural: items@N@, singular: item@N@}
+  names: {kind: Item@KIND@, plural: items@N@, singular: item@N@}
   versions:
   - name: v1
     served: true
@@ -395,6 +464,17 @@ data:
         metadata: {name: \"${parent.metadata.name}\"}
         data: {value: \"${parent.spec.value}\"}
     status: {value: \"${parent.spec.value}\"}
+  large.yaml: |
+    apiVersion: leasehold.dev/v1alpha1
+    kind: Composition
+    children:
+    - id: settings
+      template:
+        apiVersion: v1
+        kind: ConfigMap
+        metadata: {name: \"${parent.metadata.name}\"}
+        data: {heavy: \"${parent.spec.list.filter(it, it.weight > 8).map(it, it.name).join(',')}\"}
+    status: {heavy: \"${parent.spec.list.filter(it, it.weight > 8).size()}\"}
   leasehold.yaml: |
     apiVersion: leasehold.dev/v1alpha1
     kind: Configuration

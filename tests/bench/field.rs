@@ -349,9 +349,18 @@ pub(crate) fn anonymous(pid: u32) -> Result<f64> {
     mebibytes(pid, "RssAnon")
 }
 
+/// Its share of what the machine's memory holds, in MiB: a page that several processes have counts once for all of them.
+pub(crate) fn proportional(pid: u32) -> Result<f64> {
+    line_of(pid, "smaps_rollup", "Pss")
+}
+
 /// A line of `/proc/<pid>/status` (proc(5)), in MiB.
 pub(crate) fn mebibytes(pid: u32, name: &str) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    line_of(pid, "status", name)
+}
+
+fn line_of(pid: u32, file: &str, name: &str) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/{file}"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let kib: f64 = line.with_context(|| name.to_owned())?.trim().trim_end_matches(" kB").trim().parse()?;
     Ok(kib / 1024.0)
