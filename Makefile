@@ -38,8 +38,12 @@ cluster: ## Start a control plane on this machine and keep it until Ctrl-C
 release: ## Make a release in dist/: notes, binary, image, chart, CRDs, manifests, SBOM, checksums (ARGS=--dry-run for what needs no compiler)
 	@.ci/release $(ARGS)
 
-image: ## Build the container image leasehold:0.1.0
-	docker build --tag leasehold:0.1.0 .
+image: ## Build the container image leasehold:0.1.0 as target/image/leasehold-0.1.0.tar; needs no container engine
+	@rm -rf target/image
+	@deploy/image/build.sh target/image/root target/image
+	@deploy/image/oci.sh target/image/root leasehold:0.1.0 target/image/leasehold-0.1.0.tar
+	@echo "target/image/leasehold-0.1.0.tar is the image: docker load -i FILE, podman load -i FILE, kind load image-archive FILE,"
+	@echo "ctr -n k8s.io images import FILE, or to a registry: skopeo copy oci-archive:FILE docker://registry.example.com/leasehold:0.1.0"
 
 clean: ## Remove what was built in this folder, the control plane's binaries apart
 	cargo clean

@@ -50,7 +50,6 @@ fn deny_toml_lists_every_crate_that_is_there_twice() {
 fn the_toolchain_file_asks_for_no_download() {
     assert_eq!(values(&read("rust-toolchain.toml"), "channel"), ["stable"]);
     assert_eq!(values(&read("Cargo.toml"), "rust-version"), ["1.95"]);
-    assert!(read(".dockerignore").lines().any(|line| line == "rust-toolchain.toml"), "the image has its own");
 }
 
 /// What the pages and the public workflow call is there.

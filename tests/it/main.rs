@@ -8,6 +8,7 @@ mod explore;
 mod fleet;
 mod fuzz;
 mod habits;
+mod image;
 mod logs;
 mod manifests;
 mod messages;

@@ -143,11 +143,7 @@ fn the_configuration_is_not_changed_in_place() {
 #[test]
 fn images_say_their_registry() {
     let has_registry = |image: &str| image.split_once('/').is_some_and(|(registry, _)| registry.contains('.'));
-    let dockerfile = text("Dockerfile");
-    let from = dockerfile.lines().filter_map(|line| line.strip_prefix("FROM ")?.split(' ').next());
-    // The empty one.
-    let from = from.filter(|image| *image != "scratch");
-    let mut images: Vec<String> = from.map(str::to_owned).collect();
+    let mut images: Vec<String> = Vec::new();
     let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/samples");
     let files = fs::read_dir(samples).unwrap().map(|file| file.unwrap().path()).filter(|path| path.is_file());
     for file in files {
@@ -158,7 +154,7 @@ fn images_say_their_registry() {
                 .map(str::to_owned),
         );
     }
-    assert!(images.len() > 2, "{images:?}");
+    assert!(images.len() > 1, "{images:?}");
     assert!(images.iter().all(|image| has_registry(image)), "{images:?}");
 }
 

@@ -7,13 +7,15 @@ use serde_json::Value;
 /// A copy of what the script reads, so that a test may break it.
 fn workspace() -> tempfile::TempDir {
     let (home, root) = (tempfile::tempdir().unwrap(), Path::new(env!("CARGO_MANIFEST_DIR")));
-    let files = ["Cargo.toml", "Cargo.lock", "CHANGELOG.md", "Makefile", "Dockerfile", "LICENSE", "README.md"];
+    let files = ["Cargo.toml", "Cargo.lock", "CHANGELOG.md", "Makefile", "LICENSE", "README.md"];
     let folders = ["src", "otlp", "tests", "examples", "crds", "config", "deploy", "overlays", ".ci", ".cargo"];
     let status =
         Command::new("cp").arg("-R").args(files.iter().chain(&folders)).arg(home.path()).current_dir(root).status();
     assert!(status.unwrap().success());
     home
 }
+
+const DIGEST: &str = "sha256:7a227ea61f4fe3736eb4b1d9e85958e7ad2c2651453ef09318e5b4b4242253f7";
 
 fn release(home: &Path) -> (bool, String) {
     let sbom = Path::new(env!("CARGO_BIN_EXE_leasehold")).with_file_name("examples").join("sbom");
@@ -26,6 +28,7 @@ fn release(home: &Path) -> (bool, String) {
         .env("LEASEHOLD_SBOM", sbom)
         .env("OUT", home.join("dist"))
         .env("CARGO_NET_OFFLINE", "true")
+        .env("DIGEST", DIGEST)
         .output()
         .unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
@@ -44,6 +47,17 @@ fn a_dry_release_has_notes_manifests_checksums_and_a_bill_of_materials() {
     let crds = read(&format!("leasehold-{version}-crds.yaml"));
     let files = fs::read_dir(home.path().join("crds")).unwrap().filter(|file| file.as_ref().unwrap().path().is_file());
     assert_eq!(crds.matches("kind: CustomResourceDefinition").count(), files.count());
+
+    // What is released deploys its own image, and the repository a version.
+    let manifests = dist.join(format!("leasehold-{version}-manifests.tar.gz"));
+    let of_archive = |file: &str| {
+        let said = Command::new("tar").args(["-xzOf", manifests.to_str().unwrap(), file]).output().unwrap();
+        String::from_utf8(said.stdout).unwrap()
+    };
+    for (file, line) in [("deploy/kustomization.yaml", "  digest: "), ("deploy/chart/values.yaml", "  digest: ")] {
+        assert!(of_archive(file).contains(&format!("\n{line}{DIGEST}\n")), "{file}:\n{}", of_archive(file));
+        assert!(!fs::read_to_string(home.path().join(file)).unwrap().contains(DIGEST), "{file} is as it was");
+    }
 
     let bill: Value = serde_json::from_str(&read(&format!("leasehold-{version}.cdx.json"))).unwrap();
     assert_eq!(
