@@ -49,6 +49,8 @@ pub(crate) const QUICK: Timings = Timings { lease: 5_000, deadline: 3_000, retry
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum System {
     Ours,
+    /// Ours, and each kind acts as an account of its own, as the shipped kinds do.
+    OursActing,
     ClientGo,
 }
 
@@ -58,8 +60,13 @@ impl System {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Ours => "leasehold",
+            Self::OursActing => "acting",
             Self::ClientGo => "client-go",
         }
+    }
+
+    pub(crate) const fn is_ours(self) -> bool {
+        matches!(self, Self::Ours | Self::OursActing)
     }
 }
 
@@ -286,7 +293,7 @@ impl Fleet<'_> {
     fn deployment(&self, replicas: usize, timings: Timings) -> String {
         let Timings { lease, deadline, retry, request, settle } = timings;
         let arguments = match self.system {
-            System::Ours => "[/etc/replica/leasehold.yaml, \"0.0.0.0:8080\"]".to_owned(),
+            System::Ours | System::OursActing => "[/etc/replica/leasehold.yaml, \"0.0.0.0:8080\"]".to_owned(),
             System::ClientGo => {
                 let resources: Vec<_> = (0..self.kinds).map(|kind| format!("probe{kind}s")).collect();
                 format!(
@@ -298,13 +305,17 @@ impl Fleet<'_> {
         };
         // client-go's has nothing to be ready for: a replica that runs stands by.
         let probe = match self.system {
-            System::Ours => "readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}",
+            System::Ours | System::OursActing => {
+                "readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}"
+            }
             System::ClientGo => "",
         };
-        let kinds: String = (0..self.kinds)
-            .map(|kind| format!("    - {{apiVersion: {GROUP}/v1, kind: Probe{kind}, reconciler: {{builtin: seen}}}}\n"))
-            .collect();
-        let image = if self.system == System::Ours { "replica" } else { "client-go" };
+        let account = if self.system == System::OursActing { "serviceAccount: worker, " } else { "" };
+        let entry = |kind| {
+            format!("    - {{apiVersion: {GROUP}/v1, kind: Probe{kind}, {account}reconciler: {{builtin: seen}}}}\n")
+        };
+        let kinds: String = (0..self.kinds).map(entry).collect();
+        let image = if self.system.is_ours() { "replica" } else { "client-go" };
         DEPLOYMENT
             .replace("@NAMESPACE@", &self.namespace)
             .replace("@REPLICAS@", &replicas.to_string())
@@ -396,6 +407,10 @@ apiVersion: v1
 kind: ServiceAccount
 metadata: {name: replica, namespace: @NAMESPACE@}
 ---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: worker, namespace: @NAMESPACE@}
+---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata: {name: replica, namespace: @NAMESPACE@}
@@ -403,6 +418,7 @@ rules:
 - {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, watch, create, update, delete]}
 - {apiGroups: [''], resources: [pods], verbs: [get, list, watch]}
 - {apiGroups: [apps], resources: [replicasets], verbs: [get]}
+- {apiGroups: [''], resources: [serviceaccounts], resourceNames: [worker], verbs: [impersonate]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
@@ -419,7 +435,9 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata: {name: @NAMESPACE@}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: @NAMESPACE@}
-subjects: [{kind: ServiceAccount, name: replica, namespace: @NAMESPACE@}]
+subjects:
+- {kind: ServiceAccount, name: replica, namespace: @NAMESPACE@}
+- {kind: ServiceAccount, name: worker, namespace: @NAMESPACE@}
 ";
 
 const DEPLOYMENT: &str = "

@@ -341,7 +341,7 @@ async fn silent(field: &Field, system: System, trials: usize) -> Result<Vec<f64>
 async fn replica(field: &Field, fleet: &Fleet<'_>, folder: &Path) -> Result<Command> {
     let Timings { lease, deadline, retry, request, .. } = TIMINGS;
     match fleet.system {
-        System::Ours => {
+        System::Ours | System::OursActing => {
             let config = folder.join("leasehold.yaml");
             let text = format!(
                 "apiVersion: leasehold.dev/v1alpha1\nkind: Configuration\n\
