@@ -45,6 +45,7 @@ mod programs;
 mod pruned;
 mod rails;
 mod recording;
+mod removed;
 mod renamed;
 mod rows;
 mod schemas;

@@ -8,6 +8,12 @@ use std::{
 
 use anyhow::{Context, Result};
 use kube::ResourceExt;
+use leasehold::ops::{
+    http,
+    metrics::Metrics,
+    status::{ShardState, Status, Takeover},
+    timeline::Source,
+};
 use leasehold_cluster::{Fault, Rule, Signal, eventually};
 use serde_json::{Value, json};
 use tokio::{
@@ -519,4 +525,85 @@ async fn the_page_answers_in_time_whatever_its_clients_and_the_api_server_do() -
     })
     .await;
     Ok(())
+}
+
+/// What a thousand kinds with three takeovers each come to: a replica of this process says that it leads them.
+fn a_thousand(status: &Status) {
+    const REPLICAS: u64 = 10;
+    let (began, old) = (tokio::time::Instant::from_std(now()), Duration::from_secs(3000));
+    status.update_replica(|replica| {
+        replica.identity = "replica-0_1".to_owned();
+        (replica.namespace, replica.instance) = ("platform".to_owned(), "many".to_owned());
+        replica.unready = None;
+    });
+    for number in 0..1000 {
+        let (kind, lease) = (format!("Kind{number:04}.example.com"), format!("kind{number:04}.example.com"));
+        for turn in 0..3 {
+            let takeover = Takeover {
+                at: began.checked_sub(old / (turn + 1)).unwrap_or(began),
+                from: Some(format!("replica-{}_1", (number + u64::from(turn)) % REPLICAS)),
+                to: if turn == 2 {
+                    "replica-0_1".to_owned()
+                } else {
+                    format!("replica-{}_1", (number + u64::from(turn) + 1) % REPLICAS)
+                },
+                token: format!("uid-{number}/{turn}"),
+                reason: ("Balance".into(), "its holder handed it over for balance".into()),
+                without_leader: Some(Duration::from_millis(7)),
+            };
+            status.timeline().add(began, &lease, Source::Seen, takeover);
+        }
+        status.update(&kind, |shard| {
+            (shard.lease, shard.state, shard.weight) = (lease, ShardState::Leading, 1);
+            shard.holder = Some("replica-0_1".to_owned());
+            (shard.running, shard.leading_since) = (true, Some(began));
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_shows_a_thousand_kinds_and_what_changes_of_them() -> Result<()> {
+    let Some(browser) = Browser::open().await? else {
+        tell(MISSING);
+        return Ok(());
+    };
+    let status = Status::default();
+    a_thousand(&status);
+    let listener = http::bind("127.0.0.1:0".parse()?).await?;
+    let page = format!("http://{}/", listener.local_addr()?);
+    let metrics = Metrics::default();
+    let router = http::router(status.clone(), metrics.clone());
+    let server = tokio::spawn(http::serve(listener, router, http::Limits::default(), metrics, std::future::pending()));
+    let shown = async {
+        browser.width(1280, false).await?;
+        let began = now();
+        browser.goto(&page).await?;
+        browser.sees("each kind has a row", "document.querySelectorAll('#kinds-body tr').length === 1000").await?;
+        browser.sees("each has a lane", "document.querySelectorAll('#lanes .lane').length === 1000").await?;
+        tell(&format!("a thousand kinds were on the page {:?} after it was asked for", began.elapsed()));
+        let bytes = get(&format!("{page}page/data")).await?.1.len();
+        tell(&format!("they are {} KiB", bytes >> 10));
+        // It stays usable while it is live: what changes is seen, and what is typed takes effect.
+        status.update("Kind0500.example.com", |shard| {
+            (shard.state, shard.reason) = (ShardState::Blocked, Some("its CRD is not served".to_owned()));
+            (shard.holder, shard.running, shard.leading_since) = (None, false, None);
+        });
+        let changed = now();
+        browser
+            .sees(
+                "a change is seen",
+                "document.getElementById('attention').innerText.includes('its CRD is not served')",
+            )
+            .await?;
+        tell(&format!("a change was on the page after {:?}", changed.elapsed()));
+        browser.run("document.getElementById('filter').focus();").await?;
+        browser.press("Kind0500").await?;
+        browser.sees("the filter leaves one kind", "document.querySelectorAll('#kinds-body tr').length === 1").await?;
+        ensure(bytes < 2 << 20, || format!("{bytes} bytes"))?;
+        ensure_quiet(&browser, &[&page]).await
+    };
+    let shown = shown.await;
+    server.abort();
+    shown?;
+    browser.close().await
 }

@@ -7,7 +7,7 @@
 //! One that we created and never applied is owned with the defaults that the API server filled in: there the fields that we
 //! would apply must be among ours.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::reconcile::apply::{self, APPLIED};
 
@@ -27,14 +27,49 @@ pub(super) fn is_as_applied(live: &Value, object: &Value, digest: &str, manager:
         }
 }
 
-/// Whether `manager` has created it, and not applied it since.
-pub(super) fn is_created(live: &Value, manager: &str) -> bool {
-    fields(live, manager, "Apply").is_none() && fields(live, manager, "Update").is_some()
+/// Whether `manager` has created it with a field that `object` does not have. An apply takes away what an apply owns, so such a
+/// field would stay when `object` is applied.
+pub(super) fn would_leave(live: &Value, object: &Value, manager: &str) -> bool {
+    fields(live, manager, "Update").is_some_and(|created| !is_within(created, object))
 }
 
-/// Where the entry of that creation is in `managedFields`.
-pub(super) fn created_entry(live: &Value, manager: &str) -> Option<usize> {
-    live.pointer("/metadata/managedFields")?.as_array()?.iter().position(|entry| is_of_us(entry, manager, "Update"))
+/// Whether each of these fields is one of that value's.
+fn is_within(fields: &Value, value: &Value) -> bool {
+    fields.as_object().into_iter().flatten().filter(|(key, _)| key.as_str() != ".").all(|(key, field)| {
+        let below = match key.strip_prefix("f:") {
+            Some(name) => value.get(name),
+            None => value.as_array().and_then(|items| items.iter().find(|item| is_named(key, item))),
+        };
+        below.is_some_and(|below| !below.is_null() && is_within(field, below))
+    })
+}
+
+/// The operations of a JSON patch by which an apply owns what `manager` has created as well, as client-go's csaupgrade has it;
+/// `None`: it has created nothing of it.
+pub(super) fn owned_by_apply(live: &Value, manager: &str) -> Option<Vec<Value>> {
+    let entries = live.pointer("/metadata/managedFields")?.as_array()?;
+    let find = |operation| entries.iter().position(|entry| is_of_us(entry, manager, operation));
+    let created = find("Update")?;
+    let at = |entry: usize, rest: &str| format!("/metadata/managedFields/{entry}{rest}");
+    Some(match find("Apply") {
+        None => vec![json!({"op": "replace", "path": at(created, "/operation"), "value": "Apply"})],
+        // A manager has one entry for what it applies.
+        Some(applied) => {
+            let mut all = entries[applied]["fieldsV1"].clone();
+            unite(&mut all, &entries[created]["fieldsV1"]);
+            vec![
+                json!({"op": "replace", "path": at(applied, "/fieldsV1"), "value": all}),
+                json!({"op": "remove", "path": at(created, "")}),
+            ]
+        }
+    })
+}
+
+fn unite(fields: &mut Value, more: &Value) {
+    let Some(fields) = fields.as_object_mut() else { return };
+    for (key, field) in more.as_object().into_iter().flatten() {
+        unite(fields.entry(key).or_insert_with(|| json!({})), field);
+    }
 }
 
 fn is_of_us(entry: &Value, manager: &str, operation: &str) -> bool {
@@ -135,22 +170,21 @@ fn is_of(field: &Value, value: &Value, extent: Extent) -> bool {
     }
 }
 
-/// `k:{…}` is the item of those keys, `v:…` the item of that value. The API server fills in keys that have a default.
 fn is_item(key: &str, field: &Value, item: &Value, extent: Extent) -> bool {
+    is_named(key, item) && (key.starts_with("v:") || is_of(field, item, extent))
+}
+
+/// `k:{…}` is the item of those keys, `v:…` the item of that value. The API server fills in keys that have a default.
+fn is_named(key: &str, item: &Value) -> bool {
     if let Some(value) = key.strip_prefix("v:") {
         return serde_json::from_str::<Value>(value).is_ok_and(|value| value == *item);
     }
-    let Some(keys) = key.strip_prefix("k:").and_then(|keys| serde_json::from_str::<Map<String, Value>>(keys).ok())
-    else {
-        return false;
-    };
-    keys.iter().all(|(name, value)| item.get(name).is_none_or(|own| own == value)) && is_of(field, item, extent)
+    let keys = key.strip_prefix("k:").and_then(|keys| serde_json::from_str::<Map<String, Value>>(keys).ok());
+    keys.is_some_and(|keys| keys.iter().all(|(name, value)| item.get(name).is_none_or(|own| own == value)))
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     /// A Deployment as the real API server tells who owns what of it, after an apply of [`object`].
@@ -257,8 +291,6 @@ mod tests {
         created["metadata"]["managedFields"][1]["operation"] = json!("Update");
         created["metadata"]["managedFields"][1]["fieldsV1"]["f:spec"]["f:progressDeadlineSeconds"] = json!({});
         assert!(as_applied(&created, &object()));
-        assert!(is_created(&created, "leasehold/webapp") && !is_created(&live("x"), "leasehold/webapp"));
-        assert_eq!(created_entry(&created, "leasehold/webapp"), Some(1));
         created["metadata"]["managedFields"][1]["fieldsV1"]["f:spec"].as_object_mut().unwrap().remove("f:replicas");
         assert!(!as_applied(&created, &object()), "a field was taken from us");
     }
@@ -278,6 +310,82 @@ mod tests {
         assert!(!as_applied(&live(json!({}), json!({})), &object));
         // One that is owned as a whole looks the same, and is as it was.
         assert!(as_applied(&live(json!({"value": "ours", "default": 1}), json!({})), &object));
+    }
+
+    const US: &str = "leasehold/webapp";
+
+    /// What [`live`] has applied, as a creation.
+    fn created() -> Value {
+        let mut created = live("x");
+        created["metadata"]["managedFields"][1]["operation"] = json!("Update");
+        created
+    }
+
+    #[test]
+    fn a_creation_leaves_a_field_that_is_not_desired_any_more_and_no_other() {
+        assert!(!would_leave(&created(), &object(), US));
+        assert!(!would_leave(&live("x"), &json!({}), US), "what was applied is taken away by an apply");
+        assert!(!would_leave(&created(), &json!({}), "leasehold/tenant"));
+        let mut more = object();
+        more["spec"]["minReadySeconds"] = json!(5);
+        more["spec"]["replicas"] = json!(7);
+        more["spec"]["template"]["spec"]["containers"].as_array_mut().unwrap().insert(0, json!({"name": "other"}));
+        assert!(!would_leave(&created(), &more, US), "values and fields that come are none that go");
+
+        let containers = "/spec/template/spec/containers";
+        for gone in [
+            "/spec/replicas",
+            "/spec/selector",
+            "/metadata/annotations",
+            "/metadata/ownerReferences/0",
+            "/spec/template/spec/containers/0/args",
+            "/spec/template/spec/containers/0/ports/0",
+            "/spec/template/spec/containers/0",
+        ] {
+            let (parent, field) = gone.rsplit_once('/').unwrap();
+            for by_null in [false, true] {
+                let mut less = object();
+                match less.pointer_mut(parent).unwrap() {
+                    Value::Object(fields) if by_null => _ = fields.insert(field.to_owned(), Value::Null),
+                    Value::Object(fields) => _ = fields.remove(field).unwrap(),
+                    Value::Array(items) => _ = items.remove(0),
+                    _ => unreachable!(),
+                }
+                assert!(would_leave(&created(), &less, US), "{gone}");
+            }
+        }
+        let mut renamed = object();
+        renamed.pointer_mut(containers).unwrap()[0]["name"] = json!("web2");
+        assert!(would_leave(&created(), &renamed, US));
+        let mut another = object();
+        another["spec"]["template"] = json!("text");
+        assert!(would_leave(&created(), &another, US));
+        // A default that the API server filled in is owned by the creation, and desired by nobody.
+        let mut defaulted = created();
+        defaulted["metadata"]["managedFields"][1]["fieldsV1"]["f:spec"]["f:progressDeadlineSeconds"] = json!({});
+        assert!(would_leave(&defaulted, &object(), US));
+    }
+
+    #[test]
+    fn what_a_creation_owns_becomes_what_an_apply_owns() {
+        let replace = |path: &str, value: Value| json!({"op": "replace", "path": path, "value": value});
+        assert_eq!(owned_by_apply(&live("x"), US), None);
+        assert_eq!(
+            owned_by_apply(&created(), US),
+            Some(vec![replace("/metadata/managedFields/1/operation", json!("Apply"))])
+        );
+        let entry = |operation: &str, fields: Value| json!({"manager": US, "operation": operation, "fieldsV1": fields});
+        let both = json!({"metadata": {"managedFields": [
+            entry("Apply", json!({"f:data": {"f:a": {}, "f:b": {}}})),
+            {"manager": "kubectl", "operation": "Update", "fieldsV1": {"f:data": {"f:z": {}}}},
+            entry("Update", json!({"f:data": {".": {}, "f:b": {}, "f:c": {}}, "f:immutable": {}})),
+        ]}});
+        let all = json!({"f:data": {".": {}, "f:a": {}, "f:b": {}, "f:c": {}}, "f:immutable": {}});
+        let expected = vec![
+            replace("/metadata/managedFields/0/fieldsV1", all),
+            json!({"op": "remove", "path": "/metadata/managedFields/2"}),
+        ];
+        assert_eq!(owned_by_apply(&both, US), Some(expected));
     }
 
     #[test]

@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 
 use super::{
     Composed, Desired, Key, Order, Type,
-    applied::created_entry,
     fights::{CONTESTED, Fights},
     order::Going,
     parent::Parent,
@@ -126,7 +125,9 @@ impl Server {
         let mut object = Value::clone(&child);
         object["data"]["value"] = json!("meddled");
         let mut managers = object["metadata"]["managedFields"].clone();
-        managers[0]["fieldsV1"].as_object_mut().unwrap().remove("f:data");
+        for entry in managers.as_array_mut().unwrap() {
+            entry["fieldsV1"]["f:data"].as_object_mut().unwrap().remove("f:value");
+        }
         let uid = object["metadata"]["uid"].as_str().unwrap().to_owned();
         self.store(name, object, Some(&uid), managers);
     }
@@ -165,16 +166,58 @@ fn key(name: &str) -> Key {
 }
 
 /// What the children shall be.
-fn desired(parent: &Value, related: u8) -> BTreeMap<String, String> {
-    let value = format!("{}-{related}", parent["spec"]["value"]);
+fn desired(parent: &Value, related: u8) -> BTreeMap<String, Value> {
+    let value = &parent["spec"]["value"];
+    let mut data = json!({"value": format!("{value}-{related}"), "same": "same"});
+    // A field that comes and goes.
+    if value.as_u64().is_some_and(|value| value % 2 == 0) {
+        data["even"] = json!("yes");
+    }
     let names = parent["spec"]["names"].as_array().into_iter().flatten();
-    names.map(|name| (format!("child-{name}"), value.clone())).collect()
+    names.map(|name| (format!("child-{name}"), data.clone())).collect()
+}
+
+/// An entry of `managedFields` of ours.
+fn entry(operation: &str, data: &BTreeSet<String>) -> Value {
+    let fields: serde_json::Map<_, _> = data.iter().map(|key| (format!("f:{key}"), json!({}))).collect();
+    json!({"manager": MANAGER, "operation": operation, "fieldsV1": {"f:metadata": {}, "f:data": fields}})
+}
+
+/// The keys of `data` that we own by that operation.
+fn owned(live: &Value, operation: &str) -> BTreeSet<String> {
+    let entries = live["metadata"]["managedFields"].as_array().into_iter().flatten();
+    let ours = entries.filter(|entry| entry["manager"] == MANAGER && entry["operation"] == operation);
+    let fields = ours.filter_map(|entry| entry["fieldsV1"]["f:data"].as_object()).flat_map(|fields| fields.keys());
+    fields.filter_map(|key| key.strip_prefix("f:")).map(str::to_owned).collect()
+}
+
+/// What the API server makes of an apply of ours: the data, and who owns what of it.
+fn applied(live: &Value, object: &Value, created_is_applied: bool) -> (Value, Value) {
+    let (mut created, mut before) = (owned(live, "Update"), owned(live, "Apply"));
+    if created_is_applied {
+        before.append(&mut created);
+    }
+    let wanted = object["data"].as_object().unwrap();
+    let mut data = live["data"].as_object().unwrap().clone();
+    data.retain(|key, _| wanted.contains_key(key) || !before.contains(key) || created.contains(key));
+    for (key, value) in wanted {
+        if data.insert(key.clone(), value.clone()).as_ref() != Some(value) {
+            created.remove(key);
+        }
+    }
+    let mut managers = vec![entry("Apply", &wanted.keys().cloned().collect())];
+    if !created_is_applied
+        && live["metadata"]["managedFields"].as_array().unwrap().iter().any(|it| it["operation"] == "Update")
+    {
+        managers.push(entry("Update", &created));
+    }
+    (Value::Object(data), json!(managers))
 }
 
 impl Look {
     fn composed(&self) -> Composed {
-        let child = |(name, value): (String, String)| {
-            let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "ns"}, "data": {"value": value}});
+        let child = |(name, data): (String, Value)| {
+            let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "ns"}, "data": data});
             Desired::new("child", key(&name), object)
         };
         let children = desired(&self.parent, self.related).into_iter().map(child).collect();
@@ -334,29 +377,31 @@ impl Leader {
     }
 
     fn write(&mut self, server: &mut Server, plan: &mut Plan, write: Write, generation: i64, is_refused: bool) {
-        let Write { key, object, digest, how, .. } = write;
+        let Write { key, mut object, digest, how, .. } = write;
         let live = server.now().get(&key.name).cloned();
         let refusal = Trouble::new("Conflict", "");
         if is_refused {
             return plan.refused(key, refusal);
         }
-        let operation = match (&how, &live) {
+        let managers = match (&how, &live) {
             (How::Create, Some(live)) => return plan.found(key, Arc::clone(live)),
-            (How::Create, None) => "Update",
-            (How::Apply { uid, .. }, Some(live)) if live["metadata"]["uid"] == *uid => "Apply",
+            (How::Create, None) => {
+                let keys = object["data"].as_object().unwrap().keys();
+                json!([entry("Update", &keys.cloned().collect())])
+            }
+            (How::Apply { uid, created, .. }, Some(live)) if live["metadata"]["uid"] == *uid => {
+                let (data, managers) = applied(live, &object, created.is_some());
+                object["data"] = data;
+                managers
+            }
             (How::Apply { .. } | How::Mark(_), _) => return plan.refused(key, refusal),
         };
-        if let (How::Apply { created: None, .. }, Some(live)) = (&how, &live) {
-            assert_eq!(created_entry(live, MANAGER), None, "what a creation owns would stay");
-        }
         let before =
             live.as_ref().and_then(|live| meta(live).annotations?.get("leasehold.dev/owner-generation")?.parse().ok());
         assert!(before <= Some(generation), "{key} of generation {before:?} is set back to {generation}");
         assert!(generation >= server.applied, "{key} is written from {generation}, after {}", server.applied);
         server.applied = generation;
         let uid = live.as_ref().map(|live| live["metadata"]["uid"].as_str().unwrap().to_owned());
-        let managers =
-            json!([{"manager": MANAGER, "operation": operation, "fieldsV1": {"f:metadata": {}, "f:data": {}}}]);
         let stored = server.store(&key.name, object, uid.as_deref(), managers);
         self.noted.insert(key.name.clone(), Arc::clone(&stored));
         plan.wrote(key, &digest, stored, self.now);
@@ -408,8 +453,8 @@ proptest! {
             prop_assert!(steps < AT_REST, "it does not come to rest");
         }
         let expected = desired(server.parent(), *server.related.last().unwrap());
-        let value = |(name, child): (&String, &Arc<Value>)| (name.clone(), child["data"]["value"].as_str().unwrap().to_owned());
-        let found: BTreeMap<String, String> = server.now().iter().map(value).collect();
+        let data = |(name, child): (&String, &Arc<Value>)| (name.clone(), child["data"].clone());
+        let found: BTreeMap<String, Value> = server.now().iter().map(data).collect();
         prop_assert_eq!(found, expected);
     }
 }

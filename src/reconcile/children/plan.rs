@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use super::{
     Composed, Deletion, Desired, Failure, Key, Order, Type, Update,
     adopt::{bears_marks, marking, may_adopt, owners_kept},
-    applied::{digest, is_as_applied, is_created},
+    applied::{digest, is_as_applied, would_leave},
     fights::{CONTESTED, Decision, Fights, Rival, rival},
     generated::{Values, hide, mark},
     order::{Going, is_to_be_held, turn},
@@ -91,8 +91,8 @@ pub(super) enum How {
     /// The one with this uid is there.
     Apply {
         uid: String,
-        /// It is as it was created, in this version: what the creation owns becomes what an apply owns first, or no field of
-        /// it could ever be removed.
+        /// Its creation owns a field that is not desired, in this version: what the creation owns becomes what an apply owns
+        /// first, or that field would stay.
         created: Option<String>,
         /// It is written in this version of it only.
         version: Option<String>,
@@ -651,7 +651,7 @@ impl How {
             false => json!({"metadata": {"uid": meta.uid, "resourceVersion": version, "ownerReferences": owners}}),
         });
         Self::Apply {
-            created: is_created(live, &owner.manager).then(|| version.clone()),
+            created: would_leave(live, dressed, &owner.manager).then(|| version.clone()),
             version: (is_adopted || is_valued).then_some(version),
             is_adopted,
             uid: meta.uid.unwrap_or_default(),

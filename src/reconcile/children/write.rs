@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{
     Key, Order, Type,
     adopt::releasing,
-    applied::created_entry,
+    applied::owned_by_apply,
     observe::Served,
     order::{Going, turn},
     ours::{is_ours, refers_to},
@@ -281,8 +281,8 @@ impl<'a> Family<'a> {
         self.it.term.client().request(http::Request::from_parts(head, body)).await
     }
 
-    /// What the creation of a child owns becomes what an apply owns, as client-go's csaupgrade does it: or a field that is no
-    /// longer desired would stay, because the creation goes on owning it.
+    /// What the creation of a child owns becomes what an apply owns: or a field that is no longer desired would stay, because the
+    /// creation goes on owning it.
     /// Returns from which version to which, if there was anything to do.
     async fn own_by_apply(
         &self,
@@ -301,14 +301,13 @@ impl<'a> Family<'a> {
                     None => return Ok(None),
                 },
             };
-            let Some(entry) = created_entry(&live, manager).filter(|_| super::uid(&live) == Some(uid)) else {
+            let Some(owned) = owned_by_apply(&live, manager).filter(|_| super::uid(&live) == Some(uid)) else {
                 // The apply itself is refused if it is another object.
                 return Ok(None);
             };
-            let patch = json!([
-                {"op": "test", "path": "/metadata/resourceVersion", "value": resource_version(&live)},
-                {"op": "replace", "path": format!("/metadata/managedFields/{entry}/operation"), "value": "Apply"},
-            ]);
+            let mut patch =
+                vec![json!({"op": "test", "path": "/metadata/resourceVersion", "value": resource_version(&live)})];
+            patch.extend(owned);
             let request = http::Request::patch(format!("{}/{}", api.resource_url(), key.name))
                 .header(http::header::CONTENT_TYPE, "application/json-patch+json")
                 .body(serde_json::to_vec(&patch).map_err(Error::SerdeError)?)
