@@ -58,10 +58,16 @@ const OUTCOMES: [(Reconciled, &str); 4] = [
 /// How a watch fares.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WatchState {
-    /// When its first request failed, if none was answered since.
+    /// When its first request failed, if it fails still.
     pub failing_since: Option<Instant>,
     /// How many have failed.
     pub failures: u64,
+}
+
+impl WatchState {
+    /// One that has not failed for so long does not fail any more: it tries again after half a minute at the latest. A watch
+    /// that has begun anew says nothing until something happens.
+    pub const WELL: Duration = Duration::from_secs(60);
 }
 
 /// Tells how a watch fares.

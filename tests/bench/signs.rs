@@ -207,7 +207,10 @@ fn about(seen: &Value, kind: Option<&str>) -> String {
 
 async fn status(field: &Field) -> Result<Value> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasehold"));
-    command.args(["status", "-n", SHIPPED, "-o", "json", "--kubeconfig"]).arg(field.cluster.kubeconfig());
+    // The API server proxies to no loopback address, which Pods have here.
+    command
+        .args(["status", "-n", SHIPPED, "--via", "pod-address", "-o", "json", "--kubeconfig"])
+        .arg(field.cluster.kubeconfig());
     let said = command.output().await?;
     serde_json::from_slice(&said.stdout).with_context(|| String::from_utf8_lossy(&said.stderr).into_owned())
 }
@@ -216,7 +219,7 @@ async fn status(field: &Field) -> Result<Value> {
 async fn page(field: &Field, not: String) -> Result<Value> {
     let other = targets(field).await?.into_iter().find(|(_, pod, _)| *pod != not);
     let (_, _, address) = other.context("another replica")?;
-    Ok(serde_json::from_str(&get(&address, "/page/data").await?)?)
+    Ok(serde_json::from_str::<Value>(&get(&address, "/page/data").await?)?["whole"].take())
 }
 
 async fn firing(prometheus: &Prometheus) -> Result<Vec<String>> {

@@ -281,9 +281,9 @@ where
     W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut unlisted = true;
-    let state = Arc::new(Mutex::new(WatchState::default()));
+    let state = Arc::new(Mutex::new(Health::default()));
     let report = Arc::clone(&state);
-    let told = raw(api).inspect(move |item| tell(&mut report.lock().unwrap_or_else(PoisonError::into_inner), item));
+    let told = raw(api).inspect(move |item| report.lock().unwrap_or_else(PoisonError::into_inner).hear(item, now()));
     let source = logged(what, told)
         .filter_map(move |event| {
             let listed = unlisted && matches!(event, Event::InitDone);
@@ -292,18 +292,33 @@ where
             future::ready((listed || !due.1.is_empty()).then_some(Trigger { due, listed }))
         })
         .boxed();
-    (source, Arc::new(move || state.lock().unwrap_or_else(PoisonError::into_inner).clone()))
+    (source, Arc::new(move || state.lock().unwrap_or_else(PoisonError::into_inner).at(now())))
 }
 
-/// That a list begins is no sign that it will come; whatever else comes is one that the watch is well.
-fn tell<W>(state: &mut WatchState, item: &watcher::Result<Event<W>>) {
-    match item {
-        Ok(Event::Init) => {}
-        Ok(_) => state.failing_since = None,
-        Err(_) => {
-            state.failures += 1;
-            state.failing_since.get_or_insert_with(now);
+/// How a watch fares, by what has come of it.
+#[derive(Default)]
+struct Health {
+    /// When it failed first, and last.
+    failing: Option<(Instant, Instant)>,
+    failures: u64,
+}
+
+impl Health {
+    /// That a list begins is no sign that it will come; whatever else comes is one that the watch is well.
+    fn hear<W>(&mut self, item: &watcher::Result<Event<W>>, now: Instant) {
+        match item {
+            Ok(Event::Init) => {}
+            Ok(_) => self.failing = None,
+            Err(_) => {
+                self.failures += 1;
+                self.failing = Some((self.at(now).failing_since.unwrap_or(now), now));
+            }
         }
+    }
+
+    fn at(&self, now: Instant) -> WatchState {
+        let failing = self.failing.filter(|(_, last)| now.saturating_duration_since(*last) < WatchState::WELL);
+        WatchState { failing_since: failing.map(|(since, _)| since), failures: self.failures }
     }
 }
 
@@ -806,6 +821,26 @@ mod tests {
             let (_, drained) = ended.await.expect("it ends");
             assert_eq!(drained.elapsed(), Duration::ZERO);
         }
+    }
+
+    /// A watch that was refused once and then begun has nothing to say while no object changes: it was shown as failing for ever.
+    #[test]
+    fn a_watch_that_has_not_failed_for_a_while_is_well_though_nothing_comes() {
+        let began = now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let refused = || Err::<Event<ConfigMap>, _>(watcher::Error::NoResourceVersion);
+        let mut health = Health::default();
+        health.hear(&refused(), began);
+        health.hear(&refused(), at(30));
+        assert_eq!(health.at(at(59)), WatchState { failing_since: Some(began), failures: 2 });
+        health.hear(&Ok(Event::<ConfigMap>::Init), at(60));
+        assert_eq!(health.at(at(89)).failing_since, Some(began), "that a list begins says nothing");
+        assert_eq!(health.at(at(90)), WatchState { failing_since: None, failures: 2 });
+        // It fails anew, and an event ends that at once.
+        health.hear(&refused(), at(100));
+        assert_eq!(health.at(at(101)).failing_since, Some(at(100)));
+        health.hear(&Ok(Event::<ConfigMap>::InitDone), at(102));
+        assert_eq!(health.at(at(102)).failing_since, None);
     }
 
     #[tokio::test(start_paused = true)]

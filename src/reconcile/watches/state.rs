@@ -146,8 +146,7 @@ struct Failing {
 
 /// A watch that has failed for so long shows what was, and not what is.
 const STALE: Duration = Duration::from_secs(10);
-/// One that has not failed for so long does not fail any more: it tries again after half a minute at the latest.
-const WELL: Duration = Duration::from_secs(60);
+const WELL: Duration = WatchState::WELL;
 
 impl Failing {
     fn is_stale(&self, now: Instant) -> bool {
