@@ -122,6 +122,21 @@ mod tests {
             })
     }
 
+    #[test]
+    fn an_owner_reference_is_to_the_object_of_its_uid() {
+        let owned = Child {
+            name: "a".to_owned(),
+            managed_by: None,
+            owner_label: None,
+            owner_title: None,
+            shard: None,
+            owner_reference: Some(("me", false)),
+            applied_by: None,
+        };
+        assert!(refers_to(&owned.meta(), "me") && !refers_to(&owned.meta(), "you"));
+        assert!(!refers_to(&Child { owner_reference: None, ..owned }.meta(), "me"));
+    }
+
     proptest! {
         /// Whatever labels, references and managers an object bears: only what we wrote for this very parent, or for one before it of its name, is deleted.
         #[test]
