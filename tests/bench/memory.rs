@@ -52,9 +52,15 @@ pub(crate) async fn measure(field: &Field, count: usize, report: &mut Report) ->
                 let object = json!({
                     "apiVersion": "leasehold.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec(number),
                 });
-                let created = api.create(&PostParams::default(), &serde_json::from_value(object)?).await;
-                created.with_context(|| format!("{kind} {name}"))?;
-                anyhow::Ok(())
+                let object: DynamicObject = serde_json::from_value(object)?;
+                // What etcd has not answered in time may have been stored.
+                let create = || async {
+                    match api.create(&PostParams::default(), &object).await {
+                        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+                        other => other.map(drop),
+                    }
+                };
+                eventually(&format!("{kind} {name} is stored"), Duration::from_secs(60), create, |()| true).await
             }
         };
         stream::iter(0..count).map(create).buffer_unordered(8).try_collect::<Vec<_>>().await?;
