@@ -573,7 +573,7 @@ async fn the_page_shows_a_thousand_kinds_and_what_changes_of_them() -> Result<()
     let page = format!("http://{}/", listener.local_addr()?);
     let metrics = Metrics::default();
     let router = http::router(status.clone(), metrics.clone());
-    let server = tokio::spawn(http::serve(listener, router, http::Limits::default(), metrics, std::future::pending()));
+    let server = http::serve(listener, router, http::Limits::default(), metrics, std::future::pending());
     let shown = async {
         browser.width(1280, false).await?;
         let began = now();
@@ -602,8 +602,9 @@ async fn the_page_shows_a_thousand_kinds_and_what_changes_of_them() -> Result<()
         ensure(bytes < 2 << 20, || format!("{bytes} bytes"))?;
         ensure_quiet(&browser, &[&page]).await
     };
-    let shown = shown.await;
-    server.abort();
-    shown?;
+    tokio::select! {
+        () = server => anyhow::bail!("the server has ended"),
+        shown = shown => shown?,
+    }
     browser.close().await
 }
