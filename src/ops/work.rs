@@ -64,10 +64,29 @@ pub struct WatchState {
     pub failures: u64,
 }
 
-impl WatchState {
-    /// One that has not failed for so long does not fail any more: it tries again after half a minute at the latest. A watch
-    /// that has begun anew says nothing until something happens.
-    pub const WELL: Duration = Duration::from_secs(60);
+/// A watch that has not failed for so long does not fail any more: it tries again after half a minute at the latest. One that has
+/// begun anew says nothing until something happens.
+const WELL: Duration = Duration::from_secs(60);
+
+/// When a watch failed first, and last.
+#[derive(Clone, Copy, Debug)]
+pub struct Failing {
+    /// The first time of those that follow each other.
+    pub since: Instant,
+    /// The last time.
+    pub last: Instant,
+}
+
+impl Failing {
+    /// It has failed once more.
+    pub fn again(before: Option<Self>, now: Instant) -> Self {
+        Self { since: before.filter(|before| before.lasts(now)).map_or(now, |before| before.since), last: now }
+    }
+
+    /// Whether it fails still.
+    pub fn lasts(self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last) < WELL
+    }
 }
 
 /// Tells how a watch fares.

@@ -42,7 +42,7 @@ use super::{
 };
 use crate::{
     config::Kind,
-    ops::work::{Meter, Reconciled, WatchReport, WatchState},
+    ops::work::{Failing, Meter, Reconciled, WatchReport, WatchState},
     reconcile::{
         backoff::Backoff,
         cache::too_large,
@@ -298,8 +298,7 @@ where
 /// How a watch fares, by what has come of it.
 #[derive(Default)]
 struct Health {
-    /// When it failed first, and last.
-    failing: Option<(Instant, Instant)>,
+    failing: Option<Failing>,
     failures: u64,
 }
 
@@ -311,14 +310,14 @@ impl Health {
             Ok(_) => self.failing = None,
             Err(_) => {
                 self.failures += 1;
-                self.failing = Some((self.at(now).failing_since.unwrap_or(now), now));
+                self.failing = Some(Failing::again(self.failing, now));
             }
         }
     }
 
     fn at(&self, now: Instant) -> WatchState {
-        let failing = self.failing.filter(|(_, last)| now.saturating_duration_since(*last) < WatchState::WELL);
-        WatchState { failing_since: failing.map(|(since, _)| since), failures: self.failures }
+        let failing = self.failing.filter(|failing| failing.lasts(now));
+        WatchState { failing_since: failing.map(|failing| failing.since), failures: self.failures }
     }
 }
 

@@ -29,7 +29,7 @@ use super::{
     room::{Room, Rooms, Taken},
     source::SourceEvent,
 };
-use crate::ops::work::WatchState;
+use crate::ops::work::{Failing, WatchState};
 
 /// What is new in a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,23 +134,21 @@ struct Source {
     listed: bool,
     /// A list that is not complete; `None`: as the object is known.
     listing: BTreeMap<Name, Option<Held>>,
-    trouble: Option<Failing>,
+    trouble: Option<Trouble>,
 }
 
 /// A watch that fails, and tries again.
-struct Failing {
+struct Trouble {
     why: String,
-    since: Instant,
-    last: Instant,
+    failing: Failing,
 }
 
 /// A watch that has failed for so long shows what was, and not what is.
 const STALE: Duration = Duration::from_secs(10);
-const WELL: Duration = WatchState::WELL;
 
-impl Failing {
+impl Trouble {
     fn is_stale(&self, now: Instant) -> bool {
-        self.last - self.since >= STALE && now - self.last < WELL
+        self.failing.last - self.failing.since >= STALE && self.failing.lasts(now)
     }
 }
 
@@ -403,18 +401,18 @@ impl State {
         match self.source_of(shard) {
             _ if self.unserved => Readiness::Unserved,
             Some(source) if source.listed => match &source.trouble {
-                Some(failing) if failing.is_stale(now()) => Readiness::Stale(failing.why.clone()),
+                Some(trouble) if trouble.is_stale(now()) => Readiness::Stale(trouble.why.clone()),
                 _ => Readiness::Ready,
             },
-            Some(Source { trouble: Some(failing), .. }) => Readiness::Failing(failing.why.clone()),
+            Some(Source { trouble: Some(trouble), .. }) => Readiness::Failing(trouble.why.clone()),
             _ => Readiness::Unlisted,
         }
     }
 
     /// For how long the watch of that shard has failed, and how often.
     pub(super) fn health(&self, shard: Option<&Shard>) -> WatchState {
-        let failing = self.source_of(shard).and_then(|source| source.trouble.as_ref());
-        let failing_since = failing.filter(|failing| now() - failing.last < WELL).map(|failing| failing.since);
+        let failing = self.source_of(shard).and_then(|source| source.trouble.as_ref()).map(|trouble| trouble.failing);
+        let failing_since = failing.filter(|failing| failing.lasts(now())).map(|failing| failing.since);
         WatchState { failing_since, failures: self.failures }
     }
 
@@ -454,12 +452,11 @@ impl State {
             SourceEvent::Trouble(why) => {
                 self.failures += 1;
                 let now = now();
-                let before = source.trouble.take().filter(|failing| now - failing.last < WELL);
-                let was_stale = before.as_ref().is_some_and(|failing| failing.is_stale(now));
-                let since = before.map_or(now, |failing| failing.since);
-                let failing = Failing { why, since, last: now };
-                let is_news = source.listed && failing.is_stale(now) && !was_stale;
-                source.trouble = Some(failing);
+                let before = source.trouble.take();
+                let was_stale = before.as_ref().is_some_and(|trouble| trouble.is_stale(now));
+                let trouble = Trouble { why, failing: Failing::again(before.map(|trouble| trouble.failing), now) };
+                let is_news = source.listed && trouble.is_stale(now) && !was_stale;
+                source.trouble = Some(trouble);
                 if is_news {
                     // All objects have to say so.
                     let selection = source.selection.clone();
