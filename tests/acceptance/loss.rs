@@ -11,7 +11,7 @@ use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams},
 };
-use leasehold_cluster::Signal;
+use leasehold_cluster::{Fault, Rule, Signal, eventually};
 use serde_json::json;
 
 use crate::{
@@ -56,6 +56,17 @@ fn stored(stage: &Stage, is: impl Fn(&str, &str) -> bool) -> Result<(u64, Timest
         What::Worked { .. } => false,
     });
     last.map(|stored| (stored.version, stored.received, stored.at)).context("the Lease was written so")
+}
+
+/// Cuts a replica off at a moment when it knows of each renewal that is stored: it has been told that the next one is not.
+async fn cut_off(stage: &Stage, replica: &Lone) -> Result<()> {
+    let unavailable = Fault::Status { code: 503, retry_after: None };
+    replica.proxy.add(Rule::new(unavailable).verbs(&["PUT"]).resource("leases").path(&lease_of(&stage.kinds[0])));
+    let log = || async { replica.log() };
+    let refused = |log: &String| log.contains("failed to update the Lease: 503");
+    eventually("a renewal is refused", PATIENCE, log, refused).await?;
+    replica.proxy.partition();
+    Ok(())
 }
 
 /// The process ends with its code; when.
@@ -125,7 +136,7 @@ async fn a_replica_that_cannot_renew_is_gone_at_its_deadline() -> Result<()> {
         for trial in 0..TRIALS {
             let mut replica = start(stage, &format!("replica-{trial}")).await?;
             let holder = stage.written_by(&stage.kinds[0], |holder| replica.is(holder)).await?;
-            replica.proxy.partition();
+            cut_off(stage, &replica).await?;
             let gone = is_gone(&mut replica).await?;
             let (_, renewed, _) = stored(stage, |by, _| by == holder)?;
             took.push(gone.duration_since(renewed + DEADLINE));
