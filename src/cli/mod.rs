@@ -159,6 +159,9 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, clap::Error> 
 fn nothing_to_run(error: &clap::Error) -> Result<ExitCode, Failure> {
     let printed = error.print();
     if error.use_stderr() {
+        if env::args_os().nth(1).is_some_and(|command| command == "run") {
+            run::misused(&error.to_string());
+        }
         return Ok(ExitCode::from(2));
     }
     printed.map_err(out::failed)?;

@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    env,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{self, ExitCode},
     thread,
     time::Duration,
@@ -27,6 +28,7 @@ use leasehold::{
     reconcile::watches::Watches,
     replica::{
         connections::{Account, Bounds, Connections},
+        proof,
         supervisor::Stopped,
     },
     shutdown_signals,
@@ -72,14 +74,33 @@ pub(super) struct Options {
     #[arg(long, env, value_name = "HASH")]
     pod_template_hash: Option<String>,
     /// The container's termination log: Kubernetes copies it to the Pod's status when this process has ended
-    #[arg(long, env, value_name = "PATH", default_value = "/dev/termination-log")]
+    #[arg(long, env = TERMINATION_LOG, value_name = "PATH", default_value = DEFAULT_TERMINATION_LOG)]
     termination_log: PathBuf,
+}
+
+const TERMINATION_LOG: &str = "TERMINATION_LOG";
+const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// Says in the termination log what is wrong with the command line of a replica, which may name no log itself then.
+pub(super) fn misused(why: &str) {
+    let log = env::var_os(TERMINATION_LOG).map_or_else(|| DEFAULT_TERMINATION_LOG.into(), PathBuf::from);
+    last_words(&log, why);
+}
+
+/// Outside of a container there is no such log, and standard error has the words too: nothing is lost without it.
+fn last_words(log: &Path, why: &str) {
+    let _ = proof::last_words(log, why);
 }
 
 /// How long an answer that is being written at the end may take. The process has nothing else to wait for by then.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 pub(super) fn run(options: Options) -> Result<ExitCode, Failure> {
+    let log = options.termination_log.clone();
+    run_until_stopped(options).inspect_err(|failure| last_words(&log, &failure.to_string()))
+}
+
+fn run_until_stopped(options: Options) -> Result<ExitCode, Failure> {
     let loaded = load(&options.config).map_err(|bad| Failure::Usage(bad.to_string()))?;
     let (layer, spans) = traces::from_environment(options.pod_name.as_deref().unwrap_or_default())?;
     let lines = logging::install(options.log_format, layer);

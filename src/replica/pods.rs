@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
 
+use super::proof;
 use crate::ops::status;
 
 /// Where a replica listens unless its Pod says otherwise.
@@ -60,8 +61,8 @@ fn condition(pod: &Pod) -> Option<(String, Option<String>)> {
 fn ended(container: &ContainerStatus) -> Option<String> {
     let of = |state: Option<&ContainerState>| {
         let ended = state?.terminated.as_ref()?;
-        let said = ended.message.as_deref().map(str::trim).filter(|message| !message.is_empty());
-        Some(said.map_or_else(|| format!("exit code {}", ended.exit_code), str::to_owned))
+        let said = ended.message.as_deref().and_then(proof::words);
+        Some(said.unwrap_or_else(|| format!("exit code {}", ended.exit_code)))
     };
     of(container.last_state.as_ref()).or_else(|| of(container.state.as_ref()))
 }
@@ -79,6 +80,23 @@ mod tests {
             "status": {"phase": "Running", "podIP": "10.0.0.7"},
         });
         serde_json::from_value(pod).unwrap()
+    }
+
+    #[test]
+    fn a_pod_that_does_not_start_shows_the_last_words_of_its_process() {
+        let condition = |message: &str| {
+            let ended = json!({"terminated": {"exitCode": 2, "message": message}});
+            let waiting = json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}});
+            let mut pod = pod(json!([]));
+            let status = json!({"containerStatuses": [{
+                "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 1, "state": waiting, "lastState": ended,
+            }]});
+            pod.status = Some(serde_json::from_value(status).unwrap());
+            condition(&pod).unwrap().1.unwrap()
+        };
+        assert_eq!(condition("\nleasehold holder p_1\n\nno such field\n"), "no such field");
+        assert_eq!(condition("\nleasehold holder p_1\n"), "exit code 2");
+        assert_eq!(condition(""), "exit code 2");
     }
 
     #[test]

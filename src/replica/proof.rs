@@ -153,6 +153,30 @@ pub fn testify(log: &Path, identity: &str) -> io::Result<()> {
     write!(file, "\n{TESTIMONY}{identity}\n")
 }
 
+/// How much a process says of its end, in bytes. The kubelet keeps the last 4,096 of a log, and the testimony is before it.
+const LAST_WORDS: usize = 2048;
+
+/// Adds to the container's termination log why this process ends: what `kubectl describe` and the page of the others show.
+/// No line of it can be taken for a testimony.
+///
+/// # Errors
+/// `NotFound` where there is no such log, as outside of a container: it is never created.
+pub fn last_words(log: &Path, why: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().append(true).open(log)?;
+    let why = &why[..why.floor_char_boundary(LAST_WORDS)];
+    let lines =
+        why.lines().map(|line| if line.starts_with(TESTIMONY) { format!("\n {line}") } else { format!("\n{line}") });
+    // In one write, so that it is there whole or not at all.
+    file.write_all((lines.collect::<String>() + "\n").as_bytes())
+}
+
+/// What a termination message says to people: all but testimonies.
+pub fn words(message: &str) -> Option<String> {
+    let lines: Vec<_> =
+        message.lines().filter(|line| !line.starts_with(TESTIMONY) && !line.trim().is_empty()).collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
 /// Says that this process holds the name which one process of a Pod holds at a time. The holder knows that every process
 /// which gave the Pod's uid before is dead, for each held the name when it did.
 ///
@@ -670,6 +694,22 @@ mod tests {
         testify(&log, "p_1").unwrap();
         let message = std::fs::read_to_string(&log).unwrap();
         assert_eq!(deaths(container(&terminated(&message), &json!({}))), (vec![], set(&["p_1"])));
+        assert_eq!(words(&message).as_deref(), Some("no newline"));
+    }
+
+    #[test]
+    fn the_last_words_of_a_process_are_bounded_and_never_a_testimony() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("termination-log");
+        assert_eq!(last_words(&log, "gone").unwrap_err().kind(), io::ErrorKind::NotFound);
+        std::fs::write(&log, "").unwrap();
+        testify(&log, "p_1").unwrap();
+        assert_eq!(words(&std::fs::read_to_string(&log).unwrap()), None);
+        last_words(&log, &format!("no such field\nleasehold holder q_1\n{}", "é".repeat(4000))).unwrap();
+        let message = std::fs::read_to_string(&log).unwrap();
+        assert!(message.len() < 4096, "the kubelet keeps the testimony too: {}", message.len());
+        assert_eq!(deaths(container(&terminated(&message), &json!({}))), (vec![], set(&["p_1"])));
+        assert!(words(&message).unwrap().starts_with("no such field\n leasehold holder q_1\né"));
     }
 
     #[cfg(target_os = "linux")]

@@ -36,15 +36,24 @@ kinds:
 async fn a_bad_configuration_is_shown_whole_and_starts_nothing() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = write(folder.path(), TWO_MISTAKES)?;
+    let log = folder.path().join("termination-log");
     for verb in [vec!["check", "-f"], vec!["run", "--http", "127.0.0.1:0", "--config"]] {
-        let said = Said::by(leasehold().args(&verb).arg(&file)).await?;
+        std::fs::write(&log, "")?;
+        let said = Said::by(leasehold().args(&verb).arg(&file).env("TERMINATION_LOG", &log)).await?;
         let text = said.stdout + &said.stderr;
         ensure(said.code == Some(2), || format!("{verb:?}: {:?}\n{text}", said.code))?;
         for expected in ["leasehold.yaml:3:", "renewDeadline", "leasehold.yaml:5:", "wieght"] {
             ensure(text.contains(expected), || format!("{verb:?} says {expected}:\n{text}"))?;
         }
+        // A replica says it in the Pod's status too.
+        let message = std::fs::read_to_string(&log)?;
+        let expected = if verb[0] == "run" { text.trim() } else { "" };
+        ensure(message.trim() == expected, || format!("{verb:?} leaves {message:?} after {text:?}"))?;
     }
-    Ok(())
+    std::fs::write(&log, "")?;
+    let said = Said::by(leasehold().args(["run", "--no-such-flag"]).env("TERMINATION_LOG", &log)).await?;
+    let message = std::fs::read_to_string(&log)?;
+    ensure(said.code == Some(2) && message.contains("'--no-such-flag'"), || format!("{said:?} leaves {message:?}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
