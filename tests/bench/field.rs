@@ -186,6 +186,40 @@ impl Field {
         };
         Ok(all.into_iter().filter_map(holder).collect())
     }
+
+    /// Waits until so many kinds of a namespace are held, each by a pod of which this is true.
+    async fn held(
+        &self,
+        namespace: &str,
+        kinds: usize,
+        what: &str,
+        by: impl Fn(&str) -> bool,
+    ) -> Result<BTreeMap<String, String>> {
+        let all = |holders: &BTreeMap<String, String>| {
+            holders.len() == kinds && holders.values().all(|holder| by(pod_of(holder)))
+        };
+        eventually(&format!("{namespace}: {what}"), PATIENCE, || self.holders(namespace), all).await
+    }
+
+    /// Waits until so many kinds of a namespace are held and none has changed hands for this long, and says who holds what
+    /// then.
+    pub(crate) async fn at_rest(
+        &self,
+        namespace: &str,
+        kinds: usize,
+        quiet: Duration,
+    ) -> Result<BTreeMap<String, String>> {
+        let look = || self.held(namespace, kinds, "every kind is led", |_| true);
+        let (mut last, mut since) = (look().await?, now());
+        while millis(since, now()) < quiet.as_secs_f64() * 1000.0 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let holders = look().await?;
+            if holders != last {
+                (last, since) = (holders, now());
+            }
+        }
+        Ok(last)
+    }
 }
 
 impl Fleet<'_> {
@@ -218,11 +252,7 @@ impl Fleet<'_> {
 
     /// Waits until each kind is held by a pod of which this is true.
     pub(crate) async fn held(&self, what: &str, by: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>> {
-        let all = |holders: &BTreeMap<String, String>| {
-            holders.len() == self.kinds && holders.values().all(|holder| by(pod_of(holder)))
-        };
-        let what = format!("{}: {what}", self.namespace);
-        eventually(&what, PATIENCE, || self.field.holders(&self.namespace), all).await
+        self.field.held(&self.namespace, self.kinds, what, by).await
     }
 
     /// Waits until every kind is held, and none by this process.
@@ -235,18 +265,9 @@ impl Fleet<'_> {
         Ok(())
     }
 
-    /// Waits until nobody has taken anything for this long, and says who holds what then.
+    /// Waits until no kind has changed hands for this long, and says who holds what then.
     pub(crate) async fn settled(&self, quiet: Duration) -> Result<BTreeMap<String, String>> {
-        let mut last = self.held("every kind is led", |_| true).await?;
-        let mut since = now();
-        while millis(since, now()) < quiet.as_secs_f64() * 1000.0 {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            let holders = self.held("every kind is led", |_| true).await?;
-            if holders != last {
-                (last, since) = (holders, now());
-            }
-        }
-        Ok(last)
+        self.field.at_rest(&self.namespace, self.kinds, quiet).await
     }
 
     /// What this fleet's namespace has in the audit log.
@@ -348,6 +369,15 @@ pub(crate) fn pods_of(holders: &BTreeMap<String, String>) -> BTreeSet<String> {
 /// The pod that a holder identity is of.
 pub(crate) fn pod_of(holder: &str) -> &str {
     holder.rsplit_once('_').map_or(holder, |(pod, _)| pod)
+}
+
+/// Seconds that a process has spent on CPUs.
+pub(crate) fn cpu(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit_once(") ").context("stat")?.1;
+    let ticks: Vec<f64> = after_name.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse().ok()).collect();
+    // Linux counts in hundredths of a second, whatever its own clock.
+    Ok(ticks.iter().sum::<f64>() / 100.0)
 }
 
 /// Resident memory of a process in MiB.

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::{
     field::{DEFAULT, Field, Fleet, System, now, pod_of},
     record::{handovers, leases, longest_without_work, millis},
-    report::{Report, say},
+    report::Report,
 };
 
 const GROUP: &str = "planned handover: SIGTERM of the holder (15 s Leases, a change every 50 ms)";
@@ -22,14 +22,24 @@ const BEAT: Duration = Duration::from_millis(50);
 /// Between two handovers, so that the signal meets the holder at another time after its last renewal.
 const PAUSE: std::ops::Range<u64> = 2_000..4_000;
 
-/// Measures `trials` handovers for each system and number of objects.
+/// What each trial took, in milliseconds.
+#[derive(Default)]
+struct Waits {
+    undisturbed: Vec<f64>,
+    unled: Vec<f64>,
+    unworked: Vec<f64>,
+}
+
+/// Measures `trials` handovers for each number of objects, of each system in turn, so that what the machine does besides
+/// meets all of them.
 ///
 /// # Errors
 /// When a replica does not come up, or the kind is not led.
 pub(crate) async fn measure(field: &Field, trials: usize, report: &mut Report) -> Result<()> {
     field.kinds(1).await?;
-    for system in [System::Ours, System::OursActing, System::ClientGo] {
-        for objects in OBJECTS {
+    for objects in OBJECTS {
+        let mut fleets = Vec::new();
+        for system in [System::Ours, System::OursActing, System::ClientGo] {
             if system == System::OursActing && objects != ACTING {
                 continue;
             }
@@ -37,18 +47,23 @@ pub(crate) async fn measure(field: &Field, trials: usize, report: &mut Report) -
             fleet.objects(objects.max(1)).await?;
             fleet.running(2).await?;
             fleet.held("it is led", |_| true).await?;
-            let (mut undisturbed, mut unled, mut unworked) = (Vec::new(), Vec::new(), Vec::new());
-            let beating = beat(&fleet);
-            tokio::select! {
-                broken = beating => broken?,
-                done = trial_after_trial(&fleet, trials, &mut undisturbed, &mut unled, &mut unworked) => done?,
+            fleets.push((fleet, Waits::default()));
+        }
+        // The standbys' caches are filled, where they are kept, and the first sweep is over.
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        for _ in 0..trials {
+            for (fleet, waits) in &mut fleets {
+                tokio::select! {
+                    broken = beat(fleet) => broken?,
+                    done = trial(fleet, waits) => done?,
+                }
             }
-            let with = format!("{objects} objects");
-            let name = system.name();
-            report.add(GROUP, name, format!("{with}: no leader"), "ms", unled);
-            report.add(GROUP, name, format!("{with}: longest wait of a change"), "ms", unworked);
-            report.add(GROUP, name, format!("{with}: the same, undisturbed"), "ms", undisturbed);
-            say(&format!("handover, {name}: {with}"));
+        }
+        for (fleet, waits) in fleets {
+            let (with, name) = (format!("{objects} objects"), fleet.system.name());
+            report.add(GROUP, name, format!("{with}: no leader"), "ms", waits.unled);
+            report.add(GROUP, name, format!("{with}: longest wait of a change"), "ms", waits.unworked);
+            report.add(GROUP, name, format!("{with}: the same, undisturbed"), "ms", waits.undisturbed);
             fleet.end().await?;
         }
     }
@@ -67,36 +82,27 @@ async fn beat(fleet: &Fleet<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn trial_after_trial(
-    fleet: &Fleet<'_>,
-    trials: usize,
-    undisturbed: &mut Vec<f64>,
-    unled: &mut Vec<f64>,
-    unworked: &mut Vec<f64>,
-) -> Result<()> {
-    // The standby's cache is filled, where it keeps one, and the first sweep is over.
-    tokio::time::sleep(Duration::from_secs(8)).await;
-    for _ in 0..trials {
-        let before = now();
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(PAUSE))).await;
-        undisturbed.extend(longest_without_work(&fleet.audit()?, before));
-        let holders = fleet.held("it is led", |_| true).await?;
-        let old = holders.values().next().context("a holder")?.clone();
-        let at = now();
-        // To the process: the container is restarted, and the pod stays for the next trial.
-        fleet.field.kubelet.signal(&fleet.namespace, pod_of(&old), leasehold_cluster::Signal::TERM)?;
-        // Whoever is restarted may be the next one, under another identity.
-        fleet.taken_from(&old).await?;
+/// One handover, and the seconds before it.
+async fn trial(fleet: &Fleet<'_>, waits: &mut Waits) -> Result<()> {
+    let before = now();
+    tokio::time::sleep(Duration::from_millis(fastrand::u64(PAUSE))).await;
+    waits.undisturbed.extend(longest_without_work(&fleet.audit()?, before));
+    let holders = fleet.held("it is led", |_| true).await?;
+    let old = holders.values().next().context("a holder")?.clone();
+    let at = now();
+    // To the process: the container is restarted, and the pod stays for the next trial.
+    fleet.field.kubelet.signal(&fleet.namespace, pod_of(&old), leasehold_cluster::Signal::TERM)?;
+    // The process that is restarted may lead next, under another identity.
+    fleet.taken_from(&old).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let audit = fleet.audit()?;
+    let stored = leases(&audit).into_values().next().context("its Lease")?;
+    let handover = handovers(&stored, at).into_iter().next().context("a handover")?;
+    waits.unled.push(millis(handover.released.unwrap_or(handover.renewed), handover.acquired));
+    waits.unworked.extend(longest_without_work(&audit, at));
+    if fleet.system.is_ours() {
+        // The next holder's standby has filled its cache by then.
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let audit = fleet.audit()?;
-        let stored = leases(&audit).into_values().next().context("its Lease")?;
-        let handover = handovers(&stored, at).into_iter().next().context("a handover")?;
-        unled.push(millis(handover.released.unwrap_or(handover.renewed), handover.acquired));
-        unworked.extend(longest_without_work(&audit, at));
-        if fleet.system.is_ours() {
-            // The next holder's standby has filled its cache by then.
-            tokio::time::sleep(Duration::from_secs(2)).await;
-        }
     }
     Ok(())
 }

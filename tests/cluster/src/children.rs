@@ -90,6 +90,10 @@ impl Process {
         Ok(Self { name, pid: pid(child.id())?, child: Mutex::new(child) })
     }
 
+    pub(crate) const fn id(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().cast_unsigned()
+    }
+
     /// How it ended, or nothing while it runs.
     pub(crate) fn ended(&self) -> Result<Option<ExitStatus>> {
         Ok(self.child.lock().unwrap_or_else(PoisonError::into_inner).try_wait()?)

@@ -360,6 +360,11 @@ impl Cluster {
         self.start_api_server().await
     }
 
+    /// The process id of the API server that was started last.
+    pub async fn api_server_id(&self) -> u32 {
+        self.inner.control_plane.api_server_id().await
+    }
+
     /// Stops the API server with SIGTERM, and SIGKILL after 2 s.
     ///
     /// # Errors

@@ -222,6 +222,10 @@ impl ControlPlane {
         ready(&api_server, &self.url, &self.directory).await
     }
 
+    pub(crate) async fn api_server_id(&self) -> u32 {
+        self.api_server.lock().await.id()
+    }
+
     pub(crate) async fn signal_api_server(&self, signal: Signal) -> Result<()> {
         self.api_server.lock().await.signal(signal)
     }
