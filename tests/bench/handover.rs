@@ -51,10 +51,10 @@ pub(crate) async fn measure(field: &Field, trials: usize, report: &mut Report) -
         }
         // The standbys' caches are filled, where they are kept, and the first sweep is over.
         tokio::time::sleep(Duration::from_secs(8)).await;
-        for _ in 0..trials {
+        for number in 0..trials {
             for (fleet, waits) in &mut fleets {
                 tokio::select! {
-                    broken = beat(fleet) => broken?,
+                    broken = beat(fleet, number) => broken?,
                     done = trial(fleet, waits) => done?,
                 }
             }
@@ -70,12 +70,14 @@ pub(crate) async fn measure(field: &Field, trials: usize, report: &mut Report) -
     Ok(())
 }
 
-/// Changes an object every 50 ms for as long as it is polled.
-async fn beat(fleet: &Fleet<'_>) -> Result<()> {
+/// Changes an object every 50 ms for as long as it is polled, to a value that it never had.
+async fn beat(fleet: &Fleet<'_>, trial: usize) -> Result<()> {
     let api = fleet.api();
     let mut ticks = tokio::time::interval(BEAT);
-    for change in 1_i64.. {
+    for change in 1.. {
         ticks.tick().await;
+        // A trial has fewer changes than that, and each is a larger number than those before.
+        let change = trial * 1_000_000 + change;
         let patch = json!({"spec": {"change": change}});
         api.patch("object-0", &PatchParams::default(), &Patch::Merge(patch)).await.context("the writer")?;
     }
