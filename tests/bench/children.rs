@@ -380,9 +380,9 @@ impl Job<'_> {
                 let heavy: Vec<_> = list(change).into_iter().filter(|it| it["weight"] == 9).collect();
                 let names: Vec<_> = heavy.iter().filter_map(|it| it["name"].as_str()).collect();
                 let child = json!({
-                    "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "large"}, "data": {"heavy": names.join(",")},
+                    "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other"}, "data": {"heavy": names.join(",")},
                 });
-                config_maps.patch("large", &PatchParams::apply("benchmark"), &Patch::Apply(child)).await?;
+                config_maps.patch("other", &PatchParams::apply("benchmark"), &Patch::Apply(child)).await?;
                 stored.data["status"] = json!({"heavy": heavy.len()});
                 api.replace_status("large", &PostParams::default(), &stored).await?;
             }
