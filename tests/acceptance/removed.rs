@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::Api;
-use leasehold_cluster::eventually;
+use leasehold_cluster::{AuditEvent, eventually};
 use serde_json::{Value, json};
 
 use crate::{
@@ -84,6 +84,20 @@ async fn a_field_that_is_no_longer_desired_goes_and_any_other_change_is_one_writ
         let of_maps: Vec<_> = writes(stage, before)?.into_iter().filter(|it| it.resource == "configmaps").collect();
         let [apply] = &of_maps[..] else { anyhow::bail!("a change is one write: {of_maps:#?}") };
         ensure(apply.verb == "patch" && apply.succeeded(), || format!("{apply:#?}"))?;
+        // What there is to say of it is said last.
+        let told = || async {
+            let all = stage.cluster.audit_from(before)?;
+            let is_told = |it: &AuditEvent| {
+                let about = it.request_object.as_ref().and_then(|object| object.pointer("/regarding/name"));
+                it.resource == "events" && about.is_some_and(|name| name == "changed")
+            };
+            let is_stored =
+                |it: &AuditEvent| it.subresource.as_deref() == Some("status") && it.name.as_deref() == Some("changed");
+            let event = all.iter().find(|it| is_told(it)).map(|it| it.request_received);
+            anyhow::Ok((all.iter().find(|it| is_stored(it)).map(|it| it.stage), event))
+        };
+        let (status, event) = eventually("the change is told", PATIENCE, told, |(_, told)| told.is_some()).await?;
+        ensure(status.is_some() && status <= event, || format!("status at {status:?}, event at {event:?}"))?;
         // What goes then: of the creation, unchanged since; and of the first change.
         becomes("changed", json!({"a": "2", "c": "1"}), None).await?;
         becomes("changed", json!({"a": "2"}), None).await?;

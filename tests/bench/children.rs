@@ -213,7 +213,7 @@ impl Job<'_> {
         add("100 changes a second, 5,000 objects: p50 until the status is stored", "ms", percentile(&latencies, 50));
         add("100 changes a second, 5,000 objects: p99", "ms", percentile(&latencies, 99));
 
-        say(&format!("{}: {}", self.namespace, told(&writes)));
+        say(&format!("{}, created: {}", self.namespace, told(&writes)));
         self.leave().await?;
         Ok(figures)
     }
@@ -315,7 +315,7 @@ impl Job<'_> {
 
     /// For each change, how long it took until a status with its value was stored, in milliseconds, sorted.
     async fn changes(&self, when: &str) -> Result<Vec<f64>> {
-        let began = self.field.cluster.audit()?.len();
+        let (began, written) = (self.field.cluster.audit()?.len(), self.writes()?.len());
         let mut ticks = tokio::time::interval(Duration::from_millis(1000 / RATE));
         let mut names = BTreeSet::new();
         for change in 0..CHANGES {
@@ -351,6 +351,7 @@ impl Job<'_> {
         };
         let what = format!("{}: all changes have a status", self.namespace);
         let mut latencies = eventually(&what, PATIENCE, look, |all| all.len() == names.len()).await?;
+        say(&format!("{}, changes, {when}: {}", self.namespace, told(&self.writes()?.split_off(written))));
         latencies.sort_by(f64::total_cmp);
         Ok(latencies)
     }

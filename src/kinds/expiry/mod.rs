@@ -171,5 +171,5 @@ async fn announce(pass: &Pass<Expiry>, plural: &str, deleted: &[String]) {
     }
     let note = format!("deleted {} expired {plural}: {}", deleted.len(), deleted.join(", "));
     tracing::info!(namespace = pass.object().namespace(), name = pass.object().name_any(), "{note}");
-    pass.normal("Expired", &note).await;
+    pass.normal("Expired", &note);
 }

@@ -203,10 +203,10 @@ impl Stages for Propagate {
 async fn announce(pass: &Pass<Propagate>, copies: &Copies) {
     let Copies { written, pruned, .. } = copies;
     if *written > 0 {
-        pass.normal("Applied", &format!("{written} copies written")).await;
+        pass.normal("Applied", &format!("{written} copies written"));
     }
     if *pruned > 0 {
-        pass.normal("Pruned", &format!("{pruned} copies deleted")).await;
+        pass.normal("Pruned", &format!("{pruned} copies deleted"));
     }
     if written + pruned > 0 {
         tracing::info!(name = pass.object().name_any(), written, pruned, "copies changed");

@@ -223,7 +223,7 @@ impl Stages for Schedule {
                 return Err(error);
             }
             let note = format!("{} keeps the replicas of the last window: {error}", valid.name);
-            pass.warning("FinalizeBlocked", &note).await;
+            pass.warning("FinalizeBlocked", &note);
         }
         let removed = finalizer::remove(&pass.api(), schedule, FINALIZER).await;
         removed.map(retry).map_err(|error| Error::Apply(ApplyError::WriteFinalizer(error)))
@@ -249,7 +249,7 @@ async fn scale(pass: &Pass<Schedule>, target: &Target, (found, wanted): (i32, i3
     if target::scale(target, wanted, &field_manager(&pass.term().kind().kind)).await? {
         let Target { what, .. } = target;
         tracing::info!(schedule = pass.object().name_any(), target = what, from = found, to = wanted, "scaled");
-        pass.normal("Scaled", &format!("{what} scaled from {found} to {wanted}")).await;
+        pass.normal("Scaled", &format!("{what} scaled from {found} to {wanted}"));
     }
     Ok(())
 }

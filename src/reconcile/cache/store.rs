@@ -274,6 +274,11 @@ impl<K: Resource> Store<K> {
         })
     }
 
+    /// What an object weighs, in bytes; 0 if there is none.
+    pub(in crate::reconcile) fn weight(&self, name: &Name) -> u64 {
+        self.lock().objects.objects.get(name).map_or(0, |entry| entry.bytes)
+    }
+
     /// What they come to.
     pub(crate) fn tally(&self) -> Tally {
         self.lock().objects.tally

@@ -124,7 +124,7 @@ pub(in crate::reconcile) async fn say<K: Resource>(
         resource_version: meta.resource_version.clone(),
         ..ObjectReference::default()
     };
-    events.warning(&about, TOO_LARGE, &message).await;
+    events.warning(&about, TOO_LARGE, &message);
     Ok(true)
 }
 

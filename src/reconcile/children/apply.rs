@@ -114,7 +114,7 @@ impl Pass {
             }
         };
         let (written, pruned) = plan.counts();
-        self.publish_events(written, pruned, &plan.take_kept()).await;
+        self.note_events(written, pruned, &plan.take_kept());
         self.report_rivals(plan.take_rivals());
         let done = match outcome {
             Outcome::Done(done) => Done { stale: self.stale(), ..done },
@@ -192,7 +192,7 @@ impl Pass {
             Ok(served) => served,
             Err(None) => return Ok(None),
             Err(Some(why)) => {
-                self.warning("FinalizeBlocked", &why).await;
+                self.warning("FinalizeBlocked", &why);
                 return Ok(Some(UNUSABLE));
             }
         };
@@ -207,7 +207,7 @@ impl Pass {
         if removed.map_err(failed)? == finalizer::Written::Changed {
             return Ok(self.read().await.map_err(Error::Apply)?.requeue_after());
         }
-        self.normal("Finalized", if stay { "the children stay, as orphans" } else { "all children are gone" }).await;
+        self.normal("Finalized", if stay { "the children stay, as orphans" } else { "all children are gone" });
         Ok(None)
     }
 
@@ -219,21 +219,21 @@ impl Pass {
         tracing::info!(kind = self.common.resource.kind, namespace, name, "adopting: {message}");
         let outcome = Outcome::Blocked(Trouble::new(ADOPTING, message.as_str()));
         self.report(&outcome).await.map_err(ApplyError::Announce)?;
-        self.normal(ADOPTING, &message).await;
+        self.normal(ADOPTING, &message);
         Ok(())
     }
 
-    async fn publish_events(&self, written: usize, pruned: usize, kept: &[Key]) {
+    fn note_events(&self, written: usize, pruned: usize, kept: &[Key]) {
         // Of a new object its status tells, and that is write enough.
         if written > 0 && self.object.status.is_some() {
-            self.normal("Applied", &format!("{written} children written")).await;
+            self.normal("Applied", &format!("{written} children written"));
         }
         if pruned > 0 {
-            self.normal("Pruned", &format!("{pruned} children deleted")).await;
+            self.normal("Pruned", &format!("{pruned} children deleted"));
         }
         if !kept.is_empty() {
             let names: Vec<_> = kept.iter().map(Key::to_string).collect();
-            self.normal("Kept", &format!("kept, and children no more: {}", names.join(", "))).await;
+            self.normal("Kept", &format!("kept, and children no more: {}", names.join(", ")));
         }
         if written + pruned > 0 {
             let (namespace, name) = (self.object.namespace().unwrap_or_default(), self.object.name_any());

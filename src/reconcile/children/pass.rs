@@ -70,8 +70,14 @@ impl Pass {
         Self { common: Arc::clone(common), object }
     }
 
-    /// All stages, one after the other.
+    /// All stages, one after the other, and then what they have to say.
     pub(super) async fn reconcile(self) -> Result<RequeueAfter, Error> {
+        let end = self.stages().await;
+        self.common.events.publish().await;
+        end
+    }
+
+    async fn stages(&self) -> Result<RequeueAfter, Error> {
         if is_paused(self.meta()) {
             return self.pause().await;
         }
@@ -118,13 +124,13 @@ impl Pass {
         }
     }
 
-    /// Publishes an event: something was done.
-    pub(super) async fn normal(&self, reason: &str, note: &str) {
-        self.common.events.normal(&self.object.object_ref(&self.common.resource), reason, note).await;
+    /// Notes an event: something was done. It is published at the end of the pass.
+    pub(super) fn normal(&self, reason: &str, note: &str) {
+        self.common.events.normal(&self.object.object_ref(&self.common.resource), reason, note);
     }
 
-    /// Publishes an event: something stands in the way.
-    pub(super) async fn warning(&self, reason: &str, note: &str) {
-        self.common.events.warning(&self.object.object_ref(&self.common.resource), reason, note).await;
+    /// Notes an event: something stands in the way. It is published at the end of the pass.
+    pub(super) fn warning(&self, reason: &str, note: &str) {
+        self.common.events.warning(&self.object.object_ref(&self.common.resource), reason, note);
     }
 }

@@ -94,7 +94,7 @@ impl Pass {
         }
         let bad = conditions::not_ready(&whole.conditions).filter(|bad| bad.status == "False");
         if let Some(bad) = bad.filter(|_| kept.get("conditions").is_none()) {
-            self.warning(&bad.reason, &bad.message).await;
+            self.warning(&bad.reason, &bad.message);
         }
     }
 }

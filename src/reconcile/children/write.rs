@@ -343,7 +343,7 @@ impl<'a> Family<'a> {
         for replace in all {
             let note = format!("{} is deleted and made anew: {}", replace.key, replace.why);
             tracing::warn!(kind = self.it.resource.kind, "{note}");
-            self.it.events.warning(&about, RECREATING, &note).await;
+            self.it.events.warning(&about, RECREATING, &note);
             let deletion = self.delete(&replace.key, &replace.uid).await;
             plan.replaced(replace, deletion);
         }
@@ -421,13 +421,11 @@ impl<'a> Family<'a> {
         for Going { key, uid, is_kept, .. } in turn(order, going) {
             let done = if is_kept { self.release(&key, &uid).await } else { self.delete(&key, &uid).await };
             match done {
-                Ok(()) if is_kept => {
-                    self.it.events.normal(&about, "Kept", &format!("{key} is kept, and is no child")).await
-                }
+                Ok(()) if is_kept => self.it.events.normal(&about, "Kept", &format!("{key} is kept, and is no child")),
                 Ok(()) => {}
                 Err(trouble) => {
                     left += usize::from(is_kept);
-                    self.it.events.warning(&about, "FinalizeBlocked", &trouble.message).await;
+                    self.it.events.warning(&about, "FinalizeBlocked", &trouble.message);
                 }
             }
         }

@@ -43,6 +43,7 @@ use super::{
 use crate::{
     config::Kind,
     ops::work::{Failing, Meter, Reconciled, WatchReport, WatchState},
+    protocol::moment::Moment,
     reconcile::{
         backoff::Backoff,
         cache::too_large,
@@ -243,6 +244,7 @@ where
             events,
             backoff,
             timers,
+            resting: HashMap::new(),
             clock,
             all,
             is_full: false,
@@ -363,6 +365,8 @@ struct Work<K: Resource> {
     events: Arc<Events>,
     backoff: Backoff,
     timers: Timers<Name>,
+    /// Until when large objects rest.
+    resting: HashMap<Name, Moment>,
     clock: Clock,
     /// How many watches there are.
     all: usize,
@@ -394,6 +398,16 @@ enum Ended<K, E> {
 
 /// How soon an object is looked at again that is not as it was seen: its watch will tell, and may lag.
 const CHANGED: Duration = Duration::from_secs(1);
+/// An object of this size rests for a second after each pass, and another one in proportion: or one that changes all the time would
+/// keep the API server, and the CPU of its replica, from the others.
+const RESTS_A_SECOND: u64 = 512 << 10;
+/// A smaller one, in bytes, rests not at all.
+const LARGE: u64 = 64 << 10;
+
+/// How long an object that weighs so much rests.
+fn rest(bytes: u64) -> Duration {
+    if bytes < LARGE { Duration::ZERO } else { Duration::from_millis(bytes.saturating_mul(1000) / RESTS_A_SECOND) }
+}
 
 impl<K> Work<K>
 where
@@ -444,7 +458,7 @@ where
             match step {
                 Step::Trigger(Trigger { due: (lane, keys), listed }) => {
                     let now = self.clock.now();
-                    keys.into_iter().for_each(|key| self.queue.add(lane, key, now));
+                    keys.into_iter().for_each(|key| self.add(lane, key, now));
                     self.controller.unlisted -= usize::from(listed);
                     listed_once = listed_once || (listed && self.sweep());
                 }
@@ -506,7 +520,9 @@ where
         let (term, events, clock) = (self.term.clone(), Arc::clone(&self.events), self.clock);
         let (dyntype, began) = (self.controller.store.dyntype().clone(), clock.now());
         async move {
-            let outcome = match too_large::say::<K>(&term, &events, &dyntype, &key, &it).await {
+            let said = too_large::say::<K>(&term, &events, &dyntype, &key, &it).await;
+            events.publish().await;
+            let outcome = match said {
                 Ok(true) => Ok(None),
                 Ok(false) => Ok(Some(CHANGED)),
                 Err(error) => Err(Failure::Unsaid(error)),
@@ -580,7 +596,9 @@ where
                 Some(Kept::TooLarge { .. }) => self.too_large.add(Lane::Changed, key.clone(), self.clock.now()),
                 None => self.backoff.reset(&key),
             }
-            self.queue.done(key, self.clock.now());
+            if let Some(lane) = self.queue.done(&key) {
+                self.queue.add(lane, key, self.clock.now());
+            }
         }
         None
     }
@@ -594,23 +612,41 @@ where
                 self.refuses = true;
                 return Some((key, too_large::Oversized { bytes, generation }));
             }
-            self.too_large.done(key, self.clock.now());
+            if let Some(lane) = self.too_large.done(&key) {
+                self.too_large.add(lane, key, self.clock.now());
+            }
         }
         None
     }
 
     fn done<E: StdError + 'static>(&mut self, key: Name, outcome: Outcome<E>, took: Duration) {
         let (lane, wait) = self.review(&key, outcome, took);
-        if !self.queue.done(key.clone(), self.clock.now()) {
-            self.timers.set(lane, key, wait);
+        let (now, rest) = (self.clock.now(), rest(self.controller.store.weight(&key)));
+        let again = self.queue.done(&key);
+        if !rest.is_zero() {
+            self.resting.retain(|_, until| *until > now);
+            self.resting.insert(key.clone(), now + rest);
+        }
+        match again {
+            Some(lane) => self.add(lane, key, now),
+            None => self.timers.set(lane, key, wait.max(rest)),
+        }
+    }
+
+    /// Makes an object due, at once or when it has rested.
+    fn add(&mut self, lane: Lane, key: Name, now: Moment) {
+        match self.resting.get(&key) {
+            Some(until) if *until > now => self.timers.set(lane, key, until.since(now)),
+            _ => self.queue.add(lane, key, now),
         }
     }
 
     fn refused<E: StdError + 'static>(&mut self, key: Name, outcome: Outcome<E>, took: Duration) {
         let (lane, wait) = self.review(&key, outcome, took);
         self.refuses = false;
-        if !self.too_large.done(key.clone(), self.clock.now()) {
-            self.timers.set(lane, key, wait);
+        match self.too_large.done(&key) {
+            Some(lane) => self.too_large.add(lane, key, self.clock.now()),
+            None => self.timers.set(lane, key, wait),
         }
     }
 
@@ -1115,6 +1151,34 @@ mod tests {
         let read: Vec<_> =
             asked.iter().filter(|asked| asked.uri.contains("/configmaps/")).map(|asked| &asked.uri).collect();
         assert_eq!(read, ["/api/v1/namespaces/ns/configmaps/c"], "{read:?}");
+    }
+
+    /// One that changes four times a second and is written back each time raised the wait of all others.
+    #[tokio::test(start_paused = true)]
+    async fn a_large_object_rests_after_each_pass_and_no_change_of_it_is_lost() {
+        let sizes = &[("large", 256 << 10), ("small", 1000)];
+        let fake = weighing(sizes, Limits { object: 1 << 20, cache: 1 << 22 });
+        let changes = stream::unfold(0, |number| async move {
+            let (name, wait) = if number % 2 == 0 { ("large", 250) } else { ("small", 0) };
+            sleep(Duration::from_millis(wait)).await;
+            (number < 64).then(|| (Name::new(Some("ns"), name), number + 1))
+        });
+        let (log, start) = (Log::default(), Instant::now());
+        let seen = log.clone();
+        let controller = controller(&fake).trigger(changes.chain(stream::once(pending())));
+        let run = controller.run(Standby::of(&fake.term), |_| {
+            move |object: Arc<ConfigMap>| {
+                let at = u64::try_from(start.elapsed().as_millis()).unwrap();
+                seen.0.lock().unwrap().push((object.name_any(), at));
+                async { Ok::<_, io::Error>(None) }
+            }
+        });
+        timeout(Duration::from_secs(20), run).await.expect_err("it runs until it drains");
+        assert_eq!(log.of("small").len(), 1 + 32);
+        let passes = log.of("large");
+        assert!((15..=17).contains(&passes.len()), "one in half a second: {passes:?}");
+        assert!(passes.iter().zip(&passes[1..]).all(|(one, next)| next - one >= 500), "{passes:?}");
+        assert!(passes.last() >= Some(&8000), "the last change is seen: {passes:?}");
     }
 
     #[test]

@@ -98,7 +98,7 @@
 //!         (count, warn): (usize, bool),
 //!     ) -> Result<(Self::Done, RequeueAfter), End<Self::Done, Infallible>> {
 //!         if warn {
-//!             pass.warning("TooMany", &format!("{count} ConfigMaps in {}", pass.object().name_any())).await;
+//!             pass.warning("TooMany", &format!("{count} ConfigMaps in {}", pass.object().name_any()));
 //!         }
 //!         Ok(((count, warn), None))
 //!     }

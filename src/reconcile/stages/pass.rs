@@ -97,14 +97,14 @@ impl<S: Stages> Pass<S> {
         &self.common.watched
     }
 
-    /// Publishes an event: something was done.
-    pub async fn normal(&self, reason: &str, note: &str) {
-        self.common.events.normal(&self.object.object_ref(&()), reason, note).await;
+    /// Notes an event: something was done. It is published at the end of the pass.
+    pub fn normal(&self, reason: &str, note: &str) {
+        self.common.events.normal(&self.object.object_ref(&()), reason, note);
     }
 
-    /// Publishes an event: something stands in the way.
-    pub async fn warning(&self, reason: &str, note: &str) {
-        self.common.events.warning(&self.object.object_ref(&()), reason, note).await;
+    /// Notes an event: something stands in the way. It is published at the end of the pass.
+    pub fn warning(&self, reason: &str, note: &str) {
+        self.common.events.warning(&self.object.object_ref(&()), reason, note);
     }
 
     /// Writes the status that the outcome makes, if it says anything new. The last stage does it for each pass; a stage
@@ -118,14 +118,20 @@ impl<S: Stages> Pass<S> {
         self.common.statuses.write(&self.api(), &self.object, next).await
     }
 
-    /// All stages, one after the other.
+    /// All stages, one after the other, and then what they have to say.
     pub(crate) async fn reconcile(self) -> Result<RequeueAfter, Error<S::ObserveError, S::ApplyError>> {
+        let end = self.stages().await;
+        self.common.events.publish().await;
+        end
+    }
+
+    async fn stages(&self) -> Result<RequeueAfter, Error<S::ObserveError, S::ApplyError>> {
         let stages = &self.common.stages;
         if is_paused(self.object.meta()) {
             return self.end(End::reported(Outcome::Paused, None), Error::Observe).await;
         }
         if self.object.meta().deletion_timestamp.is_some() {
-            return stages.finalize(&self).await;
+            return stages.finalize(self).await;
         }
         if !S::is_filled(self.watched()) {
             return Ok(None);
@@ -134,12 +140,12 @@ impl<S: Stages> Pass<S> {
             Ok(valid) => valid,
             Err(trouble) => return self.end(End::reported(Outcome::Invalid(trouble), None), Error::Observe).await,
         };
-        let observed = match stages.observe(&self, &valid).await {
+        let observed = match stages.observe(self, &valid).await {
             Ok(observed) => observed,
             Err(end) => return self.end(end, Error::Observe).await,
         };
         let plan = stages.plan(&valid, observed);
-        let end = match stages.apply(&self, &valid, plan).await {
+        let end = match stages.apply(self, &valid, plan).await {
             Ok((done, after)) => End::reported(Outcome::Done(done), after),
             Err(end) => end,
         };

@@ -138,7 +138,7 @@ where
         self.store.note(written);
         // `Unknown` is no trouble yet, so it makes no event.
         if let Some(bad) = bad.filter(|bad| bad.status == "False") {
-            self.events.warning(&about, &bad.reason, &bad.message).await;
+            self.events.warning(&about, &bad.reason, &bad.message);
         }
         Ok(Some(stored))
     }
