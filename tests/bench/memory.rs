@@ -14,7 +14,8 @@ use leasehold_cluster::eventually;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    field::{Field, mebibytes, pods_of},
+    field::{Field, mebibytes, now, pods_of},
+    record::millis,
     report::{Report, say},
 };
 
@@ -30,7 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 pub(crate) async fn measure(field: &Field, count: usize, report: &mut Report) -> Result<()> {
     let kubectl = |arguments: &'static [&'static str]| field.cluster.kubectl(arguments);
     field.install().await?;
-    let rolled_out = ["-n", SHIPPED, "rollout", "status", "deployment/leasehold", "--timeout=240s"];
+    // Each new replica lists all of it, on the CPUs of the API server.
+    let rolled_out = ["-n", SHIPPED, "rollout", "status", "deployment/leasehold", "--timeout=1200s"];
     field.cluster.kubectl(&rolled_out).await?;
     field.cluster.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {HOME}}}}}")).await?;
     for (kind, namespace, spec) in [
@@ -92,6 +94,7 @@ pub(crate) async fn measure(field: &Field, count: usize, report: &mut Report) ->
         if leaders.contains(&pod) { &mut leading } else { &mut standing_by }.push(memory);
     }
     let mut add = |of: &str, memories: Vec<(f64, f64)>| {
+        say(&format!("memory, {of}: {memories:.1?} MiB, now and at the most"));
         let (now, most) = memories.into_iter().unzip();
         report.add(TITLE, "leasehold", format!("{count} of each of 5 kinds, {of}: at rest"), "MiB", now);
         report.add(TITLE, "leasehold", format!("{count} of each of 5 kinds, {of}: at the most"), "MiB", most);
@@ -99,8 +102,10 @@ pub(crate) async fn measure(field: &Field, count: usize, report: &mut Report) ->
     add("three replicas, leading", leading);
     add("three replicas, leading nothing", standing_by);
     // All of them anew, which list what is there.
+    let began = now();
     kubectl(&["-n", SHIPPED, "rollout", "restart", "deployment/leasehold"]).await?;
     field.cluster.kubectl(&rolled_out).await?;
+    say(&format!("memory: all replicas were restarted within {:.0} s", millis(began, now()) / 1000.0));
     settled().await;
     let anew: Result<Vec<_>> = field.pods(SHIPPED).await?.iter().map(|pod| memory(field, pod)).collect();
     add("three replicas, begun anew", anew?);
