@@ -57,12 +57,19 @@ fn condition(pod: &Pod) -> Option<(String, Option<String>)> {
     (phase != "Running").then(|| (phase.to_owned(), unscheduled.and_then(|it| it.message.clone())))
 }
 
-/// The last words of a container.
+/// How much of a container's last words is shown, in bytes.
+const SHOWN: usize = 400;
+
+/// The last words of a container, in one line: all of them are in the Pod's status.
 fn ended(container: &ContainerStatus) -> Option<String> {
     let of = |state: Option<&ContainerState>| {
         let ended = state?.terminated.as_ref()?;
-        let said = ended.message.as_deref().and_then(proof::words);
-        Some(said.unwrap_or_else(|| format!("exit code {}", ended.exit_code)))
+        let Some(words) = ended.message.as_deref().and_then(proof::words) else {
+            return Some(format!("exit code {}", ended.exit_code));
+        };
+        let first = words.lines().next().unwrap_or_default();
+        let first = &first[..first.floor_char_boundary(SHOWN)];
+        Some(if first.len() == words.len() { words } else { format!("{first} …") })
     };
     of(container.last_state.as_ref()).or_else(|| of(container.state.as_ref()))
 }
@@ -95,6 +102,11 @@ mod tests {
             condition(&pod).unwrap().1.unwrap()
         };
         assert_eq!(condition("\nleasehold holder p_1\n\nno such field\n"), "no such field");
+        assert_eq!(
+            condition("leasehold.yaml:3:20: no such field\n  3 | x\n    | ^\n"),
+            "leasehold.yaml:3:20: no such field …"
+        );
+        assert_eq!(condition(&"é".repeat(2000)).chars().count(), 200 + 2);
         assert_eq!(condition("\nleasehold holder p_1\n"), "exit code 2");
         assert_eq!(condition(""), "exit code 2");
     }
