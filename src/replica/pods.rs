@@ -64,12 +64,11 @@ const SHOWN: usize = 400;
 fn ended(container: &ContainerStatus) -> Option<String> {
     let of = |state: Option<&ContainerState>| {
         let ended = state?.terminated.as_ref()?;
-        let Some(words) = ended.message.as_deref().and_then(proof::words) else {
-            return Some(format!("exit code {}", ended.exit_code));
-        };
-        let first = words.lines().next().unwrap_or_default();
-        let first = &first[..first.floor_char_boundary(SHOWN)];
-        Some(if first.len() == words.len() { words } else { format!("{first} …") })
+        let mut words = proof::words(ended.message.as_deref().unwrap_or_default());
+        let Some(first) = words.next() else { return Some(format!("exit code {}", ended.exit_code)) };
+        let shown = &first[..first.floor_char_boundary(SHOWN)];
+        let is_all = shown == first && words.next().is_none();
+        Some(if is_all { shown.to_owned() } else { format!("{shown} …") })
     };
     of(container.last_state.as_ref()).or_else(|| of(container.state.as_ref()))
 }

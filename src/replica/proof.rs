@@ -170,11 +170,9 @@ pub fn last_words(log: &Path, why: &str) -> io::Result<()> {
     file.write_all((lines.collect::<String>() + "\n").as_bytes())
 }
 
-/// What a termination message says to people: all but testimonies.
-pub fn words(message: &str) -> Option<String> {
-    let lines: Vec<_> =
-        message.lines().filter(|line| !line.starts_with(TESTIMONY) && !line.trim().is_empty()).collect();
-    (!lines.is_empty()).then(|| lines.join("\n"))
+/// The lines of a termination message that are for people: all but testimonies.
+pub fn words(message: &str) -> impl Iterator<Item = &str> {
+    message.lines().filter(|line| !line.starts_with(TESTIMONY) && !line.trim().is_empty())
 }
 
 /// Says that this process holds the name which one process of a Pod holds at a time. The holder knows that every process
@@ -694,7 +692,7 @@ mod tests {
         testify(&log, "p_1").unwrap();
         let message = std::fs::read_to_string(&log).unwrap();
         assert_eq!(deaths(container(&terminated(&message), &json!({}))), (vec![], set(&["p_1"])));
-        assert_eq!(words(&message).as_deref(), Some("no newline"));
+        assert_eq!(words(&message).collect::<Vec<_>>(), ["no newline"]);
     }
 
     #[test]
@@ -704,12 +702,13 @@ mod tests {
         assert_eq!(last_words(&log, "gone").unwrap_err().kind(), io::ErrorKind::NotFound);
         std::fs::write(&log, "").unwrap();
         testify(&log, "p_1").unwrap();
-        assert_eq!(words(&std::fs::read_to_string(&log).unwrap()), None);
+        assert_eq!(words(&std::fs::read_to_string(&log).unwrap()).next(), None);
         last_words(&log, &format!("no such field\nleasehold holder q_1\n{}", "é".repeat(4000))).unwrap();
         let message = std::fs::read_to_string(&log).unwrap();
         assert!(message.len() < 4096, "the kubelet keeps the testimony too: {}", message.len());
         assert_eq!(deaths(container(&terminated(&message), &json!({}))), (vec![], set(&["p_1"])));
-        assert!(words(&message).unwrap().starts_with("no such field\n leasehold holder q_1\né"));
+        let words: Vec<_> = words(&message).collect();
+        assert!(words.join("\n").starts_with("no such field\n leasehold holder q_1\né"));
     }
 
     #[cfg(target_os = "linux")]

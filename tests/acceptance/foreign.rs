@@ -15,7 +15,7 @@ use kube::{
     api::{ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use leasehold_cluster::eventually;
+use leasehold_cluster::{cpu, eventually};
 use serde_json::json;
 use tokio::time::sleep;
 
@@ -81,11 +81,7 @@ subjects: [{{kind: ServiceAccount, name: forger, namespace: {namespace}}}]
         let mut spent = BTreeMap::new();
         for pod in self.pods().await? {
             let pid = *self.kubelet.pids(&self.namespace, &pod.name_any()).first().context("a process")?;
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-            let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-            // User and system time, in hundredths of a second.
-            let ticks: f64 = [fields[11], fields[12]].iter().filter_map(|field| field.parse::<f64>().ok()).sum();
-            spent.insert(pod.name_any(), ticks / 100.0);
+            spent.insert(pod.name_any(), cpu(pid)?);
         }
         Ok(spent)
     }

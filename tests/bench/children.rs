@@ -17,11 +17,11 @@ use kube::{
     api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
     core::GroupVersionKind,
 };
-use leasehold_cluster::{AuditEvent, eventually};
+use leasehold_cluster::{AuditEvent, cpu, eventually};
 use serde_json::{Value, json};
 
 use crate::{
-    field::{Field, GROUP, anonymous, cpu, now, proportional, resident},
+    field::{Field, GROUP, anonymous, now, proportional, resident},
     record::millis,
     report::{Report, say},
 };

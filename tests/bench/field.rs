@@ -371,15 +371,6 @@ pub(crate) fn pod_of(holder: &str) -> &str {
     holder.rsplit_once('_').map_or(holder, |(pod, _)| pod)
 }
 
-/// Seconds that a process has spent on CPUs.
-pub(crate) fn cpu(pid: u32) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after_name = stat.rsplit_once(") ").context("stat")?.1;
-    let ticks: Vec<f64> = after_name.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse().ok()).collect();
-    // Linux counts in hundredths of a second, whatever its own clock.
-    Ok(ticks.iter().sum::<f64>() / 100.0)
-}
-
 /// Resident memory of a process in MiB.
 pub(crate) fn resident(pid: u32) -> Result<f64> {
     mebibytes(pid, "VmRSS")

@@ -143,7 +143,7 @@ impl Stages for Expiry {
         Run { resource, plan }: Run,
     ) -> Result<(Done, RequeueAfter), End<Done, ApplyError>> {
         let deletions = target::delete_all(&targets(pass, &resource), valid, &plan.delete, pass.term()).await;
-        announce(pass, &resource.plural, &deletions.deleted).await;
+        announce(pass, &resource.plural, &deletions.deleted);
         let after = if deletions.left() { plan.again.min(plan::RUNS) } else { plan.again };
         let mut done = Done { plan, deleted: deletions.deleted.len(), refused: None };
         let Some(error) = deletions.error else { return Ok((done, Some(after))) };
@@ -165,7 +165,7 @@ fn targets(pass: &Pass<Expiry>, resource: &ApiResource) -> Api<DynamicObject> {
     Api::namespaced_with(pass.client(), pass.namespace(), resource)
 }
 
-async fn announce(pass: &Pass<Expiry>, plural: &str, deleted: &[String]) {
+fn announce(pass: &Pass<Expiry>, plural: &str, deleted: &[String]) {
     if deleted.is_empty() {
         return;
     }

@@ -181,7 +181,7 @@ impl Stages for Propagate {
             // The term drains. What was left out is the next leader's to find.
             return Err(End::unreported(None));
         };
-        announce(pass, &copies).await;
+        announce(pass, &copies);
         let (count, cause) = (copies.unfinished(), copies.cause.clone().unwrap_or_default());
         let done = Done { source, keeps: !matches!(wanted, Wanted::Content(_)), targets, copies };
         match count {
@@ -200,7 +200,7 @@ impl Stages for Propagate {
     }
 }
 
-async fn announce(pass: &Pass<Propagate>, copies: &Copies) {
+fn announce(pass: &Pass<Propagate>, copies: &Copies) {
     let Copies { written, pruned, .. } = copies;
     if *written > 0 {
         pass.normal("Applied", &format!("{written} copies written"));

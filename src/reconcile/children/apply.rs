@@ -220,6 +220,7 @@ impl Pass {
         let outcome = Outcome::Blocked(Trouble::new(ADOPTING, message.as_str()));
         self.report(&outcome).await.map_err(ApplyError::Announce)?;
         self.normal(ADOPTING, &message);
+        self.common.events.publish().await;
         Ok(())
     }
 

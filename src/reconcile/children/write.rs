@@ -344,6 +344,7 @@ impl<'a> Family<'a> {
             let note = format!("{} is deleted and made anew: {}", replace.key, replace.why);
             tracing::warn!(kind = self.it.resource.kind, "{note}");
             self.it.events.warning(&about, RECREATING, &note);
+            self.it.events.publish().await;
             let deletion = self.delete(&replace.key, &replace.uid).await;
             plan.replaced(replace, deletion);
         }

@@ -596,9 +596,7 @@ where
                 Some(Kept::TooLarge { .. }) => self.too_large.add(Lane::Changed, key.clone(), self.clock.now()),
                 None => self.backoff.reset(&key),
             }
-            if let Some(lane) = self.queue.done(&key) {
-                self.queue.add(lane, key, self.clock.now());
-            }
+            self.queue.done(&key);
         }
         None
     }
@@ -612,9 +610,7 @@ where
                 self.refuses = true;
                 return Some((key, too_large::Oversized { bytes, generation }));
             }
-            if let Some(lane) = self.too_large.done(&key) {
-                self.too_large.add(lane, key, self.clock.now());
-            }
+            self.too_large.done(&key);
         }
         None
     }

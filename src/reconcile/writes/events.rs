@@ -18,7 +18,7 @@ use crate::{
 
 /// One event for a reason and an object in this time.
 const QUIET: Duration = Duration::from_secs(5 * 60);
-/// An event that takes longer is given up: the reconciliation waits for it.
+/// An event that takes longer is given up: the pass waits for it.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The API server refuses longer notes.
 const LONGEST_NOTE: usize = 1000;
@@ -75,8 +75,8 @@ impl Events {
         state.waiting.push_back((event, about.clone()));
     }
 
-    /// Publishes what was noted, by this pass or another. A pass does so at its end, so that no other write of it waits. What is
-    /// being published is lost when this is dropped.
+    /// Publishes what was noted, by this pass or another. A pass does so at its end, so that no other write of it waits, and
+    /// before it does what has to be said first. What is being published is lost when this is dropped.
     pub async fn publish(&self) {
         loop {
             let Some((event, about)) = self.lock().waiting.pop_front() else { return };

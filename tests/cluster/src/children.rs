@@ -8,7 +8,7 @@
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
-    fs::File,
+    fs::{self, File},
     os::unix::process::{CommandExt, ExitStatusExt},
     path::Path,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
@@ -142,6 +142,18 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Seconds that a process has spent on CPUs, in its own code and in the kernel (`/proc/PID/stat`, proc(5)).
+///
+/// # Errors
+/// When there is no such process.
+pub fn cpu(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit_once(") ").context("stat")?.1;
+    let ticks: Vec<f64> = after_name.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse().ok()).collect();
+    // Linux counts in hundredths of a second, whatever its own clock.
+    Ok(ticks.iter().sum::<f64>() / 100.0)
 }
 
 /// A process id as `rustix` wants it.

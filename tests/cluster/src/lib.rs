@@ -33,6 +33,7 @@ mod services;
 pub use audit::AuditEvent;
 pub use binaries::{Binaries, PrometheusBinaries, helm, prometheus};
 pub use cel_go::CelGo;
+pub use children::cpu;
 pub use cluster::{Cluster, ClusterOptions};
 pub use eventually::eventually;
 pub use kubelet::{Kubelet, KubeletOptions};
