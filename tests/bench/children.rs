@@ -31,9 +31,11 @@ const KINDS: usize = 10;
 /// Objects of each kind, at first and in the end.
 const FEW: usize = 50;
 const MANY: usize = 500;
-/// Changes a second, each of another object.
-const RATE: u64 = 100;
-const CHANGES: usize = KINDS * FEW;
+/// Changes a second, and how many, each of another object.
+type Load = (u64, usize);
+const BUSY: Load = (100, KINDS * FEW);
+/// One is over before the next comes.
+const UNDISTURBED: Load = (10, 200);
 /// For so long no kind changes hands before something is measured: longer than replicas must be the same to even out.
 const QUIET: Duration = Duration::from_secs(8);
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -174,7 +176,10 @@ impl Job<'_> {
         add("memory of all replicas, 500 objects", "MiB", self.memory().await?);
         add("what they share counted once (Pss), 500 objects", "MiB", self.of_the_machine().await?);
         add("without pages of the program's file (RssAnon), 500 objects", "MiB", self.own().await?);
-        let latencies = self.changes("few").await?;
+        let latencies = self.changes("one", UNDISTURBED).await?;
+        add("an undisturbed change, 500 objects: p50 until the status is stored", "ms", percentile(&latencies, 50));
+        add("an undisturbed change, 500 objects: p99", "ms", percentile(&latencies, 99));
+        let latencies = self.changes("few", BUSY).await?;
         add("100 changes a second, 500 objects: p50 until the status is stored", "ms", percentile(&latencies, 50));
         add("100 changes a second, 500 objects: p99", "ms", percentile(&latencies, 99));
         if self.crew.has_large() {
@@ -209,7 +214,7 @@ impl Job<'_> {
         add("memory of the largest, 5,000 objects", "MiB", self.largest().await?);
         let writes = self.writes()?.split_off(written);
         add("writes an object", "", writes.len() as f64 / (KINDS * (MANY - FEW)) as f64);
-        let latencies = self.changes("many").await?;
+        let latencies = self.changes("many", BUSY).await?;
         add("100 changes a second, 5,000 objects: p50 until the status is stored", "ms", percentile(&latencies, 50));
         add("100 changes a second, 5,000 objects: p99", "ms", percentile(&latencies, 99));
 
@@ -314,11 +319,11 @@ impl Job<'_> {
     }
 
     /// For each change, how long it took until a status with its value was stored, in milliseconds, sorted.
-    async fn changes(&self, when: &str) -> Result<Vec<f64>> {
+    async fn changes(&self, when: &str, (rate, count): Load) -> Result<Vec<f64>> {
         let (began, written) = (self.field.cluster.audit()?.len(), self.writes()?.len());
-        let mut ticks = tokio::time::interval(Duration::from_millis(1000 / RATE));
+        let mut ticks = tokio::time::interval(Duration::from_millis(1000 / rate));
         let mut names = BTreeSet::new();
-        for change in 0..CHANGES {
+        for change in 0..count {
             ticks.tick().await;
             let (kind, number) = (change % KINDS, change / KINDS);
             let name = format!("item{kind}-{number}");
@@ -396,7 +401,7 @@ impl Job<'_> {
             eventually("the large object is composed", PATIENCE, composed, said).await?;
         }
         tokio::select! {
-            latencies = self.changes(kind) => latencies,
+            latencies = self.changes(kind, BUSY) => latencies,
             failed = large => failed,
         }
     }

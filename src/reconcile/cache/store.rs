@@ -258,6 +258,12 @@ impl<K: Resource> Store<K> {
         }
     }
 
+    /// A later version of the same object, if one is kept.
+    pub(in crate::reconcile) fn newer(&self, than: &K) -> Option<Arc<K>> {
+        let (known, than) = (self.get(&Name::of(than))?, than.meta());
+        (known.meta().uid == than.uid && is_newer(known.meta(), than)).then_some(known)
+    }
+
     /// What there is of an object.
     pub(in crate::reconcile) fn kept(&self, name: &Name) -> Option<Kept<K>> {
         let state = self.lock();

@@ -111,7 +111,7 @@ where
     /// Writes the status that `next` makes of the current one, if it is news, and says so if it is bad news.
     ///
     /// # Errors
-    /// As [`write()`].
+    /// What the API server answers, or that the term is over. `Service`: the CRD serves no status of its own.
     pub async fn write(
         &self,
         api: &Api<K>,
@@ -129,7 +129,8 @@ where
         object: &K,
         next: impl Fn(Option<&K::Status>) -> Option<K::Status>,
     ) -> Result<Option<Option<K::Status>>, Error> {
-        let Some(written) = write_if(&self.term, api, object, |object| next(object.status())).await? else {
+        let next = |object: &K| next(object.status());
+        let Some(written) = write(&self.term, &self.store, api, object, next).await? else {
             return Ok(None);
         };
         let about = written.object_ref(self.store.dyntype());
@@ -144,26 +145,14 @@ where
     }
 }
 
-/// Writes the status that `next` makes of the current one, if that changes anything. Returns what the write has left.
+/// Writes the status that `next` makes of the object, if that changes anything. Returns what the write has left.
 ///
-/// `object` may be old, as it comes from a cache: the write bears its resourceVersion, and when the API server refuses that,
-/// the object is read and `next` is asked again with the status it bears now. So `next` may count on from what is there.
-pub async fn write<K>(
+/// `object` may be old, so the write is made from the newest version that the store has and bears its resourceVersion. When
+/// the API server refuses that, `next` is asked again with what the watch has brought since, or else with what is read. So
+/// `next` may count on from the status that it is given.
+pub(in crate::reconcile) async fn write<K>(
     term: &Term,
-    api: &Api<K>,
-    object: &K,
-    next: impl Fn(Option<&K::Status>) -> K::Status,
-) -> Result<Option<K>, Error>
-where
-    K: Resource + HasStatus + Clone + Serialize + DeserializeOwned + Debug,
-    K::Status: Stamped,
-{
-    write_if(term, api, object, |object| Some(next(object.status()))).await
-}
-
-/// As [`write()`], with what `next` makes of the whole object; `None`: there is nothing to write.
-pub(in crate::reconcile) async fn write_if<K>(
-    term: &Term,
+    store: &Store<K>,
     api: &Api<K>,
     object: &K,
     next: impl Fn(&K) -> Option<K::Status>,
@@ -174,7 +163,7 @@ where
 {
     let name = object.meta().name.clone().unwrap_or_default();
     let params = PostParams { field_manager: Some(field_manager(&term.kind().kind)), ..PostParams::default() };
-    let mut object = object.clone();
+    let mut object = store.newer(object).map_or_else(|| object.clone(), Arc::unwrap_or_clone);
     for attempt in 1.. {
         let Some(mut status) = next(&object) else { return Ok(None) };
         if !changed(object.status(), &status) {
@@ -185,6 +174,10 @@ where
         match api.replace_status(&name, &params, &object).await {
             Ok(written) => return Ok(Some(written)),
             Err(Error::Api(refused)) if refused.is_conflict() && attempt < ATTEMPTS => {
+                if let Some(newer) = store.newer(&object) {
+                    object = Arc::unwrap_or_clone(newer);
+                    continue;
+                }
                 let Some(fresh) = api.get_opt(&name).await? else { return Ok(None) };
                 if fresh.meta().uid != object.meta().uid {
                     return Ok(None);
@@ -206,6 +199,7 @@ where
 #[cfg(test)]
 mod tests {
     use http::Method;
+    use kube::runtime::watcher::Event;
     use serde_json::{Value, json};
 
     use super::*;
@@ -239,11 +233,25 @@ mod tests {
         until: i32,
         answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
     ) -> (Result<Option<Propagation>, Error>, Vec<Asked>) {
+        written_beside(&Store::new(()), until, answer).await
+    }
+
+    /// The pass has begun with version 10; the store may have come to know a later one.
+    async fn written_beside(
+        store: &Store<Propagation>,
+        until: i32,
+        answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+    ) -> (Result<Option<Propagation>, Error>, Vec<Asked>) {
         let fake = Fake::new(2, answer);
         let api = Api::<Propagation>::all(fake.term.client());
-        let cached = serde_json::from_value(object("10", "u", 3)).unwrap();
-        let result = write(&fake.term, &api, &cached, count(until)).await;
+        let begun_with = serde_json::from_value(object("10", "u", 3)).unwrap();
+        let next = count(until);
+        let result = write(&fake.term, store, &api, &begun_with, |object| Some(next(object.status()))).await;
         (result, fake.asked())
+    }
+
+    fn tell(store: &Store<Propagation>, version: &str, uid: &str, synced: i32) {
+        store.take_in(Event::Apply(serde_json::from_value(object(version, uid, synced)).unwrap()));
     }
 
     #[tokio::test]
@@ -280,6 +288,38 @@ mod tests {
         let methods: Vec<_> = asked.iter().map(|asked| asked.method.as_str()).collect();
         assert_eq!(methods, ["PUT", "GET", "PUT"]);
         assert_eq!(asked[2].body["status"]["synced"], 8);
+    }
+
+    #[tokio::test]
+    async fn a_status_is_made_from_what_the_watch_has_told_since_the_pass_began() {
+        for (version, uid, expected) in [("12", "u", ("12", 8)), ("9", "u", ("10", 4)), ("12", "another", ("10", 4))] {
+            let store = Store::new(());
+            tell(&store, version, uid, 7);
+            let (result, asked) = written_beside(&store, 100, |asked| Some((200, asked.body.clone()))).await;
+            assert!(result.unwrap().is_some());
+            let [put] = &asked[..] else { panic!("{asked:?}") };
+            let (version, synced) = expected;
+            assert_eq!(put.body["metadata"]["resourceVersion"], version);
+            assert_eq!(put.body["status"]["synced"], synced);
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_if_the_watch_tells_why_a_write_was_refused() {
+        let store = Store::new(());
+        let told = store.clone();
+        let answer = move |asked: &Asked| match &asked.body["metadata"]["resourceVersion"] {
+            version if version == "12" => Some((200, asked.body.clone())),
+            _ => {
+                tell(&told, "12", "u", 7);
+                refusal(409, "Conflict")
+            }
+        };
+        let (result, asked) = written_beside(&store, 100, answer).await;
+        assert!(result.unwrap().is_some());
+        let synced: Vec<_> =
+            asked.iter().map(|asked| (asked.method.as_str(), &asked.body["status"]["synced"])).collect();
+        assert_eq!(synced, [("PUT", &json!(4)), ("PUT", &json!(8))]);
     }
 
     #[tokio::test]

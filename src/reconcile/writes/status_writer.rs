@@ -29,7 +29,7 @@ use tracing::{debug, warn};
 pub use super::states::{HandedIn, Limits, Revision};
 use super::{
     states::{Known, Next, Outcome, State, States},
-    status::{Stamped, write_if},
+    status::{self, Stamped},
 };
 use crate::{
     protocol::moment::Moment,
@@ -270,7 +270,7 @@ where
             },
         };
         let news = |object: &K| known(object).lacks(&state.uid, state.revision).then(|| (*state.status).clone());
-        write_if(term, &api, &object, news).await
+        status::write(term, &self.inner.store, &api, &object, news).await
     }
 }
 
