@@ -4,7 +4,8 @@
 //! would be refused.
 //!
 //! What is kept is bounded in bytes ([`Limits`]). Of an object for which there is no room only the marks are kept by which
-//! another version of it is told: what has to be known of the rest is read when it is needed.
+//! another version of it is told: what has to be known of the rest is read when it is needed. A large object is kept as text,
+//! which takes less than half of the memory of a tree, and is parsed when a pass looks at it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,8 +14,12 @@ use std::{
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, runtime::watcher::Event};
+use serde::{Serialize, de::DeserializeOwned};
 
-use super::{name::Name, weight::trim};
+use super::{
+    name::Name,
+    weight::{trim, weigh},
+};
 use crate::{
     config::Limits,
     protocol::lease::version_number,
@@ -44,8 +49,7 @@ struct State<K> {
 /// What bounds the objects that are kept.
 struct Bounds<K> {
     limits: Limits,
-    /// How many bytes an object takes.
-    weigh: fn(&K) -> u64,
+    form: Form<K>,
     /// What is noted of each object, whether it is kept or not.
     note: Option<fn(&K) -> Arc<str>>,
 }
@@ -57,6 +61,44 @@ impl<K> Clone for Bounds<K> {
 }
 
 impl<K> Copy for Bounds<K> {}
+
+/// In which form objects are kept, and what they weigh in it.
+pub(in crate::reconcile) struct Form<K> {
+    weigh: fn(&K) -> u64,
+    /// How a large one is written down and read again.
+    text: Option<(Write<K>, Read<K>)>,
+}
+
+type Write<K> = fn(&K) -> Option<Arc<[u8]>>;
+type Read<K> = fn(&[u8]) -> Option<Arc<K>>;
+
+impl<K> Clone for Form<K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K> Copy for Form<K> {}
+
+impl<K> Form<K> {
+    /// As it is; it weighs so much.
+    pub(in crate::reconcile) fn as_it_is(weigh: fn(&K) -> u64) -> Self {
+        Self { weigh, text: None }
+    }
+
+    /// As JSON if it is large.
+    pub(in crate::reconcile) fn as_text() -> Self
+    where
+        K: Serialize + DeserializeOwned,
+    {
+        let write: Write<K> = |object| serde_json::to_vec(object).ok().map(Arc::from);
+        let read: Read<K> = |text| serde_json::from_slice(text).ok().map(Arc::new);
+        Self { weigh, text: Some((write, read)) }
+    }
+}
+
+/// An object that weighs less, in bytes, is kept as a tree, so that no pass has to parse it.
+const LARGE: u64 = 4 << 10;
 
 /// Objects by name, and what they come to.
 struct Objects<K> {
@@ -84,6 +126,8 @@ struct Entry<K> {
 
 enum Held<K> {
     Whole(Arc<K>),
+    /// As JSON, with its marks.
+    Text(Box<ObjectMeta>, Arc<[u8]>),
     /// Its marks: name, uid, version, generation, finalizers, the time of its deletion, and what its annotations ask for.
     Marks(Box<ObjectMeta>),
 }
@@ -100,11 +144,37 @@ pub(in crate::reconcile) enum Kept<K> {
     },
 }
 
+impl<K> Held<K> {
+    /// The same once more, if it is kept.
+    fn share(&self) -> Option<Self> {
+        match self {
+            Self::Whole(object) => Some(Self::Whole(Arc::clone(object))),
+            Self::Text(meta, text) => Some(Self::Text(meta.clone(), Arc::clone(text))),
+            Self::Marks(_) => None,
+        }
+    }
+}
+
 impl<K: Resource> Entry<K> {
     fn meta(&self) -> &ObjectMeta {
         match &self.held {
             Held::Whole(object) => object.meta(),
-            Held::Marks(meta) => meta,
+            Held::Text(meta, _) | Held::Marks(meta) => meta,
+        }
+    }
+
+    fn share(&self) -> Option<Self> {
+        Some(Self { held: self.held.share()?, bytes: self.bytes, note: self.note.clone() })
+    }
+}
+
+impl<K> Bounds<K> {
+    /// What is held, as an object; `None`: it is not kept, or is no object any more when it is read.
+    fn whole(&self, held: Held<K>) -> Option<Arc<K>> {
+        match held {
+            Held::Whole(object) => Some(object),
+            Held::Text(_, text) => self.form.text.and_then(|(_, read)| read(&text)),
+            Held::Marks(_) => None,
         }
     }
 }
@@ -118,15 +188,30 @@ impl<K: Resource> Objects<K> {
         self.objects.get(name).map(Entry::meta)
     }
 
-    /// Keeps the object whole, if there is room. Who comes last goes without: to put another one out would cost a read of
-    /// that at its next turn, and one more of each that it puts out in its turn.
     fn insert(&mut self, name: Name, object: Arc<K>) {
+        let Bounds { form, note, .. } = self.bounds;
+        let (bytes, note) = ((form.weigh)(&object), note.map(|note| note(&object)));
+        self.admit(name, Entry { held: Held::Whole(object), bytes, note });
+    }
+
+    /// Keeps the object, if there is room. Who comes last goes without: to put another one out would cost a read of that at
+    /// its next turn, and one more of each that it puts out in its turn.
+    fn admit(&mut self, name: Name, Entry { held, bytes, note }: Entry<K>) {
         self.remove(&name);
-        let Bounds { limits, weigh, note } = self.bounds;
-        let bytes = weigh(&object);
-        let note = note.map(|note| note(&object));
+        let Bounds { limits, form, .. } = self.bounds;
         let fits = bytes <= limits.object && self.tally.bytes.saturating_add(bytes) <= limits.cache;
-        let held = if fits { Held::Whole(object) } else { Held::Marks(Box::new(marks(object.meta()))) };
+        let held = match held {
+            Held::Whole(object) if fits => {
+                let text = form.text.filter(|_| bytes >= LARGE).and_then(|(write, _)| write(&object));
+                match text {
+                    Some(text) => Held::Text(Box::new(marks(object.meta())), text),
+                    None => Held::Whole(object),
+                }
+            }
+            Held::Whole(object) => Held::Marks(Box::new(marks(object.meta()))),
+            Held::Text(meta, _) if !fits => Held::Marks(meta),
+            held => held,
+        };
         self.put(name, Entry { held, bytes, note });
     }
 
@@ -146,7 +231,7 @@ impl<K: Resource> Objects<K> {
     fn count(&mut self, entry: &Entry<K>, bytes: fn(u64, u64) -> u64, number: fn(usize, usize) -> usize) {
         let tally = &mut self.tally;
         match &entry.held {
-            Held::Whole(_) => tally.bytes = bytes(tally.bytes, entry.bytes),
+            Held::Whole(_) | Held::Text(..) => tally.bytes = bytes(tally.bytes, entry.bytes),
             Held::Marks(_) if entry.bytes > self.bounds.limits.object => tally.too_large = number(tally.too_large, 1),
             Held::Marks(_) => tally.not_kept = number(tally.not_kept, 1),
         }
@@ -200,14 +285,14 @@ where
 }
 
 impl<K: Resource> Store<K> {
-    /// Nothing yet.
+    /// Nothing yet, and no limits.
     pub fn new(dyntype: K::DynamicType) -> Self {
-        Self::bounded(dyntype, |_| 0)
+        Self::keeping(dyntype, Form::as_it_is(|_| 0))
     }
 
-    /// Nothing yet, and no limits: of objects that weigh so much.
-    pub(in crate::reconcile) fn bounded(dyntype: K::DynamicType, weigh: fn(&K) -> u64) -> Self {
-        let bounds = Bounds { limits: Limits { object: u64::MAX, cache: u64::MAX }, weigh, note: None };
+    /// Nothing yet, and no limits: of objects that are kept so.
+    pub(in crate::reconcile) fn keeping(dyntype: K::DynamicType, form: Form<K>) -> Self {
+        let bounds = Bounds { limits: Limits { object: u64::MAX, cache: u64::MAX }, form, note: None };
         let state = State {
             objects: Objects::new(bounds),
             listed: false,
@@ -252,32 +337,40 @@ impl<K: Resource> Store<K> {
 
     /// An object as it was last seen, if it is kept.
     pub fn get(&self, name: &Name) -> Option<Arc<K>> {
-        match &self.lock().objects.objects.get(name)?.held {
-            Held::Whole(object) => Some(Arc::clone(object)),
-            Held::Marks(_) => None,
-        }
+        self.find(name, |_| true)
     }
 
     /// A later version of the same object, if one is kept.
     pub(in crate::reconcile) fn newer(&self, than: &K) -> Option<Arc<K>> {
-        let (known, than) = (self.get(&Name::of(than))?, than.meta());
-        (known.meta().uid == than.uid && is_newer(known.meta(), than)).then_some(known)
+        let than = than.meta();
+        let name = than.name.as_deref().map(|name| Name::new(than.namespace.as_deref(), name))?;
+        self.find(&name, |known| known.uid == than.uid && is_newer(known, than))
+    }
+
+    fn find(&self, name: &Name, is: impl Fn(&ObjectMeta) -> bool) -> Option<Arc<K>> {
+        let (bounds, held) = {
+            let state = self.lock();
+            let entry = state.objects.objects.get(name).filter(|entry| is(entry.meta()))?;
+            (state.objects.bounds, entry.held.share()?)
+        };
+        bounds.whole(held)
     }
 
     /// What there is of an object.
     pub(in crate::reconcile) fn kept(&self, name: &Name) -> Option<Kept<K>> {
-        let state = self.lock();
-        let entry = state.objects.objects.get(name)?;
-        Some(match &entry.held {
-            Held::Whole(object) => Kept::Whole(Arc::clone(object)),
-            // What is to be done before it may go may depend on all of it.
-            Held::Marks(meta)
-                if entry.bytes > state.objects.bounds.limits.object && meta.deletion_timestamp.is_none() =>
-            {
-                Kept::TooLarge { bytes: entry.bytes, generation: meta.generation }
+        let (bounds, held) = {
+            let state = self.lock();
+            let (entry, bounds) = (state.objects.objects.get(name)?, state.objects.bounds);
+            match entry.held.share() {
+                Some(held) => (bounds, held),
+                // What is to be done before it may go may depend on all of it.
+                None if entry.bytes > bounds.limits.object && entry.meta().deletion_timestamp.is_none() => {
+                    return Some(Kept::TooLarge { bytes: entry.bytes, generation: entry.meta().generation });
+                }
+                None => return Some(Kept::Marks),
             }
-            Held::Marks(_) => Kept::Marks,
-        })
+        };
+        Some(bounds.whole(held).map_or(Kept::Marks, Kept::Whole))
     }
 
     /// What an object weighs, in bytes; 0 if there is none.
@@ -292,12 +385,12 @@ impl<K: Resource> Store<K> {
 
     /// All objects that are kept, in no order.
     pub fn all(&self) -> Vec<Arc<K>> {
-        let state = self.lock();
-        let whole = |entry: &Entry<K>| match &entry.held {
-            Held::Whole(object) => Some(Arc::clone(object)),
-            Held::Marks(_) => None,
+        let (bounds, all) = {
+            let state = self.lock();
+            let held = state.objects.objects.values().filter_map(|entry| entry.held.share());
+            (state.objects.bounds, held.collect::<Vec<_>>())
         };
-        state.objects.objects.values().filter_map(whole).collect()
+        all.into_iter().filter_map(|held| bounds.whole(held)).collect()
     }
 
     /// How many there are.
@@ -346,11 +439,12 @@ impl<K: Resource> Store<K> {
                     state.missed.push(name.clone());
                 }
                 // What is known in this version is not kept twice.
-                let known = state.objects.objects.get(&name).and_then(|entry| match &entry.held {
-                    Held::Whole(known) if is_version(known.meta(), object.meta()) => Some(Arc::clone(known)),
-                    _ => None,
-                });
-                state.listing.insert(name, known.unwrap_or_else(|| Arc::new(object)));
+                let known = state.objects.objects.get(&name);
+                let known = known.filter(|entry| is_version(entry.meta(), object.meta())).and_then(Entry::share);
+                match known {
+                    Some(known) => state.listing.admit(name, known),
+                    None => state.listing.insert(name, Arc::new(object)),
+                }
                 Vec::new()
             }
             Event::InitDone => {
@@ -434,8 +528,8 @@ impl<K: Resource> Store<K> {
         let fresh = Arc::new(fresh);
         state.current.read.insert(name.clone());
         state.objects.insert(name, Arc::clone(&fresh));
-        let Bounds { limits, weigh, .. } = state.objects.bounds;
-        (fresh.meta().deletion_timestamp.is_some() || weigh(&fresh) <= limits.object).then_some(fresh)
+        let Bounds { limits, form, .. } = state.objects.bounds;
+        (fresh.meta().deletion_timestamp.is_some() || (form.weigh)(&fresh) <= limits.object).then_some(fresh)
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
@@ -450,10 +544,7 @@ impl<K: Resource> State<K> {
         for (name, known) in std::mem::replace(&mut self.objects, listing).objects {
             let listed = self.known(&name, known.meta());
             if listed.is_some_and(|listed| is_newer(known.meta(), listed)) {
-                match known.held {
-                    Held::Whole(object) => self.objects.insert(name, object),
-                    Held::Marks(_) => self.objects.put(name, known),
-                }
+                self.objects.admit(name, known);
             }
         }
     }
@@ -508,7 +599,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{kinds::propagation::Propagation, reconcile::weight::weigh};
+    use crate::kinds::propagation::Propagation;
 
     fn object(version: u64, generation: Option<i64>, finalizers: &[&str]) -> Propagation {
         serde_json::from_value(json!({
@@ -560,7 +651,7 @@ mod tests {
             object
         };
         for is_kept in [true, false] {
-            let store = Store::bounded((), weigh);
+            let store = Store::keeping((), Form::as_text());
             store.limit(Limits { cache: if is_kept { 1 << 20 } else { 0 }, ..Limits::default() });
             for event in [Event::Init, Event::InitApply(of(1, 10)), Event::InitDone] {
                 store.take_in(event);
@@ -688,7 +779,7 @@ mod tests {
 
     /// Room for two objects of a hundred namespaces, and none for one of two hundred.
     fn limited() -> Store<Propagation> {
-        let store = Store::bounded((), weigh);
+        let store = Store::keeping((), Form::as_text());
         store.limit(Limits { object: 3000, cache: 5000 });
         store
     }
@@ -763,6 +854,33 @@ mod tests {
         changed[2].metadata.generation = Some(2);
         assert_eq!(list(changed), [Name::new(None, "c")]);
         assert_eq!(shown(&store, "c"), "whole");
+    }
+
+    #[test]
+    fn a_large_object_is_kept_as_text_and_is_the_same_when_it_is_looked_at() {
+        let store = Store::keeping((), Form::as_text());
+        let text = |store: &Store<Propagation>| match &store.lock().objects.objects[&Name::new(None, "a")].held {
+            Held::Text(_, text) => Arc::clone(text),
+            _ => panic!("it is not kept as text"),
+        };
+        let object = heavy("a", 7, 500);
+        assert_eq!(apply(&store, object.clone()), 1);
+        let kept = store.get(&Name::new(None, "a")).unwrap();
+        assert_eq!(serde_json::to_value(&*kept).unwrap(), serde_json::to_value(&object).unwrap());
+        assert_eq!((shown(&store, "a"), store.all().len()), ("whole", 1));
+        assert!(store.newer(&heavy("a", 6, 1)).is_some() && store.newer(&object).is_none());
+        // A list brings it in the same version: it is not kept twice.
+        let before = text(&store);
+        let list = [Event::Init, Event::InitApply(object), Event::InitDone];
+        assert_eq!(list.map(|event| store.take_in(event).len()), [0, 0, 0]);
+        assert!(Arc::ptr_eq(&before, &text(&store)));
+        // What a write of ours has left since is newer than the list.
+        store.note(heavy("a", 9, 500));
+        let list = [Event::Init, Event::InitApply(heavy("a", 8, 500)), Event::InitDone];
+        assert_eq!(list.map(|event| store.take_in(event).len()), [0, 0, 0]);
+        assert_eq!(version(&store), "9");
+        assert_eq!(apply(&store, heavy("a", 10, 1)), 0);
+        assert!(matches!(store.lock().objects.objects[&Name::new(None, "a")].held, Held::Whole(_)));
     }
 
     #[test]

@@ -81,7 +81,7 @@ use crate::{
         events::Events,
         finalizer,
         status::Statuses,
-        store::Store,
+        store::{Form, Store},
         watches::{Event, Objects, Query, Subscriber, Watches},
     },
     replica::{
@@ -115,11 +115,10 @@ impl Children {
             let gvk = kube::core::GroupVersionKind::gvk(&kind.group, &kind.version, &kind.kind);
             let (resource, _) = kube::discovery::pinned_kind(&standby.client(), &gvk).await?;
             let lease = kind.lease_name.clone();
-            let mut controller = Controller::weighed(
-                Api::<Parent>::all_with(standby.client(), &resource),
-                resource.clone(),
-                Parent::bytes,
-            );
+            // A parent is text for the most part already.
+            let form = Form::as_it_is(Parent::bytes);
+            let parents = Api::<Parent>::all_with(standby.client(), &resource);
+            let mut controller = Controller::keeping(parents, resource.clone(), form);
             let store = controller.store();
             watches.limit(&lease, &kind.name(), kind.limits.cache);
             let (of_shard, shard) = (watches.clone(), lease.clone());

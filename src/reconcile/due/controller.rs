@@ -49,8 +49,8 @@ use crate::{
         cache::too_large,
         events::Events,
         name::Name,
-        store::{Kept, Store, Tally},
-        weight::{shown, trim, weigh},
+        store::{Form, Kept, Store, Tally},
+        weight::{shown, trim},
     },
     replica::{
         clock::Clock,
@@ -102,12 +102,12 @@ where
     where
         K: Serialize,
     {
-        Self::weighed(api, dyntype, weigh)
+        Self::keeping(api, dyntype, Form::as_text())
     }
 
-    /// As [`new`](Self::new), of objects that weigh so much.
-    pub(in crate::reconcile) fn weighed(api: Api<K>, dyntype: K::DynamicType, weigh: fn(&K) -> u64) -> Self {
-        let store = Store::bounded(dyntype, weigh);
+    /// As [`new`](Self::new), of objects that are kept so.
+    pub(in crate::reconcile) fn keeping(api: Api<K>, dyntype: K::DynamicType, form: Form<K>) -> Self {
+        let store = Store::keeping(dyntype, form);
         let watched = store.clone();
         let what = format!("{} {}", K::api_version(store.dyntype()), K::kind(store.dyntype()));
         let (watch, report) = source(what.clone(), api, move |event| (Lane::Changed, watched.take_in(event)));

@@ -314,7 +314,10 @@ mod tests {
     use super::*;
     use crate::{
         kinds::propagation::{Propagation, PropagationStatus},
-        reconcile::fake::{Answer, Asked, Fake, refusal},
+        reconcile::{
+            fake::{Answer, Asked, Fake, refusal},
+            store::Form,
+        },
     };
 
     impl Versioned for PropagationStatus {
@@ -422,7 +425,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_status_of_an_object_that_is_not_kept_outlives_a_list() {
-        let store = Store::bounded((), |_| 100);
+        let store = Store::keeping((), Form::as_it_is(|_| 100));
         let none = crate::config::Limits { object: 100, cache: 0 };
         store.limit(none);
         for event in [Event::Init, Event::InitApply(object(10, 3)), Event::InitDone] {

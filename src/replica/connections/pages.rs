@@ -23,7 +23,7 @@ use tower::{BoxError, Service};
 use super::parameters;
 
 /// Bytes of a page of more than one object.
-const MOST: usize = 8 << 20;
+const MOST: usize = 4 << 20;
 /// A page that is too large is asked for again with this share of its objects.
 const SHARE: u64 = 8;
 /// Lists that are remembered: a client has a handful, and one that is forgotten is only tried anew.
@@ -232,13 +232,13 @@ mod tests {
     #[tokio::test]
     async fn no_page_of_several_objects_is_larger_than_what_fits_whatever_stands_before_it() {
         let pages = Pages::default();
-        let heavy = Arc::new(vec![1 << 20; 20]);
+        let heavy = Arc::new(vec![MOST / 8; 20]);
         assert_eq!(read(&pages, &heavy).await[..4], [(500, 0), (62, 0), (7, 0), (4, 7)]);
         // The last page was a short one.
         let again = [(16, 0), (2, 0), (4, 2), (4, 6), (4, 10), (4, 14), (4, 18)];
         assert_eq!(read(&pages, &heavy).await, again, "it is known when it comes again");
         // Small ones first, so that a page may have many.
-        let mixed = [vec![100; 600], vec![1 << 20; 20], vec![MOST + 1; 2], vec![100; 600]].concat();
+        let mixed = [vec![100; 600], vec![MOST / 8; 20], vec![MOST + 1; 2], vec![100; 600]].concat();
         read(&pages, &Arc::new(mixed)).await;
     }
 

@@ -157,7 +157,7 @@ impl ControlPlane {
             format!("--token-auth-file={}", at("tokens.csv")),
             format!("--authentication-config={}", at("authentication.yaml")),
             "--authorization-mode=RBAC".into(),
-            "--service-cluster-ip-range=10.0.0.0/24".into(),
+            "--service-cluster-ip-range=10.0.0.0/16".into(),
             "--allow-privileged".into(),
             "--profiling=false".into(),
             format!("--kubelet-certificate-authority={}", at("ca.crt")),
