@@ -29,7 +29,7 @@ pub use types::{
 
 use self::{
     observe::{Owner, SourceObject, SourceState},
-    plan::{Child, NamespaceState, Valid, Wanted},
+    plan::{Child, Valid, Wanted},
     report::Done,
     write::Copies,
 };
@@ -69,7 +69,7 @@ pub struct Observed {
     reach: Arc<Reach>,
     source: SourceObject,
     children: Vec<Child>,
-    namespaces: Vec<NamespaceState>,
+    namespaces: Vec<Arc<PartialObjectMeta<Namespace>>>,
 }
 
 /// Where copies belong, what they shall be like, and what is to be done about that.
@@ -157,14 +157,14 @@ impl Stages for Propagate {
         let reach = Arc::clone(self.reach.known()?);
         valid.within(&reach).map_err(out_of_reach)?;
         let (client, owner) = (pass.client(), Owner::of(pass.object(), pass.term()));
-        let namespaces = watches::states(pass.watched());
+        let namespaces = pass.watched().state();
         let source = observe::source(&client, &valid.source).await.map_err(ObserveError::ReadSource)?;
         let children = observe::children(&client, &owner, valid.source.kind).await;
         Ok(Observed { reach, source, children: children.map_err(ObserveError::ListCopies)?, namespaces })
     }
 
     fn plan(&self, valid: &Valid, Observed { reach, source, children, namespaces }: Observed) -> Decided {
-        let targets = plan::targets(valid, &reach, namespaces);
+        let targets = plan::targets(valid, &reach, namespaces.iter().map(|it| watches::state(it)));
         let (source, wanted) = source.resolve(valid);
         let plan = plan::plan(valid, &wanted, &targets, &children);
         Decided { source, targets, wanted, plan }

@@ -74,10 +74,10 @@ pub(in crate::kinds) struct Source {
 }
 
 /// A namespace, as far as it matters here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct NamespaceState {
-    pub(super) name: String,
-    pub(super) labels: BTreeMap<String, String>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NamespaceState<'a> {
+    pub(super) name: &'a str,
+    pub(super) labels: &'a BTreeMap<String, String>,
     pub(super) terminating: bool,
 }
 
@@ -93,15 +93,19 @@ pub(super) struct Targets {
 }
 
 /// Where copies belong, given all namespaces. A selector selects none that is out of reach.
-pub(super) fn targets(valid: &Valid, reach: &Reach, namespaces: impl IntoIterator<Item = NamespaceState>) -> Targets {
+pub(super) fn targets<'a>(
+    valid: &Valid,
+    reach: &Reach,
+    namespaces: impl IntoIterator<Item = NamespaceState<'a>>,
+) -> Targets {
     let mut targets = Targets { absent: valid.named.clone(), ..Targets::default() };
-    for namespace in namespaces {
-        targets.absent.remove(&namespace.name);
-        let selected = valid.selector.as_ref().is_some_and(|selector| selector.matches(&namespace.labels));
-        if namespace.terminating || reach.namespace(&namespace.name).is_err() {
-            targets.left_alone.insert(namespace.name);
-        } else if (selected || valid.named.contains(&namespace.name)) && !valid.bars(&namespace.name) {
-            targets.present.insert(namespace.name);
+    for NamespaceState { name, labels, terminating } in namespaces {
+        targets.absent.remove(name);
+        let selected = valid.selector.as_ref().is_some_and(|selector| selector.matches(labels));
+        if terminating || reach.namespace(name).is_err() {
+            targets.left_alone.insert(name.to_owned());
+        } else if (selected || valid.named.contains(name)) && !valid.bars(name) {
+            targets.present.insert(name.to_owned());
         }
     }
     targets.absent.retain(|name| !valid.bars(name));

@@ -99,25 +99,22 @@ fn bad_specs_are_told_what_is_wrong() {
 
 #[test]
 fn targets_are_those_selected_and_named_without_those_excluded() {
-    let namespace = |name: &str, team: &str, terminating| NamespaceState {
-        name: name.to_owned(),
-        labels: strings([("team", team)]),
-        terminating,
-    };
+    let (a, b) = (strings([("team", "a")]), strings([("team", "b")]));
+    let namespace = |name, labels, terminating| NamespaceState { name, labels, terminating };
     let all = [
-        namespace("home", "a", false),
-        namespace("one", "a", false),
-        namespace("not-me", "a", false),
-        namespace("other", "b", false),
-        namespace("going", "a", true),
+        namespace("home", &a, false),
+        namespace("one", &a, false),
+        namespace("not-me", &a, false),
+        namespace("other", &b, false),
+        namespace("going", &a, true),
     ];
-    let selected = targets(&valid(json!({})), &Reach::default(), all.clone());
+    let selected = targets(&valid(json!({})), &Reach::default(), all);
     let expected = Targets { present: set(["one"]), absent: set(["named"]), left_alone: set(["going"]) };
     assert_eq!(selected, expected);
 
     let named = valid(json!({"targets": {"namespaces": ["home", "other", "going", "gone", "no"], "exclude": ["no"]}}));
     let expected = Targets { present: set(["other"]), absent: set(["gone"]), left_alone: set(["going"]) };
-    assert_eq!(targets(&named, &Reach::default(), all.clone()), expected);
+    assert_eq!(targets(&named, &Reach::default(), all), expected);
 
     let everywhere = valid(json!({"targets": {"namespaceSelector": {}}}));
     assert_eq!(targets(&everywhere, &Reach::default(), all).present, set(["one", "not-me", "other"]));
@@ -127,11 +124,8 @@ fn targets_are_those_selected_and_named_without_those_excluded() {
 #[test]
 fn a_selector_reaches_no_namespace_that_is_out_of_reach_and_what_is_there_stays() {
     let everywhere = valid(json!({"targets": {"namespaceSelector": {}}}));
-    let all = ["one", "kube-system"].map(|name| NamespaceState {
-        name: name.to_owned(),
-        labels: BTreeMap::new(),
-        terminating: false,
-    });
+    let labels = BTreeMap::new();
+    let all = ["one", "kube-system"].map(|name| NamespaceState { name, labels: &labels, terminating: false });
     let targets = targets(&everywhere, &Reach::default(), all);
     assert_eq!((&targets.present, &targets.left_alone), (&set(["one"]), &set(["kube-system"])));
     let wanted = content([("a", "1")]);
@@ -435,13 +429,9 @@ proptest! {
 fn the_propagation_of_the_page_reaches_the_namespaces_of_the_team() {
     let [example] = &crate::kinds::examples(include_str!("../../../docs/propagation.md"))[..] else { panic!() };
     let propagation: Propagation = serde_json::from_value(example.clone()).unwrap();
-    let namespace = |name: &str, team: &str| NamespaceState {
-        name: name.to_owned(),
-        labels: strings([("team", team)]),
-        terminating: false,
-    };
-    let teams = [("orchid", "orchid"), ("orchid-old", "orchid"), ("orchid-new", "orchid"), ("lilac", "lilac")];
-    let all = teams.map(|(name, team)| namespace(name, team));
+    let labels = ["orchid", "lilac"].map(|team| strings([("team", team)]));
+    let teams = [("orchid", 0), ("orchid-old", 0), ("orchid-new", 0), ("lilac", 1)];
+    let all = teams.map(|(name, team)| NamespaceState { name, labels: &labels[team], terminating: false });
     let targets = targets(&validate(&propagation.spec).unwrap(), &Reach::default(), all);
     assert_eq!(targets, present(["orchid-new"]), "the source is no target of its own");
 }

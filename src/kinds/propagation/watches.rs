@@ -107,15 +107,11 @@ fn light(event: Event<NamespaceMeta>) -> Event<NamespaceMeta> {
     }
 }
 
-/// All namespaces, as far as they matter.
-pub(super) fn states(namespaces: &Store<NamespaceMeta>) -> Vec<NamespaceState> {
-    namespaces.state().iter().map(|namespace: &Arc<NamespaceMeta>| state(namespace)).collect()
-}
-
-fn state(namespace: &NamespaceMeta) -> NamespaceState {
+/// A namespace, as far as it matters.
+pub(super) fn state(namespace: &NamespaceMeta) -> NamespaceState<'_> {
     NamespaceState {
-        name: namespace.name_any(),
-        labels: namespace.labels().clone(),
+        name: namespace.metadata.name.as_deref().unwrap_or_default(),
+        labels: namespace.labels(),
         terminating: namespace.metadata.deletion_timestamp.is_some(),
     }
 }
