@@ -5,7 +5,7 @@
 //!
 //! What is kept is bounded in bytes ([`Limits`]). Of an object for which there is no room only the marks are kept by which
 //! another version of it is told: what has to be known of the rest is read when it is needed. A large object is kept as text,
-//! which takes less than half of the memory of a tree, and is parsed when a pass looks at it.
+//! which takes less memory than a tree, and is parsed when a pass looks at it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -342,8 +342,7 @@ impl<K: Resource> Store<K> {
 
     /// A later version of the same object, if one is kept.
     pub(in crate::reconcile) fn newer(&self, than: &K) -> Option<Arc<K>> {
-        let than = than.meta();
-        let name = than.name.as_deref().map(|name| Name::new(than.namespace.as_deref(), name))?;
+        let (name, than) = (Name::of(than), than.meta());
         self.find(&name, |known| known.uid == than.uid && is_newer(known, than))
     }
 

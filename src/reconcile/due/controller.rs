@@ -1154,8 +1154,9 @@ mod tests {
     async fn a_large_object_rests_after_each_pass_and_no_change_of_it_is_lost() {
         let sizes = &[("large", 256 << 10), ("small", 1000)];
         let fake = weighing(sizes, Limits { object: 1 << 20, cache: 1 << 22 });
+        // The last change is at no moment of a pass: whether that saw it would be a matter of chance.
         let changes = stream::unfold(0, |number| async move {
-            let (name, wait) = if number % 2 == 0 { ("large", 250) } else { ("small", 0) };
+            let (name, wait) = if number % 2 == 0 { ("large", 240) } else { ("small", 0) };
             sleep(Duration::from_millis(wait)).await;
             (number < 64).then(|| (Name::new(Some("ns"), name), number + 1))
         });
@@ -1172,7 +1173,7 @@ mod tests {
         timeout(Duration::from_secs(20), run).await.expect_err("it runs until it drains");
         assert_eq!(log.of("small").len(), 1 + 32);
         let passes = log.of("large");
-        assert!((15..=17).contains(&passes.len()), "one in half a second: {passes:?}");
+        assert_eq!(passes.len(), 17, "one in half a second: {passes:?}");
         assert!(passes.iter().zip(&passes[1..]).all(|(one, next)| next - one >= 500), "{passes:?}");
         assert!(passes.last() >= Some(&8000), "the last change is seen: {passes:?}");
     }
