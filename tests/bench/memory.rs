@@ -95,6 +95,9 @@ pub(crate) async fn measure(field: &Field, count: usize, report: &mut Report) ->
         if leaders.contains(&pod) { &mut leading } else { &mut standing_by }.push(memory);
     }
     let mut add = |of: &str, memories: Vec<(f64, f64)>| {
+        if memories.is_empty() {
+            return;
+        }
         say(&format!("memory, {of}: {memories:.1?} MiB, now and at the most"));
         let (now, most) = memories.into_iter().unzip();
         report.add(TITLE, "leasehold", format!("{count} of each of 5 kinds, {of}: at rest"), "MiB", now);
