@@ -98,7 +98,7 @@ impl<K> Form<K> {
 }
 
 /// An object that weighs less, in bytes, is kept as a tree, so that no pass has to parse it.
-const LARGE: u64 = 4 << 10;
+const TEXT_FROM: u64 = 4 << 10;
 
 /// Objects by name, and what they come to.
 struct Objects<K> {
@@ -202,7 +202,7 @@ impl<K: Resource> Objects<K> {
         let fits = bytes <= limits.object && self.tally.bytes.saturating_add(bytes) <= limits.cache;
         let held = match held {
             Held::Whole(object) if fits => {
-                let text = form.text.filter(|_| bytes >= LARGE).and_then(|(write, _)| write(&object));
+                let text = form.text.filter(|_| bytes >= TEXT_FROM).and_then(|(write, _)| write(&object));
                 match text {
                     Some(text) => Held::Text(Box::new(marks(object.meta())), text),
                     None => Held::Whole(object),
@@ -212,14 +212,9 @@ impl<K: Resource> Objects<K> {
             Held::Text(meta, _) if !fits => Held::Marks(meta),
             held => held,
         };
-        self.put(name, Entry { held, bytes, note });
-    }
-
-    fn put(&mut self, name: Name, entry: Entry<K>) {
+        let entry = Entry { held, bytes, note };
         self.count(&entry, u64::saturating_add, usize::saturating_add);
-        if let Some(before) = self.objects.insert(name, entry) {
-            self.count(&before, u64::saturating_sub, usize::saturating_sub);
-        }
+        self.objects.insert(name, entry);
     }
 
     fn remove(&mut self, name: &Name) -> Option<Entry<K>> {
