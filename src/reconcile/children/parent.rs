@@ -1,14 +1,18 @@
 //! An object of a kind that no program knows: its metadata, its status as the engine writes it, and the rest as it is.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::{
     Resource,
     core::{ApiResource, object::HasStatus},
 };
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{MapAccess, Visitor},
+    ser::{Error, SerializeMap},
+};
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::reconcile::{
     status::{Shard, Stamped},
@@ -16,36 +20,66 @@ use crate::reconcile::{
 };
 
 /// The object that children belong to. A replica keeps all of its kinds, and looks at few at a time: so what is not read
-/// between two passes is kept as text, which takes a fraction of the memory of a tree.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(from = "Tree", into = "Tree")]
+/// between two passes is text, which takes a fraction of the memory of a tree, and is copied from an answer without making
+/// one. A standby that is told of each version of a large object thus spends little on it.
+#[derive(Clone, Debug)]
 pub(super) struct Parent {
     pub(super) metadata: ObjectMeta,
     pub(super) status: Option<Status>,
+    /// An object of JSON.
     rest: Box<str>,
 }
 
-/// As requests and answers have it.
-#[derive(Serialize, Deserialize)]
-struct Tree {
-    #[serde(default)]
-    metadata: ObjectMeta,
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient")]
-    status: Option<Status>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
+const METADATA: &str = "metadata";
+const STATUS: &str = "status";
 
-impl From<Tree> for Parent {
-    fn from(Tree { metadata, status, rest }: Tree) -> Self {
-        // A tree of JSON has text.
-        Self { metadata, status, rest: serde_json::to_string(&rest).unwrap_or_default().into_boxed_str() }
+impl<'de> Deserialize<'de> for Parent {
+    /// From JSON as it is received, or a tree of it. An event of a watch says what it is before it says of what, as the API
+    /// server does, or its object would be buffered in a form that has no text.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Fields)
     }
 }
 
-impl From<Parent> for Tree {
-    fn from(Parent { metadata, status, rest }: Parent) -> Self {
-        Self { metadata, status, rest: serde_json::from_str(&rest).unwrap_or_default() }
+struct Fields;
+
+impl<'de> Visitor<'de> for Fields {
+    type Value = Parent;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object of Kubernetes")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Parent, A::Error> {
+        let (mut metadata, mut status, mut rest) = (ObjectMeta::default(), None, BTreeMap::new());
+        while let Some(field) = fields.next_key::<String>()? {
+            match field.as_str() {
+                METADATA => metadata = fields.next_value()?,
+                STATUS => {
+                    // One that another writer has given another shape is as good as none: it is written anew.
+                    let text: Box<RawValue> = fields.next_value()?;
+                    status = serde_json::from_str(text.get()).ok();
+                }
+                _ => drop(rest.insert(field, fields.next_value::<Box<RawValue>>()?)),
+            }
+        }
+        let rest = serde_json::to_string(&rest).map_err(serde::de::Error::custom)?.into_boxed_str();
+        Ok(Parent { metadata, status, rest })
+    }
+}
+
+impl Serialize for Parent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let rest: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(&self.rest).map_err(S::Error::custom)?;
+        let mut fields = serializer.serialize_map(None)?;
+        fields.serialize_entry(METADATA, &self.metadata)?;
+        if let Some(status) = &self.status {
+            fields.serialize_entry(STATUS, status)?;
+        }
+        for (field, value) in &rest {
+            fields.serialize_entry(field, value)?;
+        }
+        fields.end()
     }
 }
 
@@ -90,12 +124,6 @@ struct StatusTree {
     shard: Option<Shard>,
     #[serde(flatten)]
     own: Map<String, Value>,
-}
-
-/// A status that another writer has given another shape is as good as none: it is written anew.
-fn lenient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Status>, D::Error> {
-    let value = Option::<Value>::deserialize(deserializer)?;
-    Ok(value.and_then(|value| serde_json::from_value(value).ok()))
 }
 
 impl Parent {
@@ -167,17 +195,22 @@ impl Resource for Parent {
 
 #[cfg(test)]
 mod tests {
+    use kube::core::{ObjectList, WatchEvent};
     use serde_json::json;
 
     use super::*;
 
+    fn widget() -> Value {
+        json!({
+            "apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w", "uid": "u"},
+            "spec": {"size": 3, "say \"it\"": "a\nb \u{1F980}", "list": [1.0, 1e300, null, {}]}, "data\n": {"a": "b"},
+            "status": {"observedGeneration": 2, "phase": "Active"},
+        })
+    }
+
     #[test]
     fn everything_goes_through_and_a_status_of_another_shape_is_none() {
-        let object = json!({
-            "apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w", "uid": "u"},
-            "spec": {"size": 3}, "data": {"a": "b"},
-            "status": {"observedGeneration": 2, "phase": "Active"},
-        });
+        let object = widget();
         let parent: Parent = serde_json::from_value(object.clone()).unwrap();
         assert_eq!(&*parent.status.as_ref().unwrap().own, r#"{"phase":"Active"}"#);
         assert_eq!(serde_json::to_value(&parent).unwrap(), object);
@@ -185,8 +218,32 @@ mod tests {
             let mut odd = object.clone();
             odd["status"] = status;
             let parent: Parent = serde_json::from_value(odd).unwrap();
-            let tree = Tree::from(parent);
-            assert_eq!((tree.status, &tree.rest["spec"]["size"]), (None, &json!(3)));
+            let mut rest = object.clone();
+            rest.as_object_mut().unwrap().remove("status");
+            assert_eq!((&parent.status, serde_json::to_value(&parent).unwrap()), (&None, rest));
+        }
+    }
+
+    #[test]
+    fn it_is_the_same_from_a_list_a_watch_and_an_answer_and_as_text() {
+        let object = widget();
+        let text = serde_json::to_string_pretty(&object).unwrap();
+        let list = format!(r#"{{"kind":"WidgetList","apiVersion":"example.com/v1","metadata":{{}},"items":[{text}]}}"#);
+        let list: ObjectList<Parent> = serde_json::from_str(&list).unwrap();
+        let event: WatchEvent<Parent> =
+            serde_json::from_str(&format!(r#"{{"type":"MODIFIED","object":{text}}}"#)).unwrap();
+        let WatchEvent::Modified(watched) = event else { panic!("of another type") };
+        for parent in [list.items[0].clone(), watched, serde_json::from_str(&text).unwrap()] {
+            assert_eq!(serde_json::to_value(&parent).unwrap(), object);
+            let written = serde_json::to_string(&parent).unwrap();
+            assert_eq!(serde_json::from_str::<Value>(&written).unwrap(), object);
+        }
+    }
+
+    #[test]
+    fn what_is_no_object_is_an_error() {
+        for text in ["[]", "3", "null", r#"{"metadata": 3}"#, r#"{"spec": {]}"#, r#"{"spec": {}"#] {
+            assert!(serde_json::from_str::<Parent>(text).is_err(), "{text}");
         }
     }
 }
