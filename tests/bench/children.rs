@@ -10,11 +10,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use futures::{AsyncReadExt, StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::{api::core::v1::ConfigMap, jiff::Timestamp};
 use kube::{
     Api,
-    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
     core::GroupVersionKind,
 };
 use leasehold_cluster::{AuditEvent, cpu, eventually};
@@ -36,8 +36,8 @@ type Load = (u64, usize);
 const BUSY: Load = (100, KINDS * FEW);
 /// One is over before the next comes.
 const UNDISTURBED: Load = (10, 200);
-/// How often the two large objects are measured in turn.
-const BESIDE: usize = 5;
+/// How often each of [`By::ALL`] is measured, in turn.
+const BESIDE: usize = 3;
 /// For so long no kind changes hands before something is measured: longer than replicas must be the same to even out.
 const QUIET: Duration = Duration::from_secs(8);
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -66,6 +66,34 @@ impl Crew {
         match (self.is_ours, self.has_large()) {
             (false, _) => 1,
             (true, large) => KINDS + usize::from(large),
+        }
+    }
+}
+
+/// Who composes the large object. The API server is asked for the same by the benchmark as by the replica.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    None,
+    Benchmark,
+    Replica,
+}
+
+impl By {
+    const ALL: [Self; 3] = [Self::None, Self::Benchmark, Self::Replica];
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::None => "the same beside a list of 10,000 that changes: p99",
+            Self::Benchmark => "the same beside one that the benchmark composes: p99",
+            Self::Replica => "the same beside one that the replica composes: p99",
+        }
+    }
+
+    /// The kind of the object. The replica has one of them.
+    const fn kind(self) -> &'static str {
+        match self {
+            Self::None | Self::Benchmark => "ItemOther",
+            Self::Replica => "ItemLarge",
         }
     }
 }
@@ -108,7 +136,10 @@ pub(crate) async fn measure(field: &Field, trials: usize, report: &mut Report) -
     }
     let mut measured: [Vec<Figure>; CREWS.len()] = Default::default();
     for trial in 0..trials {
-        for (crew, figures) in CREWS.into_iter().zip(&mut measured) {
+        for turn in 0..CREWS.len() {
+            // Each is the first once: the machine and the API server are not the same from the first to the last.
+            let at = (trial + turn) % CREWS.len();
+            let (crew, figures) = (CREWS[at], &mut measured[at]);
             let namespace = format!("children-{}-{trial}", crew.system);
             let job = |namespace| anyhow::Ok(Job { field, crew, namespace, began: field.cluster.audit()?.len() });
             figures.extend(job(namespace.clone())?.measure().await?);
@@ -219,15 +250,10 @@ impl Job<'_> {
 
         say(&format!("{}, created: {}", self.namespace, told(&writes)));
         if self.crew.has_large() {
-            // In turn. The API server is asked for the same writes of such an object in both, and for one watch of it.
-            let both = [
-                ("ItemOther", "the same beside a list of 10,000 that changes, composed by the benchmark: p99"),
-                ("ItemLarge", "the same beside a list of 10,000 that changes, composed by that replica: p99"),
-            ];
             for round in 0..BESIDE {
-                for (kind, what) in both {
-                    let latencies = self.beside_a_large_one(kind, round).await?;
-                    add(what, "ms", percentile(&latencies, 99));
+                for by in By::ALL {
+                    let latencies = self.beside_a_large_one(by, round).await?;
+                    add(by.title(), "ms", percentile(&latencies, 99));
                 }
             }
         }
@@ -373,9 +399,9 @@ impl Job<'_> {
         Ok(latencies)
     }
 
-    /// As [`changes`](Self::changes), while an object of this kind has a list of ten thousand that changes four times a second.
-    async fn beside_a_large_one(&self, kind: &str, round: usize) -> Result<Vec<f64>> {
-        let api = self.api_of(kind);
+    /// As [`changes`](Self::changes), while an object has a list of ten thousand that changes four times a second.
+    async fn beside_a_large_one(&self, by: By, round: usize) -> Result<Vec<f64>> {
+        let (kind, api) = (by.kind(), self.api_of(by.kind()));
         let list = |change: usize| -> Vec<Value> {
             (0..10_000).map(|it| json!({"name": format!("entry-{it:05}"), "weight": (it + change) % 10})).collect()
         };
@@ -384,55 +410,88 @@ impl Job<'_> {
             "apiVersion": format!("{GROUP}/v1"), "kind": kind, "metadata": metadata, "spec": {"list": list(0)},
         });
         api.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
-        let is_led = kind == "ItemLarge";
-        let config_maps: Api<ConfigMap> = Api::namespaced(self.field.client.clone(), &self.namespace);
-        let large = async {
+        let changing = async {
             let mut ticks = tokio::time::interval(Duration::from_millis(250));
             for change in 1.. {
                 ticks.tick().await;
                 let patch = Patch::Merge(json!({"spec": {"list": list(change)}}));
-                let mut stored = api.patch("large", &PatchParams::default(), &patch).await?;
-                if is_led {
-                    continue;
-                }
-                let heavy: Vec<_> = list(change).into_iter().filter(|it| it["weight"] == 9).collect();
-                let names: Vec<_> = heavy.iter().filter_map(|it| it["name"].as_str()).collect();
-                let child = json!({
-                    "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other"}, "data": {"heavy": names.join(",")},
-                });
-                config_maps.patch("other", &PatchParams::apply("benchmark"), &Patch::Apply(child)).await?;
-                stored.data["status"] = json!({"heavy": heavy.len()});
-                api.replace_status("large", &PostParams::default(), &stored).await?;
+                api.patch("large", &PatchParams::default(), &patch).await?;
             }
-            anyhow::Ok(Vec::new())
+            anyhow::Ok(())
         };
-        let watch = async {
-            // A replica has one too; this one looks into nothing.
-            if is_led {
-                return std::future::pending().await;
+        let composing = async {
+            match by {
+                By::Benchmark => self.compose(&api).await,
+                By::None | By::Replica => std::future::pending().await,
             }
-            let path = format!("/apis/{GROUP}/v1/namespaces/{}/{}?watch=1", self.namespace, plural(kind));
-            let mut events = self.field.client.request_stream(http::Request::get(path).body(Vec::new())?).await?;
-            let mut heard = vec![0; 1 << 16];
-            while events.read(&mut heard).await? > 0 {}
-            anyhow::bail!("the watch of the large object has ended")
         };
         let composed = || async { anyhow::Ok(api.get("large").await?.data) };
-        if is_led {
+        if by == By::Replica {
             // A tenth of the list weighs nine.
             let said = |data: &Value| data["status"]["heavy"] == 1000;
             eventually("the large object is composed", PATIENCE, composed, said).await?;
         }
-        let when = format!("{kind}-{round}");
+        let when = format!("{}-{round}", ["none", "benchmark", "replica"][by as usize]);
         let latencies = tokio::select! {
             latencies = self.changes(&when, BUSY) => latencies?,
-            failed = large => failed?,
-            failed = watch => failed?,
+            failed = changing => return Err(failed.err().context("the changes of the large object have ended")?),
+            failed = composing => return Err(failed.err().context("the large object is composed no more")?),
         };
         api.delete("large", &DeleteParams::default()).await?;
         let gone = || async { anyhow::Ok(api.get_opt("large").await?.is_none()) };
         eventually("the large object is gone", PATIENCE, gone, |gone| *gone).await?;
         Ok(latencies)
+    }
+
+    /// Does with the large object what a replica does, at its pace: writes a ConfigMap and a status, four times if it must, and
+    /// rests for a second for each 512 KiB, or for four times as long as that took.
+    async fn compose(&self, api: &Api<DynamicObject>) -> Result<()> {
+        let config_maps: Api<ConfigMap> = Api::namespaced(self.field.client.clone(), &self.namespace);
+        let (tell, mut told) = tokio::sync::watch::channel(None);
+        let watching = async {
+            let mut events = api.watch(&WatchParams::default(), "0").await?.boxed();
+            while let Some(event) = events.try_next().await? {
+                // Its status is written below.
+                if let WatchEvent::Added(object) | WatchEvent::Modified(object) = event
+                    && tell
+                        .borrow()
+                        .as_ref()
+                        .is_none_or(|it: &DynamicObject| it.metadata.generation != object.metadata.generation)
+                {
+                    tell.send_replace(Some(object));
+                }
+            }
+            anyhow::bail!("the watch of the large object has ended")
+        };
+        let writing = async {
+            loop {
+                told.changed().await?;
+                let began = now();
+                for attempt in 1..=4 {
+                    let mut object = told.borrow_and_update().clone().context("an object")?;
+                    let list = object.data["spec"]["list"].as_array().context("a list")?;
+                    let heavy: Vec<_> = list.iter().filter(|it| it["weight"] == 9).collect();
+                    let names: Vec<_> = heavy.iter().filter_map(|it| it["name"].as_str()).collect();
+                    if attempt == 1 {
+                        let child = json!({
+                            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other"},
+                            "data": {"heavy": names.join(",")},
+                        });
+                        config_maps.patch("other", &PatchParams::apply("benchmark"), &Patch::Apply(child)).await?;
+                    }
+                    object.data["status"] =
+                        json!({"heavy": heavy.len(), "observedGeneration": object.metadata.generation});
+                    match api.replace_status("large", &PostParams::default(), &object).await {
+                        Ok(_) => break,
+                        Err(kube::Error::Api(refused)) if refused.is_conflict() => told.changed().await?,
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                let rests = (millis(began, now()) * 4.0).clamp(650.0, 5000.0);
+                tokio::time::sleep(Duration::from_secs_f64(rests / 1000.0)).await;
+            }
+        };
+        tokio::select! { ended = watching => ended, failed = writing => failed }
     }
 
     fn deployment(&self) -> String {

@@ -404,9 +404,18 @@ const RESTS_A_SECOND: u64 = 512 << 10;
 /// A smaller one, in bytes, rests not at all.
 const LARGE: u64 = 64 << 10;
 
-/// How long an object that weighs so much rests.
-fn rest(bytes: u64) -> Duration {
-    if bytes < LARGE { Duration::ZERO } else { Duration::from_millis(bytes.saturating_mul(1000) / RESTS_A_SECOND) }
+/// It rests so many times as long as its pass took, if that is longer: an API server that is slow with it is slow with others too.
+const RESTS_TIMES: u32 = 4;
+/// But no longer than that for it.
+const RESTS_AT_MOST: Duration = Duration::from_secs(5);
+
+/// How long an object that weighs so much rests after a pass that took so long.
+fn rest(bytes: u64, took: Duration) -> Duration {
+    if bytes < LARGE {
+        return Duration::ZERO;
+    }
+    let of_its_size = Duration::from_millis(bytes.saturating_mul(1000) / RESTS_A_SECOND);
+    of_its_size.max(took.saturating_mul(RESTS_TIMES).min(RESTS_AT_MOST))
 }
 
 impl<K> Work<K>
@@ -617,7 +626,7 @@ where
 
     fn done<E: StdError + 'static>(&mut self, key: Name, outcome: Outcome<E>, took: Duration) {
         let (lane, wait) = self.review(&key, outcome, took);
-        let (now, rest) = (self.clock.now(), rest(self.controller.store.weight(&key)));
+        let (now, rest) = (self.clock.now(), rest(self.controller.store.weight(&key), took));
         let again = self.queue.done(&key);
         if !rest.is_zero() {
             self.resting.retain(|_, until| *until > now);
@@ -1176,6 +1185,22 @@ mod tests {
         assert_eq!(passes.len(), 17, "one in half a second: {passes:?}");
         assert!(passes.iter().zip(&passes[1..]).all(|(one, next)| next - one >= 500), "{passes:?}");
         assert!(passes.last() >= Some(&8000), "the last change is seen: {passes:?}");
+    }
+
+    #[test]
+    fn a_large_object_takes_a_fifth_of_the_time_and_waits_five_seconds_for_it_at_most() {
+        let (millis, large) = (Duration::from_millis, 256 << 10);
+        for (bytes, took, rests) in [
+            (LARGE - 1, 10_000, 0),
+            (LARGE, 0, 125),
+            (large, 0, 500),
+            (large, 125, 500),
+            (large, 300, 1200),
+            (large, 60_000, 5000),
+            (4 << 20, 60_000, 8000),
+        ] {
+            assert_eq!(rest(bytes, millis(took)), millis(rests), "{bytes} bytes, a pass of {took} ms");
+        }
     }
 
     #[test]
