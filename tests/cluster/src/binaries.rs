@@ -286,8 +286,18 @@ impl Progress {
 }
 
 /// The same for all modules, so that packages which they share are compiled once. Debug information is made by the compiler and
-/// left out by the linker; the binaries are as fast without it.
-const FLAGS: [&str; 2] = ["-trimpath", "-gcflags=all=-dwarf=false"];
+/// left out by the linker; the binaries are as fast without it. To inline calls takes the compiler a fifth of its time, so of
+/// Kubernetes' own packages only those are inlined which each request goes through: the last pattern that a package matches
+/// counts.
+const FLAGS: [&str; 7] = [
+    "-trimpath",
+    "-gcflags=all=-dwarf=false",
+    "-gcflags=k8s.io/...=-dwarf=false -l",
+    "-gcflags=k8s.io/apimachinery/...=-dwarf=false",
+    "-gcflags=k8s.io/apiserver/...=-dwarf=false",
+    "-gcflags=k8s.io/apiextensions-apiserver/...=-dwarf=false",
+    "-gcflags=k8s.io/kube-openapi/...=-dwarf=false",
+];
 
 /// So few CPUs have work for as many compilers until the end; with more of them, the last packages would wait for one thread each.
 const FEW_CPUS: usize = 2;
