@@ -76,7 +76,10 @@ impl Fake {
                 let (code, body) = match answer(asked).await {
                     None => pending().await,
                     Some((code, Value::Array(events))) => {
-                        let lines: Vec<_> = events.iter().map(|event| format!("{event}\n")).collect();
+                        // What it is comes before of what, as the API server has it.
+                        let line =
+                            |event: &Value| format!("{{\"type\":{},\"object\":{}}}\n", event["type"], event["object"]);
+                        let lines: Vec<_> = events.iter().map(line).collect();
                         (code, lines.concat().into_bytes())
                     }
                     Some((code, body)) => (code, serde_json::to_vec(&body).unwrap()),

@@ -20,6 +20,7 @@ mod writes;
 #[cfg(test)]
 pub(crate) mod fake;
 
+use self::cache::raw;
 pub(crate) use self::cache::weight;
 pub use self::{
     cache::{name, observe, store},

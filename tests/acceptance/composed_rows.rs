@@ -18,6 +18,11 @@ use crate::{
     stage::{COLLECTION, PATIENCE, Stage, ensure, play},
 };
 
+/// So many mappings in one another, as JSON.
+fn nested(levels: usize) -> String {
+    format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_input_is_told_and_costs_its_object_only() -> Result<()> {
     play(Stage::set("rows", 1).await?, |stage| async move {
@@ -35,6 +40,24 @@ async fn bad_input_is_told_and_costs_its_object_only() -> Result<()> {
         rows.create("Thing", "larger", json!({"large": "x".repeat(1 << 20)})).await?;
         let said = rows.says("Thing", "larger", "SpecValid", "False", "TooLarge").await?;
         ensure(said.contains("1025 KiB") && said.contains("`limits.object` of Thing"), || said)?;
+        // So deep that its event could not be read: others would be heard of no more.
+        rows.create("Thing", "deep", json!({"deep": serde_json::from_str::<Value>(&nested(110))?})).await?;
+        let said = rows.says("Thing", "deep", "SpecValid", "False", "TooDeep").await?;
+        ensure(said.contains("more than 100 lists and mappings"), || said)?;
+        let deeper = format!(
+            r#"{{"apiVersion": "{}/v1", "kind": "Thing", "metadata": {{"name": "deeper"}}, "spec": {{"deep": {}}}}}"#,
+            rows.group,
+            nested(3000)
+        );
+        let things = rows.api("Thing");
+        let path = things.resource_url();
+        let create = http::Request::post(path).header("content-type", "application/json");
+        rows.client().request_text(create.body(deeper.into_bytes())?).await?;
+        let read = || async {
+            let read = http::Request::get(format!("{path}/deeper")).body(Vec::new())?;
+            anyhow::Ok(rows.client().request_text(read).await?)
+        };
+        eventually("what is deeper has a status too", PATIENCE, read, |text| text.contains("\"TooDeep\"")).await?;
         rows.create("Thing", "null", json!({"count": null})).await?;
         rows.says("Thing", "null", "SpecValid", "False", "ExpressionFailed").await?;
         rows.create("Thing", "same", json!({"name": "same", "value": "x", "second": "same"})).await?;

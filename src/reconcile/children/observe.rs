@@ -12,12 +12,14 @@ use serde_json::Value;
 use super::{
     Composed, Effort, Failure, Key, Type, View,
     generated::hide,
+    parent::TooDeep,
     pass::Pass,
     plan::{Cached, Mine},
     report::Done,
     write::Family,
 };
 use crate::reconcile::{
+    raw::DEEPEST,
     stages::{End, Outcome, Trouble},
     watches::{Objects, RELATED, Readiness},
 };
@@ -44,7 +46,7 @@ pub(super) struct Observed {
     is_current: bool,
     /// Children that had to be read.
     read: Arc<HashMap<Key, Arc<Value>>>,
-    object: Arc<OnceLock<Value>>,
+    object: Arc<OnceLock<Result<Value, TooDeep>>>,
     related: Arc<OnceLock<BTreeMap<String, Vec<Arc<Value>>>>>,
 }
 
@@ -57,7 +59,7 @@ impl Pass {
                 return Err(End::reported(Outcome::Blocked(Trouble::new("NotSeen", why)), Some(UNUSABLE)));
             }
         };
-        if let Some(trouble) = self.too_much_is_related() {
+        if let Some(trouble) = self.too_much_is_related().or_else(|| self.something_related_is_too_deep()) {
             return Err(End::reported(Outcome::Invalid(trouble), None));
         }
         let is_current = self.common.store.is_current(&self.object);
@@ -110,6 +112,17 @@ impl Pass {
         })
     }
 
+    fn something_related_is_too_deep(&self) -> Option<Trouble> {
+        self.common.related.iter().find_map(|(id, objects)| {
+            let message = format!(
+                "{} is related as {id} and has more than {DEEPEST} lists and mappings in one another: flatten it, or narrow \
+                down in the composition what is related",
+                objects.too_deep()?
+            );
+            Some(Trouble::new("RelatedTooDeep", message))
+        })
+    }
+
     /// Related objects, as they were last seen.
     fn related(&self) -> BTreeMap<String, Vec<Arc<Value>>> {
         let all = |objects: &Objects| objects.all().into_iter().map(|object| hide(Arc::new(object))).collect();
@@ -140,7 +153,11 @@ impl Observed {
 
     /// What the front end says that the object shall have.
     pub(super) fn compose(&self, mine: &Mine, effort: Effort) -> Result<Option<Composed>, Failure> {
-        let parent = self.object.get_or_init(|| serde_json::to_value(&*self.pass.object).unwrap_or_default());
+        let tree = self.object.get_or_init(|| self.pass.object.tree());
+        let Ok(parent) = tree else {
+            let message = format!("the object has more than {DEEPEST} lists and mappings in one another: flatten it");
+            return Err(Failure { reason: "TooDeep", message });
+        };
         let related = self.related.get_or_init(|| self.pass.related());
         let family = self.family();
         let child = |key: &Key| mine.child(key, || family.cached(key));

@@ -1,20 +1,17 @@
 //! An object of a kind that no program knows: its metadata, its status as the engine writes it, and the rest as it is.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt};
+use std::borrow::Cow;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::{
     Resource,
     core::{ApiResource, object::HasStatus},
 };
-use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
-    de::{MapAccess, Visitor},
-    ser::{Error, SerializeMap},
-};
-use serde_json::{Map, Value, value::RawValue};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde_json::{Map, Value};
 
 use crate::reconcile::{
+    raw,
     status::{Shard, Stamped},
     weight::weigh,
 };
@@ -30,56 +27,25 @@ pub(super) struct Parent {
     rest: Box<str>,
 }
 
-const METADATA: &str = "metadata";
+/// It has more than [`raw::DEEPEST`] lists and mappings in one another.
+#[derive(Debug)]
+pub(super) struct TooDeep;
+
 const STATUS: &str = "status";
 
 impl<'de> Deserialize<'de> for Parent {
-    /// From JSON as it is received, or a tree of it. An event of a watch says what it is before it says of what, as the API
-    /// server does, or its object would be buffered in a form that has no text.
+    /// As [`raw::read`].
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Fields)
-    }
-}
-
-struct Fields;
-
-impl<'de> Visitor<'de> for Fields {
-    type Value = Parent;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("an object of Kubernetes")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Parent, A::Error> {
-        let (mut metadata, mut status, mut rest) = (ObjectMeta::default(), None, BTreeMap::new());
-        while let Some(field) = fields.next_key::<String>()? {
-            match field.as_str() {
-                METADATA => metadata = fields.next_value()?,
-                STATUS => {
-                    // One that another writer has given another shape is as good as none: it is written anew.
-                    let text: Box<RawValue> = fields.next_value()?;
-                    status = serde_json::from_str(text.get()).ok();
-                }
-                _ => drop(rest.insert(field, fields.next_value::<Box<RawValue>>()?)),
-            }
-        }
-        let rest = serde_json::to_string(&rest).map_err(serde::de::Error::custom)?.into_boxed_str();
-        Ok(Parent { metadata, status, rest })
+        let (metadata, mut rest) = raw::read(deserializer)?;
+        // One that another writer has given another shape is as good as none: it is written anew.
+        let status = rest.remove(STATUS).and_then(|status| serde_json::from_str(status.get()).ok());
+        Ok(Self { metadata, status, rest: raw::text(&rest).map_err(D::Error::custom)? })
     }
 }
 
 impl Serialize for Parent {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let rest: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(&self.rest).map_err(S::Error::custom)?;
-        let mut fields = serializer.serialize_map(None)?;
-        fields.serialize_entry(METADATA, &self.metadata)?;
-        if let Some(status) = &self.status {
-            fields.serialize_entry(STATUS, status)?;
-        }
-        for (field, value) in &rest {
-            fields.serialize_entry(field, value)?;
-        }
-        fields.end()
+        raw::write(serializer, &self.metadata, self.status.as_ref().map(|status| (STATUS, status)), &self.rest)
     }
 }
 
@@ -131,6 +97,14 @@ impl Parent {
     pub(super) fn bytes(&self) -> u64 {
         let status = self.status.as_ref().map_or(0, |status| weigh(&status.conditions) + status.own.len() as u64);
         weigh(&self.metadata) + self.rest.len() as u64 + status
+    }
+
+    /// As a tree of JSON, to look into.
+    ///
+    /// # Errors
+    /// When it is too deep for that.
+    pub(super) fn tree(&self) -> Result<Value, TooDeep> {
+        if raw::is_deep(self.rest.as_bytes()) { Err(TooDeep) } else { serde_json::to_value(self).map_err(|_| TooDeep) }
     }
 
     pub(super) fn uid(&self) -> &str {
@@ -195,10 +169,9 @@ impl Resource for Parent {
 
 #[cfg(test)]
 mod tests {
-    use kube::core::{ObjectList, WatchEvent};
     use serde_json::json;
 
-    use super::*;
+    use super::{super::super::raw::tests::deep, *};
 
     fn widget() -> Value {
         json!({
@@ -225,25 +198,12 @@ mod tests {
     }
 
     #[test]
-    fn it_is_the_same_from_a_list_a_watch_and_an_answer_and_as_text() {
-        let object = widget();
-        let text = serde_json::to_string_pretty(&object).unwrap();
-        let list = format!(r#"{{"kind":"WidgetList","apiVersion":"example.com/v1","metadata":{{}},"items":[{text}]}}"#);
-        let list: ObjectList<Parent> = serde_json::from_str(&list).unwrap();
-        let event: WatchEvent<Parent> =
-            serde_json::from_str(&format!(r#"{{"type":"MODIFIED","object":{text}}}"#)).unwrap();
-        let WatchEvent::Modified(watched) = event else { panic!("of another type") };
-        for parent in [list.items[0].clone(), watched, serde_json::from_str(&text).unwrap()] {
-            assert_eq!(serde_json::to_value(&parent).unwrap(), object);
-            let written = serde_json::to_string(&parent).unwrap();
-            assert_eq!(serde_json::from_str::<Value>(&written).unwrap(), object);
-        }
-    }
-
-    #[test]
-    fn what_is_no_object_is_an_error() {
-        for text in ["[]", "3", "null", r#"{"metadata": 3}"#, r#"{"spec": {]}"#, r#"{"spec": {}"#] {
-            assert!(serde_json::from_str::<Parent>(text).is_err(), "{text}");
-        }
+    fn one_that_is_too_deep_to_be_looked_into_is_kept_and_written_and_no_tree() {
+        let parent: Parent = serde_json::from_str(&deep(5000)).unwrap();
+        assert_eq!(parent.uid(), "u");
+        assert!(serde_json::to_string(&parent).unwrap().len() > 5000);
+        assert!(parent.tree().is_err());
+        let parent: Parent = serde_json::from_str(&deep(raw::DEEPEST - 1)).unwrap();
+        assert_eq!(parent.tree().unwrap()["metadata"]["name"], "w");
     }
 }

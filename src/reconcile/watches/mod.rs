@@ -24,7 +24,8 @@ use std::{
 };
 
 use futures::Stream;
-use kube::{Client, api::DynamicObject, core::ApiResource, discovery::Scope};
+use kube::{Client, Resource, core::ApiResource, discovery::Scope};
+use serde::Serialize;
 use serde_json::Value;
 
 pub(super) use self::room::RELATED;
@@ -272,9 +273,18 @@ impl Objects {
         self.look(|state| state.objects.values().filter_map(Held::value).collect()).unwrap_or_default()
     }
 
+    /// The first object that is too deep to be looked into.
+    pub(in crate::reconcile) fn too_deep(&self) -> Option<Name> {
+        let find = |state: &mut State| {
+            let mut all = state.objects.iter();
+            all.find(|(_, held)| held.is_too_deep()).map(|(name, _)| name.clone())
+        };
+        self.look(find).flatten()
+    }
+
     /// Takes in an object as a write of our own has left it, so that who looks next sees it before the watch does.
     /// The watch says nothing of it then.
-    pub fn note(&self, object: DynamicObject) {
+    pub fn note(&self, object: impl Resource + Serialize) {
         self.look(|state| _ = state.put(object));
     }
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use futures::{StreamExt, stream, stream::BoxStream};
 use kube::{
     Api, Client,
-    api::DynamicObject,
     core::ApiResource,
     discovery::{self, Scope},
     runtime::{WatchStreamExt, watcher},
@@ -13,9 +12,12 @@ use kube::{
 use tracing::warn;
 
 use super::Query;
-use crate::replica::{
-    connections::WATCH_TIMEOUT,
-    problem::{describe, is_unserved},
+use crate::{
+    reconcile::raw::Raw,
+    replica::{
+        connections::WATCH_TIMEOUT,
+        problem::{describe, is_unserved},
+    },
 };
 
 /// Between two looks whether a type is served.
@@ -27,7 +29,7 @@ pub(super) enum SourceEvent {
     Served(ApiResource, Scope),
     Unserved,
     Trouble(String),
-    Watched(watcher::Event<DynamicObject>),
+    Watched(watcher::Event<Raw>),
 }
 
 /// Discovers the type, after that time, until the API server serves it; then watches.
@@ -35,7 +37,7 @@ pub(super) fn events(client: Client, query: Query, after: Duration) -> BoxStream
     let find = stream::unfold((client, query), |(client, query)| async move {
         match discovery::pinned_kind(&client, &query.of.gvk()).await {
             Ok((resource, capabilities)) => {
-                let api: Api<DynamicObject> = match &query.namespace {
+                let api: Api<Raw> = match &query.namespace {
                     Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
                     None => Api::all_with(client.clone(), &resource),
                 };

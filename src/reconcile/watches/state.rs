@@ -15,7 +15,8 @@ use std::{
 
 use futures::{StreamExt, stream::BoxStream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
-use kube::{ResourceExt, api::DynamicObject, core::ApiResource, discovery::Scope, runtime::watcher};
+use kube::{Resource, ResourceExt, core::ApiResource, discovery::Scope, runtime::watcher};
+use serde::Serialize;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -23,6 +24,7 @@ use super::{
     super::{
         apply::{OWNER, OWNER_UID, SHARD},
         name::Name,
+        raw::{self, Raw},
         store,
         weight::trim_annotations,
     },
@@ -76,7 +78,7 @@ impl Selection {
     }
 
     /// The shard that an object bears, if that is in the selection.
-    fn shard_of(&self, object: &DynamicObject) -> Option<Option<Shard>> {
+    fn shard_of(&self, object: &impl Resource) -> Option<Option<Shard>> {
         let borne = object.labels().get(SHARD).map(String::as_str);
         match self {
             Self::All => Some(borne.map(Shard::from)),
@@ -191,7 +193,9 @@ enum Text {
     Kept { text: Box<[u8]>, _room: Taken },
     /// There is no room for it, which counts as long as it is so.
     NotKept { _none: Taken },
-    /// Nobody needs it.
+    /// It is too deep to be looked into.
+    TooDeep,
+    /// None of ours has written it, so it is not looked into.
     Unneeded,
 }
 
@@ -201,11 +205,11 @@ type Belonging = (Option<Shard>, Option<Name>);
 impl Held {
     /// Of the objects of shards, which are children, what none of us has written is a copy that bears our labels: it may
     /// be anybody's and of any size, so it is known by its name only.
-    fn of(mut object: DynamicObject, shard: Option<Shard>, is_child: bool, room: &Arc<Room>) -> Self {
-        trim_annotations(&mut object.metadata);
+    fn of(mut object: impl Resource + Serialize, shard: Option<Shard>, is_child: bool, room: &Arc<Room>) -> Self {
+        trim_annotations(object.meta_mut());
         // Only what we wrote is compared. Of the entries of others their place and their writer are kept, and not the fields.
         let mut is_written = false;
-        for entry in object.metadata.managed_fields.iter_mut().flatten() {
+        for entry in object.meta_mut().managed_fields.iter_mut().flatten() {
             if entry.manager.as_deref().is_some_and(|manager| manager.starts_with("leasehold/")) {
                 is_written = true;
             } else {
@@ -222,6 +226,7 @@ impl Held {
                 let text = serde_json::to_vec(&object).unwrap_or_default().into_boxed_slice();
                 let bytes = text.len() as u64;
                 match room.take(bytes) {
+                    _ if raw::is_deep(&text) => (bytes, Text::TooDeep),
                     Ok(_room) => (bytes, Text::Kept { text, _room }),
                     Err(_none) => (bytes, Text::NotKept { _none }),
                 }
@@ -241,13 +246,17 @@ impl Held {
     pub(super) fn value(&self) -> Option<Value> {
         match &self.text {
             Text::Kept { text, .. } => serde_json::from_slice(text).ok(),
-            Text::NotKept { .. } | Text::Unneeded => None,
+            Text::NotKept { .. } | Text::TooDeep | Text::Unneeded => None,
         }
     }
 
-    /// Whether it would be kept if there were room.
+    /// Whether it has to be read. Of one that is too deep, that fails, and so do the passes of its owner alone.
     pub(super) fn is_missing(&self) -> bool {
-        matches!(self.text, Text::NotKept { .. })
+        matches!(self.text, Text::NotKept { .. } | Text::TooDeep)
+    }
+
+    pub(super) fn is_too_deep(&self) -> bool {
+        matches!(self.text, Text::TooDeep)
     }
 
     fn bytes(&self) -> u64 {
@@ -259,8 +268,8 @@ impl Held {
     }
 }
 
-fn version(object: &DynamicObject) -> u64 {
-    store::version(&object.metadata).unwrap_or_default()
+fn version(object: &impl Resource) -> u64 {
+    store::version(object.meta()).unwrap_or_default()
 }
 
 impl Source {
@@ -271,10 +280,10 @@ impl Source {
     /// Takes in what is of a list. Returns what is not, and `InitDone`.
     fn list(
         &mut self,
-        event: watcher::Event<DynamicObject>,
+        event: watcher::Event<Raw>,
         known: &BTreeMap<Name, Held>,
         room_of: impl FnOnce(Option<&Shard>) -> Arc<Room>,
-    ) -> Option<watcher::Event<DynamicObject>> {
+    ) -> Option<watcher::Event<Raw>> {
         // That a list begins is no sign that it will come.
         if !matches!(event, watcher::Event::Init) {
             self.trouble = None;
@@ -511,7 +520,7 @@ impl State {
     }
 
     /// Takes an object in. Whose it was and is, if it is news.
-    pub(super) fn put(&mut self, object: DynamicObject) -> Option<[Belonging; 2]> {
+    pub(super) fn put(&mut self, object: impl Resource + Serialize) -> Option<[Belonging; 2]> {
         let name = Name::of(&object);
         let is_child = self.sources.iter().any(|source| source.selection.is_of_shards());
         match self.sources.iter().find_map(|source| source.selection.shard_of(&object)) {

@@ -6,15 +6,24 @@ use kube::{ResourceExt, runtime::watcher};
 use serde_json::json;
 
 use super::{
-    super::apply::{OWNER, OWNER_UID},
+    super::{
+        apply::{OWNER, OWNER_UID},
+        raw::Raw,
+    },
     source::SourceEvent,
     *,
 };
 
-fn object(name: &str, version: u64, owner: Option<&str>) -> DynamicObject {
+fn object(name: &str, version: u64, owner: Option<&str>) -> Raw {
+    saying(name, version, owner, json!({}))
+}
+
+/// One with such data.
+fn saying(name: &str, version: u64, owner: Option<&str>, data: Value) -> Raw {
     let mut object = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"name": name, "namespace": "ns", "resourceVersion": version.to_string(), "uid": name},
+        "data": data,
     });
     if let Some(owner) = owner {
         object["metadata"]["labels"] = json!({SHARD: "widget", OWNER_UID: format!("{owner}-uid")});
@@ -75,18 +84,18 @@ fn watch_in(rooms: &Rooms) -> (Opened, Arc<Shared>) {
     (opened, Arc::new(Shared::new(Box::new(opening), rooms.clone())))
 }
 
-fn send(opened: &Opened, events: impl IntoIterator<Item = watcher::Event<DynamicObject>>) {
+fn send(opened: &Opened, events: impl IntoIterator<Item = watcher::Event<Raw>>) {
     send_of(opened, "", events);
 }
 
 /// By the source for these shards.
-fn send_of(opened: &Opened, shards: &str, events: impl IntoIterator<Item = watcher::Event<DynamicObject>>) {
+fn send_of(opened: &Opened, shards: &str, events: impl IntoIterator<Item = watcher::Event<Raw>>) {
     for event in events {
         opened.of(shards).unbounded_send(SourceEvent::Watched(event)).unwrap();
     }
 }
 
-fn list(objects: impl IntoIterator<Item = DynamicObject>) -> Vec<watcher::Event<DynamicObject>> {
+fn list(objects: impl IntoIterator<Item = Raw>) -> Vec<watcher::Event<Raw>> {
     let all = objects.into_iter().map(watcher::Event::InitApply);
     [watcher::Event::Init].into_iter().chain(all).chain([watcher::Event::InitDone]).collect()
 }
@@ -107,7 +116,7 @@ fn every_subscriber_gets_every_change_and_its_owner() {
     assert_eq!(received(&mut Subscriber::new(shared, None)), [Event::Listed], "who comes later looks for itself");
 }
 
-fn of_shard(shard: &str, name: &str, version: u64, owner: &str) -> DynamicObject {
+fn of_shard(shard: &str, name: &str, version: u64, owner: &str) -> Raw {
     let mut object = object(name, version, Some(owner));
     object.labels_mut().insert(SHARD.to_owned(), shard.to_owned());
     object
@@ -137,9 +146,9 @@ fn a_subscriber_of_a_shard_gets_the_events_of_that_shard_only() {
 fn of_a_copy_that_bears_our_labels_no_more_than_the_name_is_kept() {
     let (sender, shared) = watch();
     let mut subscriber = Subscriber::new(shared, Some("widget"));
-    let (child, mut copy) = (object("a", 1, Some("w")), object("b", 2, Some("w")));
+    let large = json!({"large": "x".repeat(1 << 20)});
+    let (child, mut copy) = (object("a", 1, Some("w")), saying("b", 2, Some("w"), large));
     copy.metadata.managed_fields = None;
-    copy.data["data"] = json!({"large": "x".repeat(1 << 20)});
     send_of(&sender, "widget", list([child, copy.clone()]));
     received(&mut subscriber);
     let objects = subscriber.objects();
@@ -172,11 +181,7 @@ fn of_the_entries_of_others_their_place_and_their_writer_are_kept() {
 fn how_much_is_kept_is_known_without_reading_it() {
     let (sender, shared) = watch();
     let mut subscriber = Subscriber::new(shared, None);
-    let large = |name: &str, version, length: usize| {
-        let mut object = object(name, version, None);
-        object.data["data"] = json!({"x": "x".repeat(length)});
-        object
-    };
+    let large = |name: &str, version, length: usize| saying(name, version, None, json!({"x": "x".repeat(length)}));
     send(&sender, list([large("a", 1, 5000), large("b", 2, 5000)]));
     received(&mut subscriber);
     let objects = subscriber.objects();
@@ -189,17 +194,30 @@ fn how_much_is_kept_is_known_without_reading_it() {
     assert_eq!(objects.bytes(), 0);
 }
 
+/// Its event ended the watch, and no other object of the type was heard of again.
+#[test]
+fn what_is_too_deep_to_be_looked_into_is_known_by_its_name() {
+    let (sender, shared) = watch();
+    let mut subscriber = Subscriber::new(shared, None);
+    let nested = (0..150).fold(json!(1), |inner, _| json!([inner]));
+    send(&sender, list([object("a", 1, None), saying("b", 2, Some("w"), nested)]));
+    received(&mut subscriber);
+    let objects = subscriber.objects();
+    assert_eq!(objects.too_deep(), Some(Name::parse("ns/b")));
+    assert_eq!(objects.missing("w-uid"), [Name::parse("ns/b")], "whose child it is reads it");
+    assert_eq!((objects.all().len(), objects.get(&Name::parse("ns/b"))), (1, None));
+    send(&sender, [watcher::Event::Apply(object("b", 3, Some("w")))]);
+    received(&mut subscriber);
+    assert_eq!((objects.too_deep(), objects.all().len()), (None, 2));
+}
+
 #[test]
 fn what_there_is_no_room_for_is_known_by_its_name_until_there_is() {
     let rooms = Rooms::default();
     rooms.limit("widget", "Widget", 12_000);
     let (sender, shared) = watch_in(&rooms);
     let mut subscriber = Subscriber::new(shared, Some("widget"));
-    let large = |name: &str, version, length: usize| {
-        let mut object = object(name, version, Some("w"));
-        object.data["data"] = json!({"x": "x".repeat(length)});
-        object
-    };
+    let large = |name: &str, version, length: usize| saying(name, version, Some("w"), json!({"x": "x".repeat(length)}));
     send_of(&sender, "widget", list([large("a", 1, 5000), large("b", 2, 5000), large("c", 3, 5000)]));
     received(&mut subscriber);
     let objects = subscriber.objects();

@@ -4,8 +4,8 @@
 
 use anyhow::{Context, Result};
 use k8s_openapi::jiff::Timestamp;
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, value::RawValue};
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -47,9 +47,9 @@ pub struct AuditEvent {
     pub stage: Timestamp,
     /// HTTP status answered.
     pub code: u16,
-    /// The request's body, for writes.
+    /// The request's body, for writes; none if it is too deep to be read.
     pub request_object: Option<Value>,
-    /// The answer's body, for writes.
+    /// The answer's body, for writes; none if it is too deep to be read.
     pub response_object: Option<Value>,
     /// What authorization and admission say of it, such as the audit annotations of a `ValidatingAdmissionPolicy`.
     pub annotations: BTreeMap<String, String>,
@@ -110,6 +110,12 @@ impl AuditLog {
     }
 }
 
+/// The API server takes objects that are deeper than `serde_json` reads.
+fn shallow<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    let text: Box<RawValue> = Deserialize::deserialize(deserializer)?;
+    Ok(serde_json::from_str(text.get()).ok())
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Raw {
@@ -127,7 +133,9 @@ struct Raw {
     stage_timestamp: Timestamp,
     #[serde(default)]
     response_status: RawStatus,
+    #[serde(default, deserialize_with = "shallow")]
     request_object: Option<Value>,
+    #[serde(default, deserialize_with = "shallow")]
     response_object: Option<Value>,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
