@@ -4,13 +4,13 @@
 //! reads 127. An event that cannot be read ends a watch, and so would one such object keep all others of its type from us. Text
 //! can be as deep as it likes.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use kube::{Resource, core::ApiResource};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{Error as _, MapAccess, Visitor},
+    de::{DeserializeOwned, Error as _},
     ser::{Error as _, SerializeMap},
 };
 use serde_json::value::{RawValue, to_raw_value};
@@ -19,62 +19,46 @@ use serde_json::value::{RawValue, to_raw_value};
 pub(in crate::reconcile) const DEEPEST: usize = 100;
 
 const METADATA: &str = "metadata";
+const STATUS: &str = "status";
 const MANAGED_FIELDS: &str = "managedFields";
 
-/// The fields of an object but its metadata.
-pub(in crate::reconcile) type Rest = BTreeMap<String, Box<RawValue>>;
+type Fields = BTreeMap<String, Box<RawValue>>;
 
-/// An object whose metadata is all that is known of it.
+/// An object whose metadata is known, and its status if it is one of a type.
 #[derive(Clone, Debug)]
-pub(in crate::reconcile) struct Raw {
+pub(in crate::reconcile) struct Raw<S = Box<RawValue>> {
     pub(in crate::reconcile) metadata: ObjectMeta,
-    /// An object of JSON.
-    rest: Box<str>,
+    pub(in crate::reconcile) status: Option<S>,
+    /// The other fields, as an object of JSON.
+    pub(in crate::reconcile) rest: Box<str>,
 }
 
-impl<'de> Deserialize<'de> for Raw {
-    /// As [`read`].
+impl<'de, S: DeserializeOwned> Deserialize<'de> for Raw<S> {
+    /// From JSON as it is received, or from a tree of it. An event of a watch has to say what it is before it says of what, as the
+    /// API server does, or its object is buffered in a form that has no text.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (metadata, rest) = read(deserializer)?;
-        Ok(Self { metadata, rest: text(&rest).map_err(D::Error::custom)? })
+        let mut fields = Fields::deserialize(deserializer)?;
+        let metadata = fields.remove(METADATA).map(|metadata| metadata_of(&metadata)).transpose();
+        // One that another writer has given another shape is as good as none: it is written anew.
+        let status = fields.remove(STATUS).and_then(|status| serde_json::from_str(status.get()).ok());
+        let rest = serde_json::to_string(&fields).map_err(D::Error::custom)?.into_boxed_str();
+        Ok(Self { metadata: metadata.map_err(D::Error::custom)?.unwrap_or_default(), status, rest })
     }
 }
 
-impl Serialize for Raw {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        write(serializer, &self.metadata, None::<(&str, ())>, &self.rest)
-    }
-}
-
-/// Reads an object from JSON as it is received, or from a tree of it. An event of a watch has to say what it is before it says of
-/// what, as the API server does, or its object is buffered in a form that has no text.
-///
-/// # Errors
-/// When it is no object, or its metadata is none.
-pub(in crate::reconcile) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(ObjectMeta, Rest), D::Error> {
-    struct Fields;
-
-    impl<'de> Visitor<'de> for Fields {
-        type Value = (ObjectMeta, Rest);
-
-        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-            formatter.write_str("an object of Kubernetes")
+impl<S: Serialize> Serialize for Raw<S> {
+    fn serialize<Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
+        let rest: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(&self.rest).map_err(Z::Error::custom)?;
+        let mut fields = serializer.serialize_map(None)?;
+        fields.serialize_entry(METADATA, &self.metadata)?;
+        if let Some(status) = &self.status {
+            fields.serialize_entry(STATUS, status)?;
         }
-
-        fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
-            let (mut metadata, mut rest) = (ObjectMeta::default(), Rest::new());
-            while let Some(field) = fields.next_key::<String>()? {
-                let value: Box<RawValue> = fields.next_value()?;
-                match field.as_str() {
-                    METADATA => metadata = metadata_of(&value).map_err(A::Error::custom)?,
-                    _ => drop(rest.insert(field, value)),
-                }
-            }
-            Ok((metadata, rest))
+        for (name, value) in &rest {
+            fields.serialize_entry(name, value)?;
         }
+        fields.end()
     }
-
-    deserializer.deserialize_map(Fields)
 }
 
 /// The metadata without the entries of managers of fields too deep to be read: those repeat how deep the object is.
@@ -84,42 +68,12 @@ fn metadata_of(text: &RawValue) -> serde_json::Result<ObjectMeta> {
 }
 
 fn without_deep_entries(text: &RawValue) -> Option<ObjectMeta> {
-    let mut fields: Rest = serde_json::from_str(text.get()).ok()?;
+    let mut fields: Fields = serde_json::from_str(text.get()).ok()?;
     let entries: Vec<&RawValue> = serde_json::from_str(fields.get(MANAGED_FIELDS)?.get()).ok()?;
     let shallow = entries.into_iter().filter_map(|entry| serde_json::from_str(entry.get()).ok());
     let shallow = to_raw_value(&shallow.collect::<Vec<ManagedFieldsEntry>>()).ok()?;
     fields.insert(MANAGED_FIELDS.to_owned(), shallow);
     serde_json::from_str(&serde_json::to_string(&fields).ok()?).ok()
-}
-
-/// Fields as one object of JSON.
-///
-/// # Errors
-/// None that text could cause.
-pub(in crate::reconcile) fn text(rest: &Rest) -> serde_json::Result<Box<str>> {
-    serde_json::to_string(rest).map(String::into_boxed_str)
-}
-
-/// Writes an object: its metadata, a field or none, and the rest as [`text`] made it.
-///
-/// # Errors
-/// When the rest is no object of JSON, or the serializer's.
-pub(in crate::reconcile) fn write<S: Serializer>(
-    serializer: S,
-    metadata: &ObjectMeta,
-    field: Option<(&'static str, impl Serialize)>,
-    rest: &str,
-) -> Result<S::Ok, S::Error> {
-    let rest: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(rest).map_err(S::Error::custom)?;
-    let mut fields = serializer.serialize_map(None)?;
-    fields.serialize_entry(METADATA, metadata)?;
-    if let Some((name, value)) = field {
-        fields.serialize_entry(name, &value)?;
-    }
-    for (name, value) in &rest {
-        fields.serialize_entry(name, value)?;
-    }
-    fields.end()
 }
 
 /// Whether JSON is deeper than [`DEEPEST`].
@@ -141,7 +95,7 @@ pub(in crate::reconcile) fn is_deep(json: &[u8]) -> bool {
     false
 }
 
-impl Resource for Raw {
+impl<S> Resource for Raw<S> {
     type DynamicType = ApiResource;
     type Scope = kube::core::DynamicResourceScope;
 

@@ -1,17 +1,12 @@
 //! An object of a kind that no program knows: its metadata, its status as the engine writes it, and the rest as it is.
 
-use std::borrow::Cow;
-
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
-use kube::{
-    Resource,
-    core::{ApiResource, object::HasStatus},
-};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::core::object::HasStatus;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::reconcile::{
-    raw,
+    raw::{self, Raw},
     status::{Shard, Stamped},
     weight::weigh,
 };
@@ -19,35 +14,11 @@ use crate::reconcile::{
 /// The object that children belong to. A replica keeps all of its kinds, and looks at few at a time: so what is not read
 /// between two passes is text, which takes a fraction of the memory of a tree, and is copied from an answer without making
 /// one. A standby that is told of each version of a large object thus spends little on it.
-#[derive(Clone, Debug)]
-pub(super) struct Parent {
-    pub(super) metadata: ObjectMeta,
-    pub(super) status: Option<Status>,
-    /// An object of JSON.
-    rest: Box<str>,
-}
+pub(super) type Parent = Raw<Status>;
 
 /// It has more than [`raw::DEEPEST`] lists and mappings in one another.
 #[derive(Debug)]
 pub(super) struct TooDeep;
-
-const STATUS: &str = "status";
-
-impl<'de> Deserialize<'de> for Parent {
-    /// As [`raw::read`].
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (metadata, mut rest) = raw::read(deserializer)?;
-        // One that another writer has given another shape is as good as none: it is written anew.
-        let status = rest.remove(STATUS).and_then(|status| serde_json::from_str(status.get()).ok());
-        Ok(Self { metadata, status, rest: raw::text(&rest).map_err(D::Error::custom)? })
-    }
-}
-
-impl Serialize for Parent {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        raw::write(serializer, &self.metadata, self.status.as_ref().map(|status| (STATUS, status)), &self.rest)
-    }
-}
 
 /// What is known of it: what all kinds say, and the fields that its front end says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -131,39 +102,6 @@ impl HasStatus for Parent {
 
     fn status_mut(&mut self) -> &mut Option<Status> {
         &mut self.status
-    }
-}
-
-impl Resource for Parent {
-    type DynamicType = ApiResource;
-    type Scope = kube::core::DynamicResourceScope;
-
-    fn kind(of: &ApiResource) -> Cow<'_, str> {
-        Cow::Borrowed(&of.kind)
-    }
-
-    fn group(of: &ApiResource) -> Cow<'_, str> {
-        Cow::Borrowed(&of.group)
-    }
-
-    fn version(of: &ApiResource) -> Cow<'_, str> {
-        Cow::Borrowed(&of.version)
-    }
-
-    fn api_version(of: &ApiResource) -> Cow<'_, str> {
-        Cow::Borrowed(&of.api_version)
-    }
-
-    fn plural(of: &ApiResource) -> Cow<'_, str> {
-        Cow::Borrowed(&of.plural)
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
     }
 }
 
